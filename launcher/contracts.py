@@ -1,0 +1,272 @@
+"""What the parts of launcher promise each other: tasks, strategies, backends, and the plain values that pass between them.
+
+Nothing here imports torch: arrays are numpy's, models and tokenizers are named by protocol only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from launcher.recipe.schema import Recipe
+
+Role = Literal["embeddings", "block", "tail", "head"]
+Engine = Literal["single", "ddp", "deepspeed"]
+
+
+# --- a model, by names ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter tensor of a model, by name; shapes are those of the whole tensor, also under sharding."""
+
+    name: str
+    shape: tuple[int, ...]
+    depth: int
+    """0: embeddings; 1..L: the blocks in the order of the forward pass; L+1: what comes after (tail and head)."""
+    role: Role
+    """``tail`` is the pretrained part after the last block (final norm, pooler); ``head`` is the task's own."""
+    decays: bool
+    """False for biases and norms, told by name and module type, never by the number of dimensions."""
+    newly_initialized: bool
+    """Not in the checkpoint: it has to train."""
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        count = 1
+        for size in self.shape:
+            count *= size
+        return count
+
+
+# --- what trains ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TuningGroup:
+    """Parameters that share a rate and a decay: one row of a tuning table and one group of the optimizer."""
+
+    name: str
+    depth: int
+    parameters: tuple[str, ...]
+    numel: int
+    trainable: bool
+    lr: float
+    """Peak rate; 0 for a frozen group."""
+    weight_decay: float
+    rank: int | None = None
+    """LoRA rank, where there is one."""
+
+
+@dataclass(frozen=True)
+class TuningTable:
+    """Which parameters train, at which rate: nothing else decides that. Every parameter lies in exactly one group."""
+
+    groups: tuple[TuningGroup, ...]
+
+    @property
+    def trainable(self) -> tuple[TuningGroup, ...]:
+        """The groups that train."""
+        return tuple(group for group in self.groups if group.trainable)
+
+    @property
+    def trainable_numel(self) -> int:
+        """Number of elements that train."""
+        return sum(group.numel for group in self.trainable)
+
+    @property
+    def total_numel(self) -> int:
+        """Number of elements in all."""
+        return sum(group.numel for group in self.groups)
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of a run with one tuning table and one batch size."""
+
+    name: str
+    table: TuningTable
+    share: float = 1.0
+    """Share of the run's steps."""
+    global_batch_size: int | None = None
+    """Rows of a step; None: the recipe's."""
+    carry: Literal["nothing", "weights", "weights_and_adam"] = "weights_and_adam"
+    """What the next phase takes over."""
+
+
+class Strategy(Protocol):
+    """Decides what trains: a pure function of a model's parameters and the recipe."""
+
+    def phases(
+        self, parameters: Sequence[Parameter], recipe: Recipe, importance: Mapping[str, Any] | None = None
+    ) -> tuple[Phase, ...]:
+        """Return the phases of a run. Raises RecipeError or ModelError where the options do not fit the model."""
+        ...
+
+    def apply(self, model: Any, table: TuningTable) -> Any:
+        """Prepare ``model`` for ``table`` (freeze, wrap with adapters) and return it."""
+        ...
+
+
+# --- a plan --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """How one optimizer step's rows are spread: ``world * micro * accumulation >= global_batch_size``.
+
+    Places beyond the global batch hold padding rows of zero weight, so every rank runs the same number of passes.
+    """
+
+    global_batch_size: int
+    world_size: int
+    micro_batch_size: int
+    accumulation: int
+
+
+@dataclass(frozen=True)
+class LaunchPlan:
+    """What the front half decides, without torch, and every rank asserts at its start."""
+
+    engine: Engine
+    zero_stage: int | None
+    precision: Literal["fp32", "bf16", "fp16"]
+    device: Literal["cpu", "cuda"]
+    nodes: int
+    processes_per_node: int
+    batch: BatchPlan
+
+    @property
+    def world_size(self) -> int:
+        """Processes in all."""
+        return self.nodes * self.processes_per_node
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """Everything about a run that is known before its first step."""
+
+    launch: LaunchPlan
+    phases: tuple[Phase, ...]
+    train_rows: int
+    steps_per_epoch: int
+    total_steps: int
+    warmup_steps: int
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """Fingerprints, revisions, counts: what the report and the trackers show."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values for plan.json."""
+        return {**asdict(self), "facts": dict(self.facts)}
+
+
+# --- a task --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """A model's outputs on rows, in the order of the rows.
+
+    ``scores``: float64 [rows, outputs], probabilities for classification (one column per label; two for a one-logit
+    binary model) and predicted values for regression (one column).
+    ``labels``: int64 [rows], int64 [rows, labels] (0/1) for multi-label, float64 [rows] for regression; None: unlabelled.
+    """
+
+    problem_type: str
+    scores: np.ndarray
+    labels: np.ndarray | None
+    label_names: tuple[str, ...]
+    texts: tuple[str, ...]
+    row_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A task's data, ready to train on.
+
+    ``train``, ``validation`` and ``test`` are data sets of features (token ids and so on, ``labels``, ``length``) whose
+    rows carry ``row_id``, their number in the source; ``facts`` holds counts and warnings to be shown.
+    """
+
+    train: Any
+    validation: Any
+    test: Any | None
+    fingerprint: str
+    label_names: tuple[str, ...]
+    problem_type: str
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Task(Protocol):
+    """What a model learns: its data, its model, its loss and its metrics."""
+
+    default_metric: str
+
+    def prepare_data(self, recipe: Recipe, *, progress: Any = None) -> Prepared:
+        """Read, check, split and tokenize the rows; cached. Raises DataError."""
+        ...
+
+    def build_model(self, recipe: Recipe, prepared: Prepared, *, skeleton: bool = False) -> Any:
+        """Return the model with its head; ``skeleton``: on the meta device, without weights. Raises ModelError."""
+        ...
+
+    def collator(self, recipe: Recipe, prepared: Prepared) -> Any:
+        """Return a callable: list of rows -> batch of tensors."""
+        ...
+
+    def items(self, batch: Mapping[str, Any]) -> Any:
+        """Return the total weight of a batch, a scalar tensor: what the summed loss is divided by over the global batch."""
+        ...
+
+    def loss(self, outputs: Any, batch: Mapping[str, Any]) -> Any:
+        """Return the weighted sum of the rows' losses, a scalar tensor in float32."""
+        ...
+
+    def predictions(self, outputs: Any, prepared_split: Any, prepared: Prepared) -> Predictions:
+        """Turn raw outputs [rows, outputs] into Predictions."""
+        ...
+
+    def metrics(self, predictions: Predictions) -> dict[str, float]:
+        """Return the task's metrics. Raises DataError where the rows have no labels."""
+        ...
+
+
+# --- a backend -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class JobStatus:
+    """Where a run stands."""
+
+    state: Literal["created", "running", "interrupted", "failed", "finished"]
+    attempt: int
+    step: int | None = None
+    total_steps: int | None = None
+    reason: str = ""
+
+
+class Backend(Protocol):
+    """Starts runs; knows a run only by its directory."""
+
+    def submit(self, run: Path, *, attempt: int) -> int:
+        """Start an attempt; return the exit code where it is waited for."""
+        ...
+
+    def status(self, run: Path) -> JobStatus:
+        """Return where a run stands."""
+        ...
+
+    def logs(self, run: Path, *, rank: int = 0) -> Iterable[str]:
+        """Yield the lines of a rank's log."""
+        ...
+
+    def cancel(self, run: Path) -> None:
+        """Ask a run to stop at its next step, leaving a checkpoint."""
+        ...

@@ -1,0 +1,313 @@
+"""The sections of a recipe: every key, its unit and its effect.
+
+All sections are frozen and refuse unknown keys. ``training`` also takes every field of transformers' ``TrainingArguments``
+that no other section owns; ``recipe.training_fields`` reads those from the installed source, without importing it.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Section(BaseModel):
+    """Base of all sections: immutable, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
+
+
+# --- task ----------------------------------------------------------------------------------------------------------
+
+
+class TextClassificationOptions(Section):
+    """One label, several labels, or a number for a text or a pair of texts."""
+
+    type: Literal["text-classification"] = "text-classification"
+    problem_type: Literal[
+        "auto", "single_label_classification", "multi_label_classification", "binary_classification", "regression"
+    ] = "auto"
+    """What a label is. ``auto``: lists or delimited labels mean multi-label, numbers with a fraction mean regression,
+    anything else single-label. ``binary_classification`` trains one logit for two classes (sigmoid); ``regression`` trains
+    one output with the mean squared error."""
+    class_weights: Literal["none", "balanced"] | dict[str, float] = "none"
+    """Weight of each class in the loss: ``balanced`` is rows / (classes * rows of the class), a mapping names its own.
+    Not for regression."""
+    label_delimiter: str = Field(",", min_length=1)
+    """What separates the labels of one row in a multi-label text column."""
+    head_dropout: float | None = Field(None, ge=0, lt=1)
+    """Dropout before the classifier (a probability); null keeps the model's own."""
+
+
+
+# --- model ---------------------------------------------------------------------------------------------------------
+
+
+class ModelSection(Section):
+    """The pretrained model to start from."""
+
+    name_or_path: str = Field(min_length=1)
+    """A hub id, a folder, or ``package:IMPORT_NAME/FOLDER`` for a model inside an installed Python package."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub; the commit that was used is written down with the run."""
+    tokenizer_name_or_path: str | None = None
+    """Where the tokenizer lies, if not with the model."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
+    """Type of the weights as loaded. float32 keeps full-precision weights under mixed precision."""
+    attn_implementation: Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"] | None = None
+    """Attention kernel; null leaves the choice to transformers."""
+    trust_remote_code: bool = False
+    """Whether code that comes with the model may run on this machine."""
+    config: dict[str, Any] | None = None
+    """Fields of the model's configuration to set, such as ``hidden_dropout_prob: 0.0``."""
+
+
+# --- data ----------------------------------------------------------------------------------------------------------
+
+
+class SourceSpec(Section):
+    """One place that rows come from."""
+
+    source: str = Field(min_length=1)
+    """A file, a folder, ``builtin:NAME`` or a hub id."""
+    name: str | None = None
+    """Configuration of a hub data set, such as ``mrpc`` of ``nyu-mll/glue``."""
+    split: str | None = None
+    """Split to take from a source that has several; null: the one that the key (train, validation, test) names."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub data set."""
+    format: Literal["csv", "tsv", "json", "jsonl", "parquet", "labelled-text"] | None = None
+    """File format; null: told by the ending. ``labelled-text`` is ``label<TAB>text`` on each line."""
+    encoding: str | None = None
+    """Text encoding such as ``gbk``; null: detected (UTF-8 with or without a byte-order mark first)."""
+    delimiter: str | None = Field(None, min_length=1, max_length=1)
+    """Column separator of a csv file; null: detected from the header."""
+    header: list[str] | None = None
+    """Column names of a csv or tsv file whose first line is data; null: the first line names the columns."""
+    limit: int | None = Field(None, ge=1)
+    """Take only this many rows, the first ones."""
+    filter: dict[str, str | int | float | bool | list[str | int | float | bool]] | None = None
+    """Keep a row when each named column (of the source, before ``columns``) has the value, or one of the values."""
+
+
+Sources = str | SourceSpec | list[str | SourceSpec]
+
+
+class DataSection(Section):
+    """Rows to train on, to choose settings by, and to test on."""
+
+    source: str | SourceSpec | None = None
+    """One source with all splits: a folder with train/validation/test files, a folder saved by ``datasets``, a hub id,
+    ``builtin:NAME``, or one file (all of it train). Give this or ``train``."""
+    train: Sources | None = None
+    """Rows to train on: a source or a list of sources, one after the other."""
+    validation: Sources | None = None
+    """Rows to choose settings and checkpoints by; without it a share of train is set aside."""
+    test: Sources | None = None
+    """Rows for the final evaluation only. Without labels they are for prediction only."""
+    columns: dict[str, str | list[str]] = Field(default_factory=dict)
+    """Our column name: the source's. ``{text: [title, body], label: category}`` joins a list with ``join``."""
+    join: str = " "
+    """What joined columns are joined by."""
+    labels: list[str] | str | None = None
+    """Names of the labels in the order of their numbers, or a file with one name a line; null: found in train."""
+    max_length: int = Field(512, ge=4)
+    """Longest input in tokens; longer texts are cut, and the cut ones are counted and reported."""
+    validation_share: float = Field(0.1, gt=0, lt=1)
+    """Share of train set aside, stratified by label, where no validation rows are given."""
+    split_seed: int = 42
+    """Seed of that split."""
+    cache_dir: str | None = None
+    """Folder of prepared data; null: ``launcher`` in the user's cache folder."""
+
+
+# --- strategy ------------------------------------------------------------------------------------------------------
+
+
+class FullOptions(Section):
+    """All parameters train."""
+
+    type: Literal["full"] = "full"
+    embedding_lr: float | None = Field(None, gt=0)
+    """Peak rate of the embeddings; null: training.learning_rate."""
+    head_lr: float | None = Field(None, gt=0)
+    """Peak rate of the head; null: training.learning_rate."""
+
+
+class EncoderOptions(Section):
+    """The encoder's blocks train; embeddings and the pretrained task part keep their values. A new head always trains."""
+
+    type: Literal["encoder"]
+    components: list[Literal["attention", "mlp", "norm"]] = Field(default=["attention", "mlp", "norm"], min_length=1)
+    """Which parts of each block train."""
+    train_embeddings: bool = False
+    """Whether the embeddings train too."""
+    train_head: bool = True
+    """Whether the head trains; a head that is newly initialised must."""
+    head_lr: float | None = Field(None, gt=0)
+    """Peak rate of the head; null: training.learning_rate."""
+
+
+class HeadOptions(Section):
+    """Feature extraction: only the head trains; the encoder stays as it was."""
+
+    type: Literal["head"]
+    train_pooler: bool = False
+    """Whether what lies between the last block and the head (a pooler, a final norm) trains too."""
+
+
+StrategyOptions = Annotated[FullOptions | EncoderOptions | HeadOptions, Field(discriminator="type")]
+
+
+# --- training ------------------------------------------------------------------------------------------------------
+
+
+class TrainingSection(BaseModel):
+    """How to train: these keys, and every other field of transformers' TrainingArguments under its own name."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", use_attribute_docstrings=True, protected_namespaces=())
+
+    num_train_epochs: float = Field(3.0, gt=0)
+    """Passes over the training rows. Not used when max_steps is set."""
+    max_steps: int | None = Field(None, ge=1)
+    """Optimizer steps in all; null: told by num_train_epochs."""
+    global_batch_size: int = Field(32, ge=1)
+    """Rows of one optimizer step over all ranks; accumulation follows from it and the number of ranks."""
+    per_device_train_batch_size: int | None = Field(None, ge=1)
+    """Cap on the rows that one rank holds at a time; null: its share of the global batch, at most 64."""
+    per_device_eval_batch_size: int = Field(64, ge=1)
+    """Rows of one evaluation batch on one rank."""
+    learning_rate: float = Field(2e-5, gt=0)
+    """Peak rate of the optimizer."""
+    lr_scheduler_type: str = "linear"
+    """Shape of the rate over the run, by transformers' names."""
+    warmup_steps: float = Field(0.06, ge=0)
+    """Steps over which the rate rises from 0; below 1 a share of all steps."""
+    weight_decay: float = Field(0.01, ge=0)
+    """Decoupled weight decay, not applied to biases and norms."""
+    max_grad_norm: float = Field(1.0, ge=0)
+    """Gradients are scaled down to this norm; 0: never."""
+    label_smoothing_factor: float = Field(0.0, ge=0, lt=1)
+    """Share of the target that is spread evenly over all classes."""
+    eval_strategy: Literal["no", "steps", "epoch"] = "epoch"
+    """When to evaluate on the validation rows."""
+    eval_steps: float | None = Field(None, gt=0)
+    """Steps between evaluations with ``eval_strategy: steps``; below 1 a share of all steps."""
+    save_strategy: Literal["no", "steps", "epoch"] = "epoch"
+    """When to write a checkpoint."""
+    save_steps: float | None = Field(None, gt=0)
+    """Steps between checkpoints with ``save_strategy: steps``; below 1 a share of all steps."""
+    save_total_limit: int = Field(1, ge=1)
+    """Newest checkpoints to keep, beside the best one."""
+    load_best_model_at_end: bool = True
+    """Whether the model that is evaluated and saved is the best checkpoint on validation, not the last."""
+    metric_for_best_model: str | None = None
+    """Validation metric that chooses the best checkpoint; null: the task's own (macro_f1, spearman)."""
+    greater_is_better: bool | None = None
+    """Whether more of that metric is better; null: known from its name."""
+    early_stopping_patience: int | None = Field(None, ge=1)
+    """Stop after this many evaluations without a better metric; null: never."""
+    logging_steps: float = Field(10, gt=0)
+    """Steps between log lines; below 1 a share of all steps."""
+    seed: int = Field(42, ge=0)
+    """Seed of initialisation, order and dropout."""
+    train_sampling_strategy: Literal["group_by_length", "random", "sequential"] = "group_by_length"
+    """Order of rows: texts of like length together (least padding), shuffled, or as they are."""
+    activation_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+
+    @property
+    def passthrough(self) -> dict[str, Any]:
+        """Fields of TrainingArguments that the recipe sets and this class does not name."""
+        return dict(self.model_extra or {})
+
+
+# --- the rest ------------------------------------------------------------------------------------------------------
+
+
+class DistributedSection(Section):
+    """How the run is spread over processes."""
+
+    engine: Literal["auto", "single", "ddp", "deepspeed"] = "auto"
+    """``auto``: one process alone, ``ddp`` for several, ``deepspeed`` when zero_stage is set."""
+    zero_stage: Literal[0, 1, 2, 3] | None = None
+    """What DeepSpeed shards: 1 optimizer state, 2 also gradients, 3 also weights. Needs engine deepspeed or auto."""
+    nodes: int = Field(1, ge=1)
+    """Machines."""
+    processes_per_node: int | None = Field(None, ge=1)
+    """Processes on each machine; null: one for each visible GPU, or one on CPU."""
+
+
+class EvaluationSection(Section):
+    """What is reported beside the metrics."""
+
+    bootstrap: int = Field(1000, ge=0)
+    """Resamples of the test rows for intervals; 0: no intervals."""
+    confidence: float = Field(0.95, gt=0.5, lt=1)
+    """Coverage of the intervals."""
+    baselines: list[Literal["majority", "tfidf"]] = ["majority", "tfidf"]
+    """Simple models trained on the same rows and shown beside the model."""
+
+
+class WandbSection(Section):
+    """Weights & Biases."""
+
+    project: str = Field("launcher", min_length=1)
+    """Project of the run."""
+    entity: str | None = None
+    """User or team; null: the account's default."""
+    group: str | None = None
+    """Group of runs in the dashboard."""
+    tags: list[str] = Field(default_factory=list)
+    """Tags of the run."""
+    mode: Literal["auto", "online", "offline", "disabled"] = "auto"
+    """``auto``: online with a key and a network, else offline, without waiting."""
+    log_predictions: bool = False
+    """Whether predictions with their texts are uploaded as a table."""
+
+
+class TrackingSection(Section):
+    """Where metrics go besides the run directory."""
+
+    wandb: WandbSection | None = Field(default_factory=WandbSection)
+    """Weights & Biases; null: not used."""
+    report_to: list[str] = Field(default_factory=list)
+    """Other trackers by transformers' names, such as tensorboard or mlflow."""
+
+
+class SlurmSection(Section):
+    """For jobs on a cluster; read by ``launcher submit``, not by ``launcher run``."""
+
+    profile: str | None = None
+    """Cluster profile to use."""
+    time: str = "02:00:00"
+    """Time limit, as Slurm writes it."""
+
+
+class Recipe(Section):
+    """Everything that defines a run."""
+
+    version: Literal[1]
+    """Version of this format."""
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$")
+    """Name of the run; its directories are NAME-001, NAME-002, ..."""
+    task: TextClassificationOptions
+    """What the model learns: a task's name, or a mapping of ``type`` and that task's options."""
+    model: ModelSection
+    """The pretrained model."""
+    data: DataSection
+    """The rows."""
+    strategy: StrategyOptions = Field(default_factory=FullOptions)
+    """Which parameters train, and how fast."""
+    training: TrainingSection = Field(default_factory=TrainingSection)
+    """How to train."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Number format of the computation. ``auto``: bf16 where the hardware is fast at it, else fp32."""
+    distributed: DistributedSection = Field(default_factory=DistributedSection)
+    """Processes and sharding."""
+    evaluation: EvaluationSection = Field(default_factory=EvaluationSection)
+    """The final evaluation."""
+    tracking: TrackingSection = Field(default_factory=TrackingSection)
+    """Trackers."""
+    slurm: SlurmSection = Field(default_factory=SlurmSection)
+    """Cluster jobs."""

@@ -1,0 +1,67 @@
+"""Names that a recipe may use, and where their code lives; nothing is imported before it is asked for."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Iterable
+from typing import Any
+
+# name -> "module:attribute". A row here, an options class in recipe/schema.py, one file, one shipped recipe and one test
+# are all it takes to add one.
+TASKS = {
+    "text-classification": "launcher.tasks.text_classification:TextClassification",
+}
+STRATEGIES = {
+    "full": "launcher.strategies.full:Full",
+    "encoder": "launcher.strategies.encoder:Encoder",
+    "head": "launcher.strategies.head:Head",
+}
+BACKENDS = {
+    "local": "launcher.backends.local:LocalBackend",
+}
+
+# What people type when they mean one of our words.
+NEAR_MISSES = {
+    "encoder-only": "encoder",
+    "encoder_only": "encoder",
+    "feature-extraction": "head",
+    "linear-probe": "head",
+    "linear_probe": "head",
+    "sequence-classification": "text-classification",
+    "text_classification": "text-classification",
+    "sentiment-analysis": "text-classification",
+    "full-finetuning": "full",
+    "train": "run",
+    "launch": "run",
+    "start": "run",
+    "continue": "resume",
+    "validate": "check",
+    "eval": "evaluate",
+    "infer": "predict",
+    "new": "init",
+}
+
+
+def suggest(word: str, known: Iterable[str]) -> str | None:
+    """Return the name in ``known`` that ``word`` most likely meant, or None."""
+    known = list(known)
+    if NEAR_MISSES.get(word) in known:
+        return NEAR_MISSES[word]
+    folded = {name.lower().replace("-", "_"): name for name in known}
+    close = difflib.get_close_matches(word.lower().replace("-", "_"), folded, n=1, cutoff=0.6)
+    return folded[close[0]] if close else None
+
+
+def load(registry: dict[str, str], name: str) -> Any:
+    """Import and return the object registered under ``name``.
+
+    Raises:
+        KeyError: no such name; the message suggests a near one.
+    """
+    if name not in registry:
+        near = suggest(name, registry)
+        hint = f"; did you mean {near!r}?" if near else ""
+        raise KeyError(f"{name!r} is not one of {', '.join(sorted(registry))}{hint}")
+    module, attribute = registry[name].split(":")
+    return getattr(importlib.import_module(module), attribute)
