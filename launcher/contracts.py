@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from launcher.recipe.schema import Recipe
 
 Role = Literal["embeddings", "block", "tail", "head"]
+Component = Literal["attention", "mlp", "norm", "other"]
 Engine = Literal["single", "ddp", "deepspeed"]
 
 
@@ -36,6 +37,8 @@ class Parameter:
     """False for biases and norms, told by name and module type, never by the number of dimensions."""
     newly_initialized: bool
     """Not in the checkpoint: it has to train."""
+    component: Component = "other"
+    """Part of a block that it belongs to."""
 
     @property
     def numel(self) -> int:
@@ -54,7 +57,8 @@ class TuningGroup:
     """Parameters that share a rate and a decay: one row of a tuning table and one group of the optimizer."""
 
     name: str
-    depth: int
+    depths: tuple[int, int]
+    """Smallest and largest depth of its parameters."""
     parameters: tuple[str, ...]
     numel: int
     trainable: bool
@@ -119,11 +123,29 @@ class Strategy(Protocol):
 
 
 @dataclass(frozen=True)
-class BatchPlan:
-    """How one optimizer step's rows are spread: ``world * micro * accumulation >= global_batch_size``.
+class Gpu:
+    """One graphics card, as its driver reports it."""
 
-    Places beyond the global batch hold padding rows of zero weight, so every rank runs the same number of passes.
-    """
+    name: str
+    memory_bytes: int
+    compute_capability: float
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """What this machine has, found without torch."""
+
+    gpus: tuple[Gpu, ...]
+    cpu_count: int
+    """Cores that this process may use."""
+    memory_bytes: int
+    cpu_has_fast_bf16: bool
+    """Whether the processor has bf16 dot products (AVX512-BF16 or AMX)."""
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """How one optimizer step's rows are spread: ``world * micro * accumulation >= global_batch_size``."""
 
     global_batch_size: int
     world_size: int
@@ -147,6 +169,11 @@ class LaunchPlan:
     def world_size(self) -> int:
         """Processes in all."""
         return self.nodes * self.processes_per_node
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> LaunchPlan:
+        """Read back what ``dataclasses.asdict`` wrote."""
+        return cls(**{**values, "batch": BatchPlan(**values["batch"])})
 
 
 @dataclass(frozen=True)

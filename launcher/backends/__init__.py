@@ -1,0 +1,1 @@
+"""Where runs run: one file per backend."""

@@ -1,0 +1,1 @@
+"""Rows: where they come from, their labels, how they are split, tokenized and ordered."""

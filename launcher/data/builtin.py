@@ -1,0 +1,41 @@
+"""Data that are made on the spot from what every installation has: ``builtin:NAME``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from launcher.errors import DataError
+from launcher.registry import load, suggest
+
+PREFIX = "builtin:"
+
+# name -> "module:attribute" of a function (cache_dir: Path | None) -> BuiltinData.
+BUILTIN_SOURCES = {
+    "api-topics": "launcher.data.builtin_api_topics:make_api_topics",
+}
+
+
+@dataclass(frozen=True)
+class BuiltinData:
+    """Rows of every split as mappings of our column names to values, and what the user should know about them."""
+
+    splits: Mapping[str, Sequence[Mapping[str, Any]]]
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+
+def make_builtin(name: str, *, cache_dir: Path | None = None) -> BuiltinData:
+    """Return the data of ``builtin:NAME``, from the cache where they were made before.
+
+    Raises:
+        DataError: no such source, or this installation does not give the rows that it must.
+    """
+    if name not in BUILTIN_SOURCES:
+        near = suggest(name, BUILTIN_SOURCES)
+        hint = f"; did you mean builtin:{near}?" if near else ""
+        raise DataError(f"{PREFIX}{name} is not a built-in source; there is {', '.join(BUILTIN_SOURCES)}{hint}")
+    made: BuiltinData = load(BUILTIN_SOURCES, name)(cache_dir=cache_dir)
+    return made

@@ -1,0 +1,315 @@
+"""One file to named columns, whatever its format; every row keeps the line or number it had, so errors can name it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from launcher.data.readers_csv import read_delimited
+from launcher.data.readers_text import DecodedText, read_text
+from launcher.errors import DataError
+
+if TYPE_CHECKING:
+    from launcher.recipe.schema import SourceSpec
+
+FORMATS = {
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".tab": "tsv",
+    ".json": "json",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".parquet": "parquet",
+    ".pq": "parquet",
+    ".txt": "labelled-text",
+}
+_TEXT_FORMATS = ("csv", "tsv", "json", "jsonl", "labelled-text")
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the rows of a table stand. ``lines`` are their first lines, from 1; None where rows have no lines."""
+
+    shown: str
+    lines: Sequence[int] | None = None
+
+    def __call__(self, row: int) -> str:
+        """Return the place of ``row`` (from 0), for an error message."""
+        number = f"row {row + 1}"
+        return f"{self.shown}, {number}" if self.lines is None else f"{self.shown}:{self.lines[row]} ({number})"
+
+
+class Table(Protocol):
+    """Rows by column, before any choice of columns."""
+
+    @property
+    def places(self) -> Places:
+        """Where the rows stand."""
+        ...
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """How the rows were read: format, encoding, delimiter, revision."""
+        ...
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the user should know about how the rows were read."""
+        ...
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the columns, in the source's order."""
+        ...
+
+    @property
+    def rows(self) -> int:
+        """Number of rows."""
+        ...
+
+    @property
+    def class_names(self) -> dict[str, tuple[str, ...]]:
+        """Names of the classes of a column, where the source declares them."""
+        ...
+
+    def column(self, name: str) -> list[Any]:
+        """Return the values of a column, in order."""
+        ...
+
+
+@dataclass(frozen=True)
+class ColumnsTable:
+    """A table held as lists."""
+
+    places: Places
+    columns: dict[str, list[Any]]
+    facts: dict[str, Any] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    class_names: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the columns, in the file's order."""
+        return tuple(self.columns)
+
+    @property
+    def rows(self) -> int:
+        """Number of rows."""
+        return len(next(iter(self.columns.values()), []))
+
+    def column(self, name: str) -> list[Any]:
+        """Return the values of a column, in order."""
+        return self.columns[name]
+
+
+@dataclass(frozen=True)
+class _Read:
+    """What a reader makes of a file's text."""
+
+    columns: dict[str, list[Any]]
+    lines: Sequence[int] | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ArrowTable:
+    """A table of the library ``datasets``; ClassLabel numbers come out as names, and -1 (hidden) as None."""
+
+    places: Places
+    dataset: Any
+    facts: dict[str, Any] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the columns."""
+        return tuple(self.dataset.column_names)
+
+    @property
+    def rows(self) -> int:
+        """Number of rows."""
+        return len(self.dataset)
+
+    @property
+    def class_names(self) -> dict[str, tuple[str, ...]]:
+        """Names of the classes of every ClassLabel column."""
+        found = {name: _names_of(feature) for name, feature in self.dataset.features.items()}
+        return {name: names for name, names in found.items() if names}
+
+    def column(self, name: str) -> list[Any]:
+        """Return the values of a column, in order; class numbers as names."""
+        values = list(self.dataset[name][:])
+        names = self.class_names.get(name)
+        return values if names is None else [_class_name(value, names=names) for value in values]
+
+
+def _names_of(feature: Any) -> tuple[str, ...]:
+    inner = feature[0] if isinstance(feature, list) and feature else getattr(feature, "feature", feature)
+    return tuple(getattr(inner, "names", None) or ())
+
+
+def _class_name(value: Any, *, names: tuple[str, ...]) -> Any:
+    if isinstance(value, list):
+        return [_class_name(item, names=names) for item in value]
+    if isinstance(value, int):
+        return names[value] if 0 <= value < len(names) else None
+    return value
+
+
+def read_file(path: Path, *, spec: SourceSpec, shown: str | None = None) -> Table:
+    """Read one file by ``spec.format``, or by its ending.
+
+    ``shown`` is how errors name the file. Raises DataError: unknown format, an option that the format does not have, or
+    content that does not fit it (the line is named).
+    """
+    kind = spec.format or file_format(path)
+    if kind is None:
+        known = ", ".join(sorted(FORMATS))
+        raise DataError(f"{path}: its ending tells no format (known: {known}); set `format` of this source")
+    _refuse_unused(spec, kind=kind, path=path)
+    label = shown or str(path)
+    if kind == "parquet":
+        return _read_parquet(path, shown=label)
+    decoded = read_text(path, encoding=spec.encoding)
+    read = _READERS[kind](decoded.text, path, spec)
+    warnings = (_guess(decoded, shown=label),) if decoded.guessed else ()
+    facts = {"format": kind, "encoding": decoded.encoding, **read.facts}
+    return ColumnsTable(Places(label, read.lines), read.columns, facts, warnings)
+
+
+def file_format(path: Path) -> str | None:
+    """Return the format that the ending of ``path`` stands for, or None."""
+    return FORMATS.get(path.suffix.lower())
+
+
+def _guess(decoded: DecodedText, *, shown: str) -> str:
+    return (
+        f"{shown} is not UTF-8; it was read as {decoded.encoding}, which was detected: "
+        f"look at a few rows, and write `encoding: {decoded.encoding}` into the source to be sure"
+    )
+
+
+def _refuse_unused(spec: SourceSpec, *, kind: str, path: Path) -> None:
+    """An option that would be ignored is an error."""
+    wrong = {
+        "delimiter": spec.delimiter is not None and kind not in ("csv", "tsv"),
+        "header": spec.header is not None and kind not in ("csv", "tsv"),
+        "encoding": spec.encoding is not None and kind not in _TEXT_FORMATS,
+    }
+    for key, refused in wrong.items():
+        if refused:
+            raise DataError(f"{path}: `{key}` is set, and a {kind} file has none; remove it from this source")
+
+
+# --- formats -------------------------------------------------------------------------------------------------------
+
+
+def _read_csv(text: str, path: Path, spec: SourceSpec) -> _Read:
+    read = read_delimited(
+        text, path=path, delimiter=spec.delimiter, header=spec.header, tabs=(spec.format or file_format(path)) == "tsv"
+    )
+    facts = {"delimiter": read.delimiter, "quoting": "double" if read.quoted else "none"}
+    return _Read(dict(read.columns), read.lines, facts)
+
+
+def _read_json(text: str, path: Path, spec: SourceSpec) -> _Read:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        # Many files named .json hold one object a line.
+        if error.msg == "Extra data" and text.lstrip().startswith("{"):
+            return _read_jsonl(text, path, spec)
+        raise DataError(_broken_json(path, line=error.lineno, column=error.colno, fault=error.msg)) from None
+    rows = value.get("data") if isinstance(value, dict) else value
+    if not isinstance(rows, list):
+        held = f"the keys {', '.join(map(repr, value))}" if isinstance(value, dict) else type(value).__name__
+        raise DataError(f'{path}: needs a list of objects, or {{"data": [...]}}; it holds {held}')
+    return _Read(_columns_of(rows, places=[f"{path}, row {n}" for n in range(1, len(rows) + 1)]))
+
+
+def _read_jsonl(text: str, path: Path, spec: SourceSpec) -> _Read:
+    rows, lines = [], []
+    # str.splitlines also cuts at U+2028 and U+0085, which JSON allows inside text.
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise DataError(_broken_json(path, line=number, column=error.colno, fault=error.msg)) from None
+        lines.append(number)
+    return _Read(_columns_of(rows, places=[f"{path}:{number}" for number in lines]), lines)
+
+
+def _broken_json(path: Path, *, line: int, column: int, fault: str) -> str:
+    return f"{path}:{line}:{column}: broken JSON ({fault}); mend this line, or set `format` if the file is not JSON"
+
+
+def _columns_of(rows: list[Any], *, places: list[str]) -> dict[str, list[Any]]:
+    """Turn objects into columns; a key that a row lacks is None there."""
+    for row, place in zip(rows, places, strict=True):
+        if not isinstance(row, dict):
+            raise DataError(f'{place}: is {type(row).__name__}, not an object such as {{"text": ..., "label": ...}}')
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    return {name: [row.get(name) for row in rows] for name in names}
+
+
+def _read_labelled(text: str, path: Path, spec: SourceSpec) -> _Read:
+    numbered = [(n, line.removesuffix("\r")) for n, line in enumerate(text.split("\n"), start=1) if line.strip()]
+    lines = [number for number, _ in numbered]
+    if not any("\t" in line for _, line in numbered):
+        return _Read({"text": [line for _, line in numbered]}, lines)
+    for number, line in numbered:
+        if "\t" not in line:
+            raise DataError(f"{path}:{number}: has no tab; every line has to be label<TAB>text, as the other lines are")
+    pairs = [line.split("\t", 1) for _, line in numbered]
+    labels, texts = [label for label, _ in pairs], [body for _, body in pairs]
+    if len(labels) >= 20 and len(set(labels)) > 0.9 * len(labels) and len(set(texts)) < 0.5 * len(texts):
+        raise DataError(
+            f"{path}: seems to be text<TAB>label, not label<TAB>text; "
+            "read it with format: tsv and header: [text, label]"
+        )
+    return _Read({"label": labels, "text": texts}, lines)
+
+
+def _read_parquet(path: Path, *, shown: str) -> Table:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        arrow = pyarrow.parquet.read_table(path)
+    except (OSError, pyarrow.ArrowException) as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(f"{path}: is not a readable parquet file ({reason}); write it again, or set `format`") from None
+    return table_of_arrow(arrow, shown=shown, facts={"format": "parquet"})
+
+
+def table_of_arrow(arrow: Any, *, shown: str, facts: dict[str, Any]) -> Table:
+    """Return a pyarrow table as a Table: dictionary columns decoded, names of classes from the metadata of ``datasets``."""
+    from datasets import Dataset
+
+    return ArrowTable(Places(shown), Dataset(_without_dictionaries(arrow)), facts)
+
+
+def _without_dictionaries(arrow: Any) -> Any:
+    import pyarrow
+
+    for index, column in enumerate(arrow.schema):
+        if pyarrow.types.is_dictionary(column.type):
+            plain = column.with_type(column.type.value_type)
+            arrow = arrow.set_column(index, plain, arrow.column(index).cast(column.type.value_type))
+    # pandas' own notes would bring its index back as a column type that no longer fits.
+    metadata = {k: v for k, v in (arrow.schema.metadata or {}).items() if k == b"huggingface"}
+    return arrow.replace_schema_metadata(metadata or None)
+
+
+_READERS = {
+    "csv": _read_csv,
+    "tsv": _read_csv,
+    "json": _read_json,
+    "jsonl": _read_jsonl,
+    "labelled-text": _read_labelled,
+}

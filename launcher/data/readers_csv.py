@@ -1,0 +1,165 @@
+"""Delimited text to columns: the delimiter found from the header, quoting, and rows that do not fit named by line."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from launcher.errors import DataError
+
+_DELIMITERS = (",", ";", "\t", "|")
+_NAMES = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
+_LOOK_AT = 200
+# The module's own limit of 131,072 characters is below a long document.
+_LONGEST_FIELD = 2**31 - 1
+_QUOTED_FIELD = re.compile(r'(?:^|(?<=[\t\n]))"(?:[^"]|"")*"(?=\t|\r?\n|\r?$)')
+_OPENING_QUOTE = re.compile(r'(?:^|(?<=[\t\n]))"')
+
+
+@dataclass(frozen=True)
+class DelimitedText:
+    """Columns of text by name, the first line of every row (from 1), and how the file was read."""
+
+    columns: dict[str, list[str]]
+    lines: list[int]
+    delimiter: str
+    quoted: bool
+
+
+def read_delimited(
+    text: str, *, path: Path, delimiter: str | None = None, header: list[str] | None = None, tabs: bool = False
+) -> DelimitedText:
+    """Read csv text, or tab-separated text with ``tabs``; every value stays text, as it stands.
+
+    Tab-separated text is read with quoting only where its quotes are those of a csv writer: GLUE's files and their kin
+    hold quotation marks that are part of the sentence.
+
+    Raises:
+        DataError: no header, a doubled column name, a row with too many or too few fields, a quote that never closes.
+    """
+    csv.field_size_limit(_LONGEST_FIELD)
+    quoted = not tabs or _written_by_csv(text)
+    chosen = delimiter or ("\t" if tabs else _find_delimiter(text, path=path, header=header))
+    records = _records(text, path=path, delimiter=chosen, quoted=quoted)
+    names = header if header is not None else _header(next(records, None), path=path)
+    _refuse_doubled(names, path=path)
+    return _collect(records, names=names, path=path, delimiter=chosen, quoted=quoted)
+
+
+def _collect(
+    records: Iterator[tuple[int, list[str]]], *, names: list[str], path: Path, delimiter: str, quoted: bool
+) -> DelimitedText:
+    lines: list[int] = []
+    rows: list[list[str]] = []
+    for line, fields in records:
+        if len(fields) != len(names):
+            raise DataError(_ragged(line, fields=fields, names=names, path=path, delimiter=delimiter))
+        lines.append(line)
+        rows.append(fields)
+    columns = [list(column) for column in zip(*rows, strict=True)] if rows else [[] for _ in names]
+    return DelimitedText(dict(zip(names, columns, strict=True)), lines, delimiter, quoted)
+
+
+def _ragged(line: int, *, fields: list[str], names: list[str], path: Path, delimiter: str) -> str:
+    word = _NAMES.get(delimiter, repr(delimiter))
+    return (
+        f"{path}:{line}: has {len(fields)} fields between {word}s where the header has {len(names)} "
+        f"({', '.join(names[:8])}); the row begins {_short(delimiter.join(fields))!r}; put a field that holds "
+        f"a {word} into double quotes, or set `delimiter`"
+    )
+
+
+def _records(text: str, *, path: Path, delimiter: str, quoted: bool) -> Iterator[tuple[int, list[str]]]:
+    """Yield (first line, fields) of every record that is not an empty line."""
+    if not quoted:
+        lines = (line.removesuffix("\r") for line in text.split("\n"))
+        yield from ((number, line.split(delimiter)) for number, line in enumerate(lines, start=1) if line.strip())
+        return
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    start = 1
+    try:
+        for fields in reader:
+            if fields and (len(fields) > 1 or fields[0].strip()):
+                yield start, fields
+            start = reader.line_num + 1
+    except csv.Error as error:
+        remedy = ", or set format: tsv, which reads quotation marks as text" if delimiter == "\t" else ""
+        raise DataError(
+            f"{path}:{start}: {_quote_fault(error)} in the row that begins on this line; write a quotation mark "
+            f'inside a quoted field twice (""){remedy}'
+        ) from None
+
+
+def _quote_fault(error: csv.Error) -> str:
+    if "unexpected end" in str(error):
+        return "a double quote opens a field and never closes"
+    return "text follows a closing double quote"
+
+
+def _header(first: tuple[int, list[str]] | None, *, path: Path) -> list[str]:
+    if first is None:
+        raise DataError(f"{path}: is empty; it needs a first line that names the columns, and rows")
+    return [name.strip() for name in first[1]]
+
+
+def _refuse_doubled(names: list[str], *, path: Path) -> None:
+    doubled = next((name for name in names if names.count(name) > 1), None)
+    if doubled is not None:
+        raise DataError(f"{path}:1: the column name {doubled!r} stands twice in the header; rename one")
+
+
+# --- the delimiter -------------------------------------------------------------------------------------------------
+
+
+def _find_delimiter(text: str, *, path: Path, header: list[str] | None) -> str:
+    """Return the delimiter that cuts the header in most columns and the first rows in as many.
+
+    The first line decides which delimiters are possible: sentences hold commas and semicolons, headers hold names.
+    """
+    scores = {mark: _fit(text, path=path, delimiter=mark, header=header) for mark in _DELIMITERS}
+    possible = {mark: score for mark, score in scores.items() if score is not None}
+    if not possible:
+        return ","
+    best = max(possible.values())
+    winners = [mark for mark in _DELIMITERS if possible.get(mark) == best]
+    if len(winners) > 1:
+        kinds = " and ".join(_NAMES[mark] for mark in winners)
+        raise DataError(f"{path}: may be separated by {kinds} alike; set `delimiter` of this source to the right one")
+    return winners[0]
+
+
+def _fit(text: str, *, path: Path, delimiter: str, header: list[str] | None) -> tuple[float, int] | None:
+    """Return (share of the first rows with as many fields as the first line, fields), or None for a single column."""
+    try:
+        widths = [len(f) for _, f in islice(_records(text, path=path, delimiter=delimiter, quoted=True), _LOOK_AT)]
+    except DataError:
+        # A faulty quote further down must not decide the delimiter: count in the header alone.
+        widths = [text.split("\n", 1)[0].count(delimiter) + 1]
+        if widths[0] < 2:
+            return None
+        return 0.0, widths[0]
+    wanted = len(header) if header is not None else (widths[0] if widths else 0)
+    if wanted < 2 or not widths or (header is not None and wanted not in widths):
+        return None
+    return sum(width == wanted for width in widths) / len(widths), wanted
+
+
+def _written_by_csv(text: str) -> bool:
+    """Whether tab-separated text has a csv writer's quotes: every quote that opens a field closes one, and some were needed."""
+    opening = sum(1 for _ in _OPENING_QUOTE.finditer(text))
+    if not opening:
+        return False
+    fields = _QUOTED_FIELD.findall(text)
+    needed = any('""' in field or "\t" in field or "\n" in field for field in fields)
+    first = text.split("\n", 1)[0].rstrip("\r").split("\t")
+    return len(fields) == opening and (needed or all(_QUOTED_FIELD.fullmatch(name) for name in first))
+
+
+def _short(text: str, *, width: int = 60) -> str:
+    flat = " ".join(text.split())
+    return flat if len(flat) <= width else flat[: width - 3] + "..."

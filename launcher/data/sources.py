@@ -1,0 +1,192 @@
+"""The rows of a recipe: every source found and read, validation set aside where none is given, all of it fingerprinted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from launcher.data.labels import infer_problem_type
+from launcher.data.sources_columns import check_keys
+from launcher.data.sources_find import SPLITS, OpenSource, open_source, pick_split
+from launcher.data.sources_rows import (
+    Part,
+    RowSet,
+    check_alike,
+    fingerprint,
+    read_split,
+    recurring,
+    without_hidden_labels,
+)
+from launcher.data.splits import split_share
+from launcher.errors import DataError
+from launcher.recipe.schema import DataSection, SourceSpec
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+NEEDS = ("text",)
+OPTIONAL = ("text_pair", "label", "id")
+
+
+@dataclass(frozen=True)
+class SplitSet:
+    """The rows of a recipe, each split a Dataset of text[, text_pair][, label][, id], row_id.
+
+    ``label`` is text, a whole number, a number or a list of text, as the source has it. ``row_id`` is the row's number in
+    its split's sources, from 0, before filters and before validation was set aside.
+    """
+
+    train: Dataset
+    validation: Dataset
+    test: Dataset | None
+    fingerprint: str
+    """sha256 (hex) over every row of every split in order: the same on every machine, wherever the files lie."""
+    provenance: dict[str, Any]
+    """split -> list of what each of its sources was: place, format, encoding, delimiter, hub revision, columns, rows."""
+    warnings: tuple[str, ...]
+    label_names: tuple[str, ...] = ()
+    """Names of the classes in the source's own order, where it declares them (ClassLabel)."""
+    row_sets: dict[str, RowSet] = field(default_factory=dict, repr=False)
+
+    def origin(self, split: str) -> Callable[[int], str]:
+        """Return a function: position of a row in ``split`` (from 0) -> its file and row, for an error message."""
+        return self.row_sets[split].place
+
+
+def load_splits(
+    data: DataSection,
+    *,
+    base_folder: Path,
+    needs: tuple[str, ...] = NEEDS,
+    optional: tuple[str, ...] = OPTIONAL,
+    problem_type: str = "auto",
+    label_delimiter: str = ",",
+) -> SplitSet:
+    """Read the rows of ``data``; relative paths count from ``base_folder``.
+
+    ``needs`` must be found in train and validation, and in test but for ``label``; ``optional`` is taken where found.
+    Without validation rows a seeded share of train is set aside: stratified by label, or drawn from all rows alike for
+    regression and multi-label; ``problem_type`` and ``label_delimiter`` say what a label is.
+
+    Raises:
+        DataError: a source, column or row is missing or broken; file, row, value and remedy are named.
+    """
+    check_keys(data.columns, known=(*needs, *optional))
+    found = _find_parts(data, base_folder=base_folder)
+    sets = {
+        split: read_split(split, parts=parts, data=data, needs=needs, optional=optional)
+        for split, parts in found.items()
+    }
+    notes = [note for rows in sets.values() for note in rows.warnings]
+    if "test" in sets:
+        sets["test"], hidden = without_hidden_labels(sets["test"], train=sets["train"])
+        notes += hidden
+    check_alike(sets)
+    if "validation" not in sets:
+        train, validation, note = _set_aside(
+            sets["train"], data=data, problem_type=problem_type, delimiter=label_delimiter
+        )
+        sets |= {"train": train, "validation": validation}
+        notes.append(note)
+    return _finish(sets, notes=[*notes, *recurring(sets)])
+
+
+def load_rows(
+    source: str | SourceSpec,
+    *,
+    data: DataSection,
+    base_folder: Path,
+    needs: tuple[str, ...] = NEEDS,
+    optional: tuple[str, ...] = OPTIONAL,
+    split: str = "test",
+) -> RowSet:
+    """Read one source on its own, with the columns of ``data``: to predict or evaluate on other rows.
+
+    ``split`` is what to take from a source that has several. Labels are left out where no row has one.
+    Raises DataError as ``load_splits`` does.
+    """
+    check_keys(data.columns, known=(*needs, *optional))
+    parts = [_part(source, data=data, base_folder=base_folder, split=split)]
+    rows, _ = without_hidden_labels(read_split("test", parts=parts, data=data, needs=needs, optional=optional))
+    return rows
+
+
+# --- steps ---------------------------------------------------------------------------------------------------------
+
+
+def _find_parts(data: DataSection, *, base_folder: Path) -> dict[str, list[Part]]:
+    """Return split -> its sources, in order; rows named for a split replace those that ``source`` has for it."""
+    if (data.source is None) == (data.train is None):
+        fault = "neither" if data.source is None else "both; remove one"
+        raise DataError(f"data needs `source` (one source with all splits) or `train`, and has {fault}")
+    found: dict[str, list[Part]] = {}
+    if data.source is not None:
+        spec = _spec(data.source)
+        opened = open_source(spec, base_folder=base_folder, cache_dir=_cache_dir(data))
+        found = _named_parts(opened, spec=spec)
+    for split in SPLITS:
+        given = getattr(data, split)
+        sources = given if isinstance(given, list) else [] if given is None else [given]
+        if sources:
+            found[split] = [_part(s, data=data, base_folder=base_folder, split=split) for s in sources]
+    if "train" not in found:
+        raise DataError("data.train is an empty list; name at least one source")
+    return {split: found[split] for split in SPLITS if split in found}
+
+
+def _named_parts(opened: OpenSource, *, spec: SourceSpec) -> dict[str, list[Part]]:
+    if spec.split is not None or opened.single:
+        return {"train": [Part(spec, pick_split(opened, spec=spec, wanted="train"), opened.warnings)]}
+    if "train" not in opened.splits:
+        raise DataError(
+            f"{opened.shown}: has no train split, only {', '.join(opened.splits)}; "
+            "name the sources as data.train, data.validation and data.test, each with its `split`"
+        )
+    kept = [split for split in SPLITS if split in opened.splits]
+    return {s: [Part(spec, opened.splits[s], opened.warnings if s == "train" else ())] for s in kept}
+
+
+def _part(source: str | SourceSpec, *, data: DataSection, base_folder: Path, split: str) -> Part:
+    spec = _spec(source)
+    opened = open_source(spec, base_folder=base_folder, cache_dir=_cache_dir(data))
+    return Part(spec, pick_split(opened, spec=spec, wanted=split), opened.warnings)
+
+
+def _spec(source: str | SourceSpec) -> SourceSpec:
+    return SourceSpec(source=source) if isinstance(source, str) else source
+
+
+def _cache_dir(data: DataSection) -> Path | None:
+    return Path(data.cache_dir).expanduser() if data.cache_dir else None
+
+
+def _set_aside(train: RowSet, *, data: DataSection, problem_type: str, delimiter: str) -> tuple[RowSet, RowSet, str]:
+    """Return what is left of train, the validation rows, and a note that says how they were drawn."""
+    labels = train.columns.get("label")
+    strata, how = None, "drawn from all rows alike, as there are no labels"
+    if labels is not None:
+        kind = infer_problem_type(labels, problem_type, delimiter=delimiter)
+        if kind in ("regression", "multi_label_classification"):
+            how = f"drawn from all rows alike, as labels are not strata in {kind.replace('_', ' ')}"
+        else:
+            strata, how = [str(label).strip() for label in labels], "stratified by label"
+    kept, held = split_share(train.keys(), share=data.validation_share, seed=data.split_seed, strata=strata)
+    note = f"no validation rows are given: {len(held)} of the {train.rows} train rows were set aside, {how}"
+    return train.select(kept), train.select(held), note
+
+
+def _finish(sets: dict[str, RowSet], *, notes: list[str]) -> SplitSet:
+    ordered = {split: sets[split] for split in SPLITS if split in sets}
+    test = ordered.get("test")
+    return SplitSet(
+        train=ordered["train"].dataset(),
+        validation=ordered["validation"].dataset(),
+        test=None if test is None else test.dataset(),
+        fingerprint=fingerprint(ordered),
+        provenance={split: list(rows.provenance) for split, rows in ordered.items()},
+        warnings=tuple(dict.fromkeys(notes)),
+        label_names=ordered["train"].class_names,
+        row_sets=ordered,
+    )

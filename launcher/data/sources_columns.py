@@ -1,0 +1,199 @@
+"""The source's columns to ours: text, text_pair, label, id; by the recipe's ``columns`` or by names that leave no doubt."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from launcher.data.readers import Places, Table
+from launcher.errors import DataError
+from launcher.registry import suggest
+
+_TEXT_NAMES = (
+    "sentence",
+    "sentence1",
+    "content",
+    "review",
+    "text1",
+    "text_a",
+    "comment",
+    "document",
+    "utterance",
+    "tweet",
+)
+_LABEL_NAMES = ("labels", "category", "class", "intent", "target")
+_ID_NAMES = ("idx", "index", "guid")
+# Columns that together are a pair, whatever else the file has.
+_PAIRS = (
+    ("sentence1", "sentence2"),
+    ("text1", "text2"),
+    ("text_a", "text_b"),
+    ("premise", "hypothesis"),
+    ("question1", "question2"),
+    ("question", "sentence"),
+)
+_SECOND_NAMES = tuple(second for _, second in _PAIRS if second != "sentence")
+# Columns that often stand beside a text: with one of them, the text alone is a choice that the user should make.
+_RIVALS = ("title", "question", "premise", "hypothesis", "context", "abstract", "body", "summary", "description")
+
+
+def choose_columns(
+    table: Table, *, columns: dict[str, str | list[str]], needs: Sequence[str], optional: Sequence[str]
+) -> dict[str, list[str]]:
+    """Return our column name -> the source's columns that make it.
+
+    A column that ``columns`` does not name is found by common names, text_pair only where text was found so too.
+
+    Raises:
+        DataError: a column is missing, or cannot be told without doubt; the file's columns and the line to write are shown.
+    """
+    ours = (*needs, *optional)
+    chosen = {
+        name: [given] if isinstance(given, str) else list(given) for name, given in columns.items() if name in ours
+    }
+    for name, given in chosen.items():
+        _check_given(name, given=given, table=table)
+    for name, found in _find(table.names, taken=chosen).items():
+        if name in ours:
+            chosen.setdefault(name, [found])
+    missing = [name for name in needs if name not in chosen]
+    if missing:
+        raise DataError(_ask(table, missing=missing, chosen=chosen))
+    return chosen
+
+
+def check_keys(columns: dict[str, str | list[str]], *, known: Sequence[str]) -> None:
+    """Raise DataError where ``columns`` names a column that the task does not have, or joins one that is no text."""
+    for name, given in columns.items():
+        if name not in known:
+            near = suggest(name, known)
+            hint = f"; did you mean {near!r}?" if near else ""
+            raise DataError(f"data.columns names {name!r}; this task has the columns {', '.join(known)}{hint}")
+        if isinstance(given, list) and (not given or not name.startswith("text")):
+            raise DataError(f"data.columns.{name} is the list {given}; only texts are joined: name one column")
+
+
+def _check_given(name: str, *, given: list[str], table: Table) -> None:
+    for column in given:
+        if column not in table.names:
+            near = suggest(column, table.names)
+            hint = f"; did you mean {near!r}?" if near else ""
+            raise DataError(
+                f"{table.places.shown}: has no column {column!r}, which data.columns.{name} names; "
+                f"its columns are {', '.join(map(repr, table.names))}{hint}"
+            )
+
+
+def _find(names: Sequence[str], *, taken: dict[str, list[str]]) -> dict[str, str]:
+    """Return our name -> the source's, for what the names alone decide."""
+    free = [name for name in names if not any(name in used for used in taken.values())]
+    found = {}
+    if "text" not in taken:
+        found.update(_find_texts(free))
+    for ours, common in (("label", _LABEL_NAMES), ("id", _ID_NAMES)):
+        match = ours if ours in free else _only(free, common)
+        if ours not in taken and match:
+            found[ours] = match
+    return found
+
+
+def _find_texts(names: Sequence[str]) -> dict[str, str]:
+    """The text, and its pair where the names are a known pair; nothing where several readings are possible."""
+    if "text" in names:
+        return {"text": "text"} | ({"text_pair": "text_pair"} if "text_pair" in names else {})
+    pairs = [pair for pair in _PAIRS if set(pair) <= set(names)]
+    if len(pairs) == 1:
+        return {"text": pairs[0][0], "text_pair": pairs[0][1]}
+    single = _only(names, _TEXT_NAMES)
+    if pairs or not single or any(rival in names for rival in (*_RIVALS, *_SECOND_NAMES)):
+        return {}
+    return {"text": single}
+
+
+def _only(names: Sequence[str], common: Sequence[str]) -> str | None:
+    matches = [name for name in names if name.lower() in common]
+    return matches[0] if len(matches) == 1 else None
+
+
+def _ask(table: Table, *, missing: list[str], chosen: dict[str, list[str]]) -> str:
+    """Say which columns the file has, and write the line that is needed."""
+    listed = ", ".join(map(repr, table.names)) or "none"
+    if missing == ["label"] and _only(table.names, ("score", "rating", "stars", "similarity")):
+        guess = {"label": _only(table.names, ("score", "rating", "stars", "similarity")) or ""}
+    else:
+        guess = {name: f"<the column with the {name.replace('_', ' ')}>" for name in missing}
+    texts = [name for name in table.names if name.lower() in (*_RIVALS, *_TEXT_NAMES)]
+    if "text" in missing and texts:
+        guess["text"] = texts[0] if len(texts) == 1 else f"[{', '.join(texts)}]"
+    line = ", ".join(f"{name}: {given}" for name, given in ({n: _flow(g) for n, g in chosen.items()} | guess).items())
+    return (
+        f"{table.places.shown}: which column is {' and which is '.join(missing)} cannot be told from its columns "
+        f"{listed}; write into the recipe, under data:  columns: {{{line}}}"
+    )
+
+
+def _flow(given: list[str]) -> str:
+    return given[0] if len(given) == 1 else f"[{', '.join(given)}]"
+
+
+# --- values --------------------------------------------------------------------------------------------------------
+
+
+def text_values(table: Table, *, columns: list[str], rows: Sequence[int], join: str, ours: str) -> list[str]:
+    """Return the texts of ``rows``, several columns joined. Raises DataError naming the first row that is not text."""
+    parts = []
+    for column in columns:
+        values = table.column(column)
+        picked = [values[row] for row in rows]
+        for row, value in zip(rows, picked, strict=True):
+            if not isinstance(value, str):
+                raise DataError(_not_text(value, column=column, ours=ours, place=table.places(row)))
+        parts.append(picked)
+    return parts[0] if len(parts) == 1 else [join.join(row) for row in zip(*parts, strict=True)]
+
+
+def _not_text(value: Any, *, column: str, ours: str, place: str) -> str:
+    kind = "null" if value is None or (isinstance(value, float) and math.isnan(value)) else type(value).__name__
+    return (
+        f"{place}: column {column!r} ({ours}) holds {value!r} ({kind}), which is not text; "
+        "mend or remove the row, or name another column under data.columns"
+    )
+
+
+def id_values(table: Table, *, column: str, rows: Sequence[int]) -> list[str]:
+    """Return the ids of ``rows`` as text."""
+    values = table.column(column)
+    return [str(values[row]) for row in rows]
+
+
+def label_values(table: Table, *, column: str, rows: Sequence[int]) -> list[Any]:
+    """Return the labels of ``rows``: text, numbers, lists of text, or None. Raises DataError for anything else."""
+    values = table.column(column)
+    return [_plain_label(values[row], column=column, places=table.places, row=row) for row in rows]
+
+
+def _plain_label(value: Any, *, column: str, places: Places, row: int) -> Any:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if value is None or isinstance(value, str | int | float):
+        return value
+    if isinstance(value, list | tuple) and not any(
+        isinstance(item, list | tuple | dict) or item is None for item in value
+    ):
+        return [str(_plain_label(item, column=column, places=places, row=row)) for item in value]
+    raise DataError(
+        f"{places(row)}: column {column!r} (label) holds {value!r}; a label is text, a number, or a list of these"
+    )
+
+
+def uniform_labels(values: list[Any]) -> list[Any]:
+    """Give all labels of a split one type: lists, else whole numbers, else numbers, else text; None stays None."""
+    known = [value for value in values if value is not None]
+    if any(isinstance(value, list) for value in known):
+        return [value if value is None or isinstance(value, list) else [str(value)] for value in values]
+    if any(isinstance(value, str) for value in known):
+        return [value if value is None else str(value) for value in values]
+    if any(isinstance(value, float) for value in known):
+        return [value if value is None else float(value) for value in values]
+    return values

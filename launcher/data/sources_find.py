@@ -1,0 +1,260 @@
+"""What a source's name stands for: a file, a folder of splits, a folder saved by ``datasets``, a built-in set, a hub id."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from launcher.data.builtin import PREFIX, make_builtin
+from launcher.data.readers import FORMATS, ArrowTable, ColumnsTable, Places, Table, file_format, read_file
+from launcher.errors import DataError
+from launcher.registry import suggest
+
+if TYPE_CHECKING:
+    from launcher.recipe.schema import SourceSpec
+
+SPLITS = ("train", "validation", "test")
+_ALIASES = {
+    "train": "train",
+    "training": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "dev": "validation",
+    "test": "test",
+    "testing": "test",
+}
+_SHARD = re.compile(r"(?P<split>[A-Za-z]+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?:-[0-9a-f]+)?")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)?")
+_COMMIT = re.compile(r"@([0-9a-f]{40})/")
+
+Reader = Callable[[], list[Table]]
+
+
+@dataclass(frozen=True)
+class OpenSource:
+    """A source that was found: the name of every split and how to read it."""
+
+    shown: str
+    splits: dict[str, Reader]
+    single: bool
+    """The source has one set of rows and does not name it: it serves as any split."""
+    warnings: tuple[str, ...] = ()
+
+
+def open_source(spec: SourceSpec, *, base_folder: Path, cache_dir: Path | None = None) -> OpenSource:
+    """Find what ``spec.source`` names; an existing path wins over a hub id.
+
+    Raises:
+        DataError: nothing is there (with near names), a folder holds no splits, or the hub cannot be reached.
+    """
+    if spec.source.startswith(PREFIX):
+        return _open_builtin(spec, cache_dir=cache_dir)
+    path = (base_folder / Path(spec.source).expanduser()).resolve()
+    if path.exists():
+        _refuse_hub_options(spec)
+        return _open_folder(path, spec=spec) if path.is_dir() else _open_file(path, spec=spec)
+    if _looks_like_path(spec.source):
+        raise DataError(_missing(spec.source, path=path))
+    return _open_hub(spec, path=path)
+
+
+def split_name(name: str) -> str | None:
+    """Return train, validation or test for any common name of one of them, else None."""
+    return _ALIASES.get(name.lower())
+
+
+def pick_split(opened: OpenSource, *, spec: SourceSpec, wanted: str) -> Reader:
+    """Return the reader of the split that ``spec.split``, or else ``wanted``, names. Raises DataError."""
+    if opened.single:
+        return next(iter(opened.splits.values()))
+    name = spec.split or wanted
+    for key in (name, split_name(name)):
+        if key in opened.splits:
+            return opened.splits[key]
+    near = suggest(name, opened.splits)
+    hint = f"; did you mean {near!r}?" if near else ""
+    raise DataError(
+        f"{opened.shown}: has no split {name!r}, only {', '.join(opened.splits)}{hint}; set `split` of this source"
+    )
+
+
+# --- kinds ---------------------------------------------------------------------------------------------------------
+
+
+def _open_builtin(spec: SourceSpec, *, cache_dir: Path | None) -> OpenSource:
+    for key in ("name", "revision", "format", "encoding", "delimiter", "header"):
+        if getattr(spec, key) is not None:
+            raise DataError(f"{spec.source}: `{key}` has no meaning for a built-in source; remove it")
+    made = make_builtin(spec.source.removeprefix(PREFIX), cache_dir=cache_dir)
+
+    def reader(split: str) -> Reader:
+        rows = made.splits[split]
+        columns = {name: [row[name] for row in rows] for name in rows[0]}
+        return lambda: [ColumnsTable(Places(f"{spec.source} {split}"), columns, dict(made.facts))]
+
+    return OpenSource(
+        spec.source, {split: reader(split) for split in made.splits}, single=False, warnings=made.warnings
+    )
+
+
+def _open_file(path: Path, *, spec: SourceSpec) -> OpenSource:
+    if spec.split is not None:
+        raise DataError(f"{path}: is one file and has no splits; remove `split: {spec.split}` from this source")
+
+    return OpenSource(str(path), {"train": lambda: [read_file(path, spec=spec)]}, single=True)
+
+
+def _open_folder(path: Path, *, spec: SourceSpec) -> OpenSource:
+    if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+        return _open_saved(path, spec=spec)
+    files = _split_files(path) or _split_files(path / "data")
+    if not files:
+        raise DataError(_no_splits(path))
+
+    def reader(shards: list[Path]) -> Reader:
+        return lambda: [read_file(shard, spec=spec) for shard in shards]
+
+    ordered = sorted(files, key=SPLITS.index)
+    return OpenSource(str(path), {split: reader(files[split]) for split in ordered}, single=False)
+
+
+def _split_files(folder: Path) -> dict[str, list[Path]]:
+    """Return the files of every split of a folder: one file, or all shards in order."""
+    found: dict[str, list[Path]] = {}
+    if not folder.is_dir():
+        return found
+    for path in sorted(folder.iterdir()):
+        shard = _SHARD.fullmatch(path.stem)
+        split = split_name(shard["split"] if shard else path.stem)
+        if split and path.is_file() and file_format(path):
+            found.setdefault(split, []).append(path)
+    for split, paths in found.items():
+        _check_shards(split, paths=paths)
+    return found
+
+
+def _check_shards(split: str, *, paths: list[Path]) -> None:
+    shards = [_SHARD.fullmatch(path.stem) for path in paths]
+    if len(paths) > 1 and not all(shards):
+        names = " and ".join(path.name for path in paths)
+        raise DataError(
+            f"{paths[0].parent}: both {names} could be the {split} split; name the right one as data.{split}"
+        )
+    counts = {int(shard["count"]) for shard in shards if shard}
+    if shards[0] and (len(counts) > 1 or len(paths) != max(counts)):
+        raise DataError(
+            f"{paths[0].parent}: the {split} split has {len(paths)} of {max(counts)} shards; fetch the missing ones"
+        )
+
+
+def _open_saved(path: Path, *, spec: SourceSpec) -> OpenSource:
+    import datasets
+
+    if spec.format or spec.encoding or spec.delimiter or spec.header:
+        raise DataError(
+            f"{path}: was saved by `datasets`; remove format, encoding, delimiter and header from this source"
+        )
+    try:
+        loaded = datasets.load_from_disk(str(path))
+    except Exception as error:  # noqa: BLE001 - a damaged folder raises whatever its reader met
+        raise DataError(
+            f"{path}: cannot be loaded as saved by `datasets` ({_first_line(error)}); save it again"
+        ) from None
+    return _of_datasets(loaded, shown=str(path), facts={"format": "datasets"})
+
+
+def _of_datasets(loaded: Any, *, shown: str, facts: dict[str, Any]) -> OpenSource:
+    if not isinstance(loaded, dict):
+        return OpenSource(shown, {"train": lambda: [ArrowTable(Places(shown), loaded, facts)]}, single=True)
+
+    def reader(split: str) -> Reader:
+        return lambda: [ArrowTable(Places(f"{shown} {split}"), loaded[split], facts)]
+
+    known = {split_name(split) or split: reader(split) for split in loaded}
+    unused = [split for split in known if split not in SPLITS]
+    warning = (f"{shown}: splits that are not used: {', '.join(unused)}",) if unused else ()
+    return OpenSource(shown, known, single=False, warnings=warning)
+
+
+# --- the hub -------------------------------------------------------------------------------------------------------
+
+
+def _open_hub(spec: SourceSpec, *, path: Path) -> OpenSource:
+    import datasets
+
+    if spec.format or spec.encoding or spec.delimiter or spec.header:
+        raise DataError(f"{spec.source}: is a hub id; remove format, encoding, delimiter and header, or give a path")
+    shown = spec.source + (f" ({spec.name})" if spec.name else "")
+    try:
+        loaded = datasets.load_dataset(spec.source, name=spec.name, split=spec.split, revision=spec.revision)
+    except Exception as error:  # noqa: BLE001 - the hub's client, its cache and every builder have their own errors
+        raise DataError(_hub_fault(spec, error=error, path=path)) from None
+    some = next(iter(loaded.values())) if isinstance(loaded, dict) else loaded
+    return _of_datasets(loaded, shown=shown, facts={"format": "hub", "revision": _commit(some) or spec.revision})
+
+
+def _commit(dataset: Any) -> str | None:
+    found = (_COMMIT.search(url) for url in (dataset.info.download_checksums or {}))
+    return next((match[1] for match in found if match), None)
+
+
+def _hub_fault(spec: SourceSpec, *, error: Exception, path: Path) -> str:
+    reason = _first_line(error)
+    start = f"data source {spec.source!r}: no file or folder {path} exists{_near(path)}, and as a hub id it"
+    if isinstance(error, ConnectionError) or "offline" in reason.lower() or "reach" in reason.lower():
+        return (
+            f"{start} is neither in the local cache nor can the hub be reached ({reason}); fetch it once on a machine with "
+            "a network (`hf download --repo-type dataset`, or datasets.load_dataset(...).save_to_disk(FOLDER)) "
+            "and name the folder as the source"
+        )
+    return f"{start} cannot be loaded: {reason}; check the id, `name`, `split`, `revision` and your login (`hf auth login`)"
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {' '.join(lines)[:300]}" if lines else type(error).__name__
+
+
+def _refuse_hub_options(spec: SourceSpec) -> None:
+    for key in ("name", "revision"):
+        if getattr(spec, key) is not None:
+            raise DataError(f"{spec.source}: is a path, for which `{key}` has no meaning; remove it, or give a hub id")
+
+
+# --- nothing there -------------------------------------------------------------------------------------------------
+
+
+def _looks_like_path(source: str) -> bool:
+    return (
+        source.startswith((".", "/", "~"))
+        or Path(source).suffix.lower() in FORMATS
+        or source.endswith("/")
+        or not _HUB_ID.fullmatch(source)
+    )
+
+
+def _missing(source: str, *, path: Path) -> str:
+    return f"data source {source!r}: no file or folder {path} exists{_near(path)}; paths count from the recipe's folder"
+
+
+def _near(path: Path) -> str:
+    """Say what is there instead: the nearest name beside the path, or the last folder that exists."""
+    parent = path.parent
+    if not parent.is_dir():
+        standing = next(folder for folder in parent.parents if folder.is_dir())
+        return f" (there is no folder {parent}; the path exists up to {standing})"
+    near = suggest(path.name, [entry.name for entry in parent.iterdir()])
+    return f" (did you mean {near!r}?)" if near else ""
+
+
+def _no_splits(path: Path) -> str:
+    held = sorted(entry.name + ("/" if entry.is_dir() else "") for entry in path.iterdir())
+    listed = ", ".join(held[:8]) + (", ..." if len(held) > 8 else "") if held else "nothing"
+    return (
+        f"{path}: holds no file named train, validation (dev, valid, val) or test with a known ending "
+        f"({', '.join(sorted(FORMATS))}); it holds {listed}; name the files as data.train, data.validation, data.test"
+    )

@@ -1,0 +1,265 @@
+"""One split's rows in our columns: read, filtered, mapped, checked; and what is compared between splits."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from launcher.data.readers import Places, Table
+from launcher.data.sources_columns import choose_columns, id_values, label_values, text_values, uniform_labels
+from launcher.data.sources_find import Reader
+from launcher.errors import DataError
+from launcher.registry import suggest
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from launcher.recipe.schema import DataSection, SourceSpec
+
+
+@dataclass(frozen=True)
+class RowSet:
+    """The rows of one split, in our columns."""
+
+    columns: dict[str, list[Any]]
+    """text[, text_pair][, label][, id] and row_id, each [rows]."""
+    segments: tuple[tuple[int, Places], ...]
+    """(first row_id, places of the rows from there on) of every source, ascending."""
+    provenance: tuple[dict[str, Any], ...]
+    """What each source was: path, format, encoding, delimiter, revision, rows."""
+    warnings: tuple[str, ...] = ()
+    class_names: tuple[str, ...] = ()
+    """Names of the classes where the source declares them."""
+
+    @property
+    def rows(self) -> int:
+        """Number of rows."""
+        return len(self.columns["row_id"])
+
+    def place(self, row: int) -> str:
+        """Return file and row of the ``row``-th row (from 0), for an error message."""
+        row_id = self.columns["row_id"][row]
+        start, places = self.segments[bisect_right([first for first, _ in self.segments], row_id) - 1]
+        return places(row_id - start)
+
+    def select(self, rows: Sequence[int]) -> RowSet:
+        """Return the given rows, in the given order."""
+        return replace(self, columns={name: [values[row] for row in rows] for name, values in self.columns.items()})
+
+    def without_labels(self) -> RowSet:
+        """Return the rows without their labels."""
+        return replace(self, columns={name: values for name, values in self.columns.items() if name != "label"})
+
+    def keys(self) -> list[tuple[str, ...]]:
+        """Return what makes two rows the same text: [rows] text and pair, case and spacing folded."""
+        texts = [self.columns[name] for name in ("text", "text_pair") if name in self.columns]
+        return [tuple(" ".join(text.casefold().split()) for text in row) for row in zip(*texts, strict=True)]
+
+    def dataset(self) -> Dataset:
+        """Return the rows as a Dataset."""
+        from datasets import Dataset
+
+        return Dataset.from_dict(self.columns)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One source of a split, found and not yet read."""
+
+    spec: SourceSpec
+    reader: Reader
+    warnings: tuple[str, ...] = ()
+
+
+def read_split(
+    split: str, *, parts: Sequence[Part], data: DataSection, needs: Sequence[str], optional: Sequence[str]
+) -> RowSet:
+    """Read the sources of a split, one after the other. Raises DataError naming file and row."""
+    if split == "test":
+        needs, optional = [name for name in needs if name != "label"], [*optional, "label"]
+    pieces: list[RowSet] = []
+    start = 0
+    for part in parts:
+        kept = 0
+        for table in part.reader():
+            limit = None if part.spec.limit is None else part.spec.limit - kept
+            piece = _read_table(table, part=part, start=start, limit=limit, data=data, needs=needs, optional=optional)
+            pieces.append(piece)
+            kept, start = kept + piece.rows, start + table.rows
+        if not kept:
+            raise DataError(_no_rows(split, part=part, read=sum(piece.provenance[0]["rows_read"] for piece in pieces)))
+    return _join(split, pieces=pieces, warnings=[note for part in parts for note in part.warnings])
+
+
+def _no_rows(split: str, *, part: Part, read: int) -> str:
+    where = f"{part.spec.source}: the {split} split"
+    if part.spec.filter and read:
+        return f"{where} has no rows left of {read} after filter {part.spec.filter}; check the values, which are compared as they stand"
+    return f"{where} has no rows; give it some, or leave the split out"
+
+
+def _read_table(
+    table: Table,
+    *,
+    part: Part,
+    start: int,
+    limit: int | None,
+    data: DataSection,
+    needs: Sequence[str],
+    optional: Sequence[str],
+) -> RowSet:
+    rows = _kept_rows(table, spec=part.spec)[:limit]
+    facts = {"source": part.spec.source, "place": table.places.shown, **table.facts}
+    counts = {"rows_read": table.rows, "rows": len(rows)}
+    columns: dict[str, list[Any]] = {"row_id": [start + row for row in rows]}
+    names: tuple[str, ...] = ()
+    if table.names:
+        chosen = choose_columns(table, columns=data.columns, needs=needs, optional=optional)
+        facts["columns"] = {ours: theirs[0] if len(theirs) == 1 else theirs for ours, theirs in chosen.items()}
+        columns = _our_columns(table, chosen=chosen, rows=rows, join=data.join) | columns
+        names = table.class_names.get(chosen["label"][0], ()) if "label" in chosen else ()
+    return RowSet(columns, ((start, table.places),), ({**facts, **counts},), table.warnings, names)
+
+
+def _our_columns(
+    table: Table, *, chosen: Mapping[str, list[str]], rows: Sequence[int], join: str
+) -> dict[str, list[Any]]:
+    columns: dict[str, list[Any]] = {}
+    for ours in sorted(chosen, key=("text", "text_pair", "label", "id").index):
+        theirs = chosen[ours]
+        if ours in ("text", "text_pair"):
+            columns[ours] = text_values(table, columns=theirs, rows=rows, join=join, ours=ours)
+        else:
+            columns[ours] = (label_values if ours == "label" else id_values)(table, column=theirs[0], rows=rows)
+    return columns
+
+
+def _join(split: str, *, pieces: Sequence[RowSet], warnings: Sequence[str]) -> RowSet:
+    pieces = [piece for piece in pieces if piece.rows]
+    names = list(pieces[0].columns)
+    for piece in pieces[1:]:
+        odd = set(names) ^ set(piece.columns) - {"id"}
+        if odd - {"id"}:
+            first, second = (p.segments[0][1].shown for p in (pieces[0], piece))
+            raise DataError(
+                f"the sources of {split} differ: {first} and {second} do not both have {', '.join(sorted(odd - {'id'}))}; "
+                "name the columns under data.columns, or make the files alike"
+            )
+    names = [name for name in names if all(name in piece.columns for piece in pieces)]
+    columns = {name: [value for piece in pieces for value in piece.columns[name]] for name in names}
+    if "label" in columns:
+        columns["label"] = uniform_labels(columns["label"])
+    return RowSet(
+        columns,
+        tuple(segment for piece in pieces for segment in piece.segments),
+        tuple(fact for piece in pieces for fact in piece.provenance),
+        (*warnings, *(note for piece in pieces for note in piece.warnings)),
+        pieces[0].class_names,
+    )
+
+
+# --- filters -------------------------------------------------------------------------------------------------------
+
+
+def _kept_rows(table: Table, *, spec: SourceSpec) -> list[int]:
+    rows = list(range(table.rows))
+    for name, wanted in (spec.filter or {}).items():
+        if name not in table.names:
+            near = suggest(name, table.names)
+            hint = f"; did you mean {near!r}?" if near else ""
+            raise DataError(
+                f"{table.places.shown}: has no column {name!r} to filter by; "
+                f"its columns are {', '.join(map(repr, table.names))}{hint}"
+            )
+        values = table.column(name)
+        accepted = wanted if isinstance(wanted, list) else [wanted]
+        rows = [row for row in rows if any(_equal(values[row], value) for value in accepted)]
+    return rows
+
+
+def _equal(value: Any, wanted: str | float | bool) -> bool:
+    """Whether a row's value is the wanted one; text from a file is compared with a number by the number it writes."""
+    if isinstance(value, str) and isinstance(wanted, bool):
+        return value.lower() == str(wanted).lower()
+    if isinstance(value, str) and not isinstance(wanted, str):
+        try:
+            return float(value) == wanted
+        except ValueError:
+            return False
+    if isinstance(value, bool) != isinstance(wanted, bool):
+        return False
+    return str(value) == wanted if isinstance(wanted, str) else bool(value == wanted)
+
+
+# --- between splits ------------------------------------------------------------------------------------------------
+
+
+def without_hidden_labels(test: RowSet, *, train: RowSet | None = None) -> tuple[RowSet, list[str]]:
+    """Return test rows without labels where none has one, and a note that says so.
+
+    Hidden labels are null, empty, or -1 where train has no such label. Raises DataError where only some rows have one.
+    """
+    if "label" not in test.columns:
+        return test, ["the test rows have no labels: they are for prediction only"] if train else []
+    labels = test.columns["label"]
+    known = set(map(str, train.columns.get("label", ()))) if train else set()
+    hidden = [label is None or (str(label).strip() in ("", "-1") and str(label) not in known) for label in labels]
+    if all(hidden):
+        return test.without_labels(), ["no test row has a label (null, empty or -1): they are for prediction only"]
+    row = next((row for row, label in enumerate(labels) if label is None), None)
+    if row is not None:
+        count = sum(label is None for label in labels)
+        raise DataError(
+            f"{test.place(row)}: has no label, like {count} of the {test.rows} test rows; "
+            "label all test rows, or none (then they are for prediction only)"
+        )
+    return test, []
+
+
+def check_alike(sets: Mapping[str, RowSet]) -> None:
+    """Raise DataError where validation or test lacks a column that train has (test may lack label), or a label is null."""
+    train = set(sets["train"].columns) - {"id"}
+    for split, rows in sets.items():
+        odd = (set(rows.columns) - {"id"}) ^ train
+        odd -= {"label"} if split == "test" else set()
+        if odd:
+            raise DataError(
+                f"{rows.segments[0][1].shown}: {split} and train do not both have {', '.join(sorted(odd))}; "
+                "name the columns under data.columns, or make the files alike"
+            )
+        missing = next((row for row, label in enumerate(rows.columns.get("label", ())) if label is None), None)
+        if missing is not None:
+            raise DataError(f"{rows.place(missing)}: has no label (null); add it, or remove the row")
+
+
+def recurring(sets: Mapping[str, RowSet]) -> list[str]:
+    """Return a warning, with an example, for validation and for test rows whose text also stands in train."""
+    train = {key: row for row, key in reversed(list(enumerate(sets["train"].keys())))}
+    notes = []
+    for split in ("validation", "test"):
+        if split not in sets:
+            continue
+        again = [(row, train[key]) for row, key in enumerate(sets[split].keys()) if key in train]
+        if again:
+            row, first = again[0]
+            text = " ".join(sets[split].columns["text"][row].split())
+            notes.append(
+                f"{len(again)} of the {sets[split].rows} {split} rows also stand in train (case and spacing aside), so "
+                f"the scores on {split} flatter: {sets[split].place(row)} = {sets['train'].place(first)}: {text[:80]!r}"
+            )
+    return notes
+
+
+def fingerprint(sets: Mapping[str, RowSet]) -> str:
+    """Return the sha256 (hex) over every row of every split, in order, by our column names."""
+    digest = hashlib.sha256()
+    for split, rows in sets.items():
+        names = list(rows.columns)
+        digest.update(json.dumps([split, names, rows.rows]).encode())
+        for row in zip(*rows.columns.values(), strict=True):
+            digest.update(json.dumps(row, ensure_ascii=False).encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()

@@ -1,0 +1,55 @@
+"""Checkpoints: written by all ranks, counted only when their manifest, written last, matches what lies beside it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from launcher.rundir import fsync_tree, replace_folder, write_json
+
+MANIFEST = "MANIFEST.json"
+
+
+def write_manifest(checkpoint: Path, **facts: Any) -> None:
+    """Flush a checkpoint to disk and then write its manifest: the size of every file, and ``facts``."""
+    fsync_tree(checkpoint)
+    files = {
+        str(path.relative_to(checkpoint)): path.stat().st_size
+        for path in sorted(checkpoint.rglob("*"))
+        if path.is_file() and path.name != MANIFEST
+    }
+    write_json(checkpoint / MANIFEST, {**facts, "files": files})
+
+
+def prune(folder: Path, *, keep_last: int, keep: Iterable[Path]) -> None:
+    """Remove all checkpoints but the newest ``keep_last`` complete ones and those in ``keep``."""
+    kept = {path.resolve() for path in keep}
+    complete = sorted(
+        (path for path in folder.glob("step-*") if (path / MANIFEST).is_file()),
+        key=lambda path: int(path.name.split("-")[1]),
+    )
+    for path in complete[:-keep_last]:
+        if path.resolve() not in kept:
+            # The manifest goes first: a crash in between leaves a folder that nobody takes for a checkpoint.
+            (path / MANIFEST).unlink(missing_ok=True)
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def save_model_folder(model: Any, tokenizer: Any, target: Path, *, state_dict: Any, facts: dict[str, Any]) -> None:
+    """Write the finished model as a folder that transformers loads, in one piece."""
+
+    def fill(folder: Path) -> None:
+        model.save_pretrained(folder, state_dict=state_dict)
+        tokenizer.save_pretrained(folder)
+        write_json(folder / "launcher.json", facts)
+
+    replace_folder(target, fill)
+
+
+def read_model_facts(model_folder: Path) -> dict[str, Any]:
+    """Return what ``save_model_folder`` wrote beside a model: its task, labels, length."""
+    facts: dict[str, Any] = json.loads((model_folder / "launcher.json").read_text())
+    return facts

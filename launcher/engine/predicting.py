@@ -1,0 +1,94 @@
+"""Run a model over rows on all ranks, the one way in which this program evaluates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from launcher.data.sampling import evaluation_batches
+from launcher.engine.loading import Rows
+
+
+@torch.no_grad()
+def predict_logits(
+    model: Any,
+    split: Any,
+    collate: Callable[[Sequence[dict[str, Any]]], dict[str, Any]],
+    *,
+    batch_size: int,
+    device: Any,
+    loss: Callable[[Any, dict[str, Any]], tuple[Any, Any]] | None = None,
+    on_batch: Callable[[int, int], None] | None = None,
+) -> tuple[np.ndarray, float | None]:
+    """Return (logits float32 [rows, outputs] in the order of the rows, mean loss), the same on every rank.
+
+    Every rank runs the same number of passes, which sharded weights need: a rank without rows left repeats its first.
+
+    Args:
+        loss: (outputs, batch) -> (summed loss, total weight), for labelled rows.
+        on_batch: told (passes done, passes in all).
+    """
+    rank, world = _rank_and_world()
+    rows = Rows(split)
+    batches = evaluation_batches(split["length"], batch_size=batch_size)
+    mine = batches[rank::world]
+    passes = -(-len(batches) // world)
+    found: list[tuple[np.ndarray, np.ndarray]] = []
+    totals = torch.zeros(2, dtype=torch.float64)
+    with _evaluating(model):
+        for number in range(passes):
+            counts = number < len(mine)
+            numbers = mine[number] if counts else batches[0][:1]
+            batch = collate(rows.__getitems__([int(n) for n in numbers]))
+            batch = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
+            outputs = model(**{k: v for k, v in batch.items() if k not in ("labels", "sample_weight", "row_numbers")})
+            if counts:
+                found.append((numbers, outputs["logits"].float().cpu().numpy()))
+                if loss is not None and "labels" in batch:
+                    totals += torch.stack([part.double().cpu() for part in loss(outputs, batch)])
+            if on_batch is not None:
+                on_batch(number + 1, passes)
+    gathered = _gather((found, totals.tolist()))
+    return _in_order([pair for part, _ in gathered for pair in part], len(rows)), _mean_loss([t for _, t in gathered])
+
+
+def _in_order(parts: list[tuple[np.ndarray, np.ndarray]], rows: int) -> np.ndarray:
+    result = np.empty((rows, parts[0][1].shape[1]), dtype=np.float32)
+    for numbers, logits in parts:
+        result[numbers] = logits
+    return result
+
+
+def _mean_loss(totals: list[list[float]]) -> float | None:
+    summed, weight = (sum(column) for column in zip(*totals, strict=True))
+    return summed / weight if weight else None
+
+
+def _rank_and_world() -> tuple[int, int]:
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
+
+
+def _gather(value: Any) -> list[Any]:
+    _, world = _rank_and_world()
+    if world == 1:
+        return [value]
+    parts: list[Any] = [None] * world
+    dist.all_gather_object(parts, value)
+    return parts
+
+
+@contextmanager
+def _evaluating(model: Any) -> Iterator[None]:
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)

@@ -1,0 +1,310 @@
+"""The one mixin that makes transformers' Trainer ours: groups from the tuning table, global batches, checkpoints, progress.
+
+It is put before ``Trainer`` (or its Seq2Seq or trl kin): ``class RunTrainer(RunMixin, Trainer)``. Nothing of Trainer is copied.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from transformers import Trainer
+
+from launcher.contracts import LaunchPlan, Phase, Prepared
+from launcher.data.sampling import GlobalBatches, RankBatches
+from launcher.engine.checkpoints import prune, write_manifest
+from launcher.engine.loading import Rows, TrainLoader, WithRowIds
+from launcher.engine.predicting import predict_logits
+from launcher.engine.progress import Progress
+from launcher.engine.signals import StopFlag
+from launcher.errors import PlanMismatch, TrainingDiverged
+from launcher.recipe.schema import Recipe
+from launcher.rundir import RunDir
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """What a phase of a run needs beside the model."""
+
+    recipe: Recipe
+    run: RunDir
+    attempt: int
+    launch: LaunchPlan
+    phase: Phase
+    task: Any
+    prepared: Prepared
+    progress: Progress
+    stop: StopFlag
+
+
+class RunMixin:
+    """Overrides of Trainer's public extension points; ``self.context`` is set before ``train()``."""
+
+    context: RunContext
+    args: Any
+    model: Any
+    state: Any
+    control: Any
+    accelerator: Any
+    optimizer: Any
+
+    def start(self, context: RunContext) -> None:
+        """Take over a phase."""
+        self.context = context
+        # The loss below is already divided by the items of the whole global batch.
+        self.loss_is_scaled_for_ga = True
+        self._row_numbers: list[int] = []
+        self._rates: dict[str, float] = {}
+        self._bad_loss = torch.zeros((), device=self.args.device)
+
+    # --- batches ---------------------------------------------------------------------------------------------------
+
+    def get_train_dataloader(self) -> TrainLoader:
+        """Return this rank's share of the global batches."""
+        context, training = self.context, self.context.recipe.training
+        split = context.prepared.train
+        batches = GlobalBatches(
+            lengths=_column(split, "length"),
+            global_batch_size=context.phase.global_batch_size or training.global_batch_size,
+            seed=training.passthrough.get("data_seed") or training.seed,
+            order=training.train_sampling_strategy,
+        )
+        sampler = RankBatches(
+            batches,
+            accumulation=context.launch.batch.accumulation,
+            rank=self.args.process_index,
+            world_size=context.launch.world_size,
+        )
+        return TrainLoader(
+            Rows(split),
+            batch_sampler=sampler,
+            collate_fn=WithRowIds(context.task.collator()),
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory and context.launch.device == "cuda",
+            persistent_workers=self.args.dataloader_persistent_workers,
+            prefetch_factor=self.args.dataloader_prefetch_factor,
+        )
+
+    def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: Any) -> tuple[list[Any], Any]:
+        """Return the micro-batches of one optimizer step, and the items of that step over all ranks."""
+        self.context.progress.on_batch_wanted()
+        batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
+        self._row_numbers = [number for batch in batches for number in batch.pop("row_numbers")]
+        items = torch.stack([self.context.task.items(batch) for batch in batches]).sum().to(device)
+        tokens = torch.stack([_real_tokens(batch) for batch in batches]).sum().to(device)
+        totals = torch.stack([items.double(), tokens.double(), torch.full_like(items, len(self._row_numbers)).double()])
+        if self.context.launch.world_size > 1:
+            dist.all_reduce(totals)
+        self._step_totals = totals
+        return batches, totals[0].float()
+
+    def report_step(self) -> None:
+        """Tell the progress about the step that has just ended."""
+        _, tokens, samples = self._step_totals.tolist()
+        self.context.progress.on_step(
+            self.state.global_step,
+            epoch=self.state.epoch,
+            rows=self._row_numbers,
+            samples=int(samples),
+            tokens=int(tokens),
+        )
+
+    # --- loss ------------------------------------------------------------------------------------------------------
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Return this micro-batch's part of the mean loss over the global batch.
+
+        Engines average gradients over ranks, so each rank's part is multiplied by their number; summed over passes and
+        averaged over ranks it is the loss that one rank would have at the same global batch.
+        """
+        targets = {name: inputs[name] for name in ("labels", "sample_weight") if name in inputs}
+        outputs = model(**{name: value for name, value in inputs.items() if name not in targets})
+        smoothing = self.context.recipe.training.label_smoothing_factor
+        summed = self.context.task.loss(outputs, targets, label_smoothing=smoothing)
+        loss = summed * self.context.launch.world_size / num_items_in_batch
+        self._bad_loss += (~torch.isfinite(loss.detach())).float()
+        return (loss, outputs) if return_outputs else loss
+
+    # --- optimizer -------------------------------------------------------------------------------------------------
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        """Build the optimizer from the tuning table: one named group for each group that trains."""
+        if self.optimizer is not None:
+            return self.optimizer
+        tensors = dict((model or self.model).named_parameters())
+        groups = [
+            {
+                "params": [tensors[name] for name in group.parameters],
+                "lr": group.lr,
+                "weight_decay": group.weight_decay,
+                "name": group.name,
+            }
+            for group in self.context.phase.table.trainable
+        ]
+        optimizer_class, options = Trainer.get_optimizer_cls_and_kwargs(self.args, self.model)
+        self.optimizer = optimizer_class(groups, **options)
+        return self.optimizer
+
+    def assert_table_is_used(self) -> None:
+        """Compare the optimizer's groups and what trains with the tuning table. Raises PlanMismatch."""
+        table = self.context.phase.table
+        wanted = [(group.name, group.lr, group.weight_decay) for group in table.trainable]
+        found = [
+            (g.get("name"), g.get("initial_lr", g["lr"]), g["weight_decay"]) for g in self.optimizer.param_groups
+        ]
+        if found != wanted:
+            raise PlanMismatch(f"the optimizer's groups are {found}, but the tuning table says {wanted}")
+        planned = [name for group in table.trainable for name in group.parameters]
+        trains = {name for name, tensor in self.model.named_parameters() if tensor.requires_grad}
+        if len(planned) != len(set(planned)) or set(planned) != trains:
+            raise PlanMismatch(f"what trains differs from the tuning table: {sorted(set(planned) ^ trains)[:5]}")
+
+    def rates(self) -> dict[str, float]:
+        """Return group name -> rate that the last step used."""
+        return dict(self._rates)
+
+    def remember_rates(self) -> None:
+        """Keep the rates of the step that was just taken, before the schedule moves on."""
+        self._rates = {group["name"]: float(group["lr"]) for group in self.optimizer.param_groups}
+
+    # --- the step's end --------------------------------------------------------------------------------------------
+
+    def agree_to_stop(self) -> bool:
+        """Return whether any rank was asked to stop. Raises TrainingDiverged where any rank's loss is not finite."""
+        world = self.context.launch.world_size
+        if world == 1 and self.context.launch.device == "cuda" and not self.control.should_log:
+            # Reading the loss waits for the GPU; one process does that only when it logs.
+            return self.context.stop.is_set
+        flags = torch.stack([self._bad_loss, torch.full_like(self._bad_loss, float(self.context.stop.is_set))])
+        if world > 1:
+            dist.all_reduce(flags, op=dist.ReduceOp.MAX)
+        bad, stop = (bool(value) for value in flags.tolist())
+        if bad:
+            raise TrainingDiverged(
+                f"the loss is not finite at step {self.state.global_step}; lower training.learning_rate, lengthen "
+                "training.warmup_steps, or use precision: fp32; the newest checkpoint is from before"
+            )
+        return stop
+
+    # --- evaluation ------------------------------------------------------------------------------------------------
+
+    def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> dict[str, float]:
+        """Evaluate on the validation rows, on all ranks, and log the task's metrics with ``prefix_`` before each."""
+        context = self.context
+        started = time.time()
+        logits, loss = self.logits(context.prepared.validation)
+        metrics = context.task.metrics(context.task.predictions(logits, context.prepared.validation, context.prepared))
+        metrics = {f"{metric_key_prefix}_{name}": float(value) for name, value in metrics.items()}
+        if loss is not None:
+            metrics[f"{metric_key_prefix}_loss"] = loss
+        metrics[f"{metric_key_prefix}_seconds"] = time.time() - started
+        self.log(dict(metrics))  # type: ignore[attr-defined]
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)  # type: ignore[attr-defined]
+        return metrics
+
+    def logits(self, split: Any) -> tuple[Any, float | None]:
+        """Return (logits [rows, outputs], mean loss or None) of the current model on ``split``."""
+        context = self.context
+        wrapped = getattr(self, "model_wrapped", self.model)
+        return predict_logits(
+            # Sharded weights are gathered by the engine's hooks; DDP's wrapper adds nothing to a forward pass.
+            wrapped if context.launch.engine == "deepspeed" else self.model,
+            split,
+            context.task.collator(),
+            batch_size=self.args.per_device_eval_batch_size,
+            device=self.args.device,
+            loss=lambda outputs, batch: (context.task.loss(outputs, batch), context.task.items(batch)),
+            on_batch=context.progress.on_evaluation_batch,
+        )
+
+    # --- checkpoints -----------------------------------------------------------------------------------------------
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Write checkpoints/step-N on all ranks, its manifest last, then remove older ones.
+
+        Trainer's own writes to ``checkpoint-N`` in place, without a mark that it is complete.
+        """
+        folder = self.context.run.checkpoints
+        target = folder / f"step-{self.state.global_step}"
+        if self.args.should_save:
+            target.mkdir(parents=True, exist_ok=True)
+            (target / "MANIFEST.json").unlink(missing_ok=True)
+        _barrier()
+        if self.state.best_global_step == self.state.global_step:
+            self.state.best_model_checkpoint = str(target)
+        self.save_model(str(target), _internal_call=True)  # type: ignore[attr-defined]
+        self._save_optimizer_and_scheduler(str(target))  # type: ignore[attr-defined]
+        self._save_scaler(str(target))  # type: ignore[attr-defined]
+        self._save_rng_state(str(target))  # type: ignore[attr-defined]
+        if self.args.should_save:
+            self._save_trainer_state(target)
+        self.context.progress.flush()
+        _barrier()
+        if self.args.should_save:
+            launch = self.context.launch
+            write_manifest(
+                target,
+                step=self.state.global_step,
+                epoch=self.state.epoch,
+                phase=self.context.phase.name,
+                world_size=launch.world_size,
+                engine=launch.engine,
+                zero_stage=launch.zero_stage,
+                global_batch_size=launch.batch.global_batch_size,
+            )
+            best = [Path(self.state.best_model_checkpoint)] if self.state.best_model_checkpoint else []
+            prune(folder, keep_last=self.context.recipe.training.save_total_limit, keep=best)
+            self.context.run.add_event("checkpoint", step=self.state.global_step, attempt=self.context.attempt)
+        _barrier()
+
+    def _save_trainer_state(self, target: Path) -> None:
+        """Write trainer_state.json with the state of stateful callbacks (early stopping), as Trainer's resume reads it."""
+        from transformers.trainer_callback import ExportableState
+
+        for callback in [*self.callback_handler.callbacks, self.control]:  # type: ignore[attr-defined]
+            if isinstance(callback, ExportableState):
+                self.state.stateful_callbacks[type(callback).__name__] = callback.state()
+        self.state.save_to_json(str(target / "trainer_state.json"))
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """Write weights and configuration; not Trainer's pickled arguments, which nothing here reads."""
+        if self.args.should_save:
+            self.model.save_pretrained(output_dir, state_dict=state_dict)
+
+    # --- progress --------------------------------------------------------------------------------------------------
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add rates and throughput to a row of progress, and hand it to Trainer's callbacks."""
+        if "loss" in logs:
+            logs.update({f"lr/{name}": rate for name, rate in self.rates().items()})
+            logs.update(self.context.progress.throughput())
+        super().log(logs, start_time)  # type: ignore[misc]
+
+
+class RunTrainer(RunMixin, Trainer):
+    """Trainer for tasks with one forward pass."""
+
+
+def _column(split: Any, name: str) -> Any:
+    import numpy as np
+
+    return np.asarray(split[name])
+
+
+def _real_tokens(batch: dict[str, Any]) -> Any:
+    mask = batch.get("attention_mask")
+    return mask.sum() if mask is not None else torch.tensor(float(next(iter(batch.values())).shape[0]))
+
+
+def _barrier() -> None:
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        dist.barrier()
+
+

@@ -1,0 +1,274 @@
+"""Simple models on the same rows, so that a fine-tune has something honest to beat."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from launcher.contracts import Predictions
+from launcher.errors import LauncherError
+from launcher.evaluation.metrics import HEADLINE, greater_is_better, is_multilabel, is_regression, metrics_for
+from launcher.registry import suggest
+
+REGULARIZATION_GRID = (0.1, 1.0, 10.0, 100.0)
+"""Values of C (inverse strength) that validation chooses from; ridge regression uses alpha = 1 / C."""
+
+MOST_TRAIN_ROWS = 200_000
+"""Above this many training rows the TF-IDF baseline learns from a seeded sample of that size, and says so."""
+
+MOST_FEATURES = 100_000
+"""Most frequent n-grams that are kept, of words and of characters each."""
+
+TITLES = {"majority": "majority class", "tfidf": "TF-IDF"}
+"""How a baseline is called in sentences and tables."""
+
+
+@dataclass(frozen=True)
+class TextRows:
+    """Rows of a split as plain text; pairs are joined already.
+
+    ``labels`` are those of contracts.Predictions: int64 [n], 0/1 [n, c], float64 [n], or None.
+    """
+
+    texts: Sequence[str]
+    labels: np.ndarray | None
+    row_ids: Sequence[int] | None = None
+
+    def take(self, rows: np.ndarray) -> TextRows:
+        """Return the rows with these indices."""
+        labels = None if self.labels is None else self.labels[rows]
+        return TextRows([self.texts[i] for i in rows], labels, None if self.row_ids is None else [self.row_ids[i] for i in rows])
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """A baseline's predictions for the test rows and how it came about.
+
+    ``metrics`` is empty without test labels; ``chosen`` holds what validation chose and the score there; ``note`` says in
+    words what a reader should know, such as a sample of the training rows.
+    """
+
+    name: str
+    predictions: Predictions
+    metrics: Mapping[str, float]
+    chosen: Mapping[str, Any] = field(default_factory=dict)
+    note: str = ""
+
+
+def fit_baseline(
+    name: str, train: TextRows, validation: TextRows | None, test: TextRows, *, problem_type: str, label_names: Sequence[str]
+) -> Baseline:
+    """Train the baseline ``name`` on ``train`` and return its predictions for ``test``; deterministic.
+
+    Raises:
+        LauncherError: no such baseline, or training rows without labels.
+    """
+    if name not in BASELINES:
+        near = suggest(name, BASELINES)
+        hint = f"did you mean {near!r}?" if near else f"known are {', '.join(BASELINES)}"
+        raise LauncherError(f"{name!r} is not a baseline; {hint}")
+    return BASELINES[name](train, validation, test, problem_type=problem_type, label_names=label_names)
+
+
+# --- majority ------------------------------------------------------------------------------------------------------
+
+
+def majority_baseline(
+    train: TextRows, validation: TextRows | None, test: TextRows, *, problem_type: str, label_names: Sequence[str]
+) -> Baseline:
+    """Return the baseline that ignores the text.
+
+    Every row gets the classes' shares of the training rows as scores (so the most frequent class is predicted, or, for
+    multi-label, each label that more than half of the rows have), or for regression the mean training label.
+    """
+    row = _constant_row(_labels(train), problem_type, len(label_names))
+    return _finish("majority", np.tile(row, (len(test.texts), 1)), test, problem_type, label_names)
+
+
+def _constant_row(labels: np.ndarray, problem_type: str, classes: int) -> np.ndarray:
+    if is_regression(problem_type):
+        return np.array([labels.astype(float).mean()])
+    if is_multilabel(problem_type):
+        return np.asarray(labels.mean(axis=0), dtype=np.float64)
+    return np.bincount(labels.astype(np.int64), minlength=classes) / len(labels)
+
+
+def _labels(train: TextRows) -> np.ndarray:
+    if train.labels is None or len(train.labels) == 0:
+        raise LauncherError("a baseline needs labelled training rows and there are none; set evaluation.baselines to []")
+    return np.asarray(train.labels)
+
+
+def _finish(
+    name: str, scores: np.ndarray, test: TextRows, problem_type: str, label_names: Sequence[str],
+    chosen: Mapping[str, Any] | None = None, notes: Sequence[str] = (),
+) -> Baseline:  # fmt: skip
+    row_ids = tuple(range(len(test.texts)) if test.row_ids is None else (int(i) for i in test.row_ids))
+    scores = np.asarray(scores, dtype=np.float64)
+    predictions = Predictions(problem_type, scores, test.labels, tuple(label_names), tuple(test.texts), row_ids)
+    metrics = {} if test.labels is None or not len(scores) else metrics_for(predictions)
+    return Baseline(name, predictions, metrics, dict(chosen or {}), " ".join(notes))
+
+
+# --- TF-IDF with a linear model ------------------------------------------------------------------------------------
+
+
+def tfidf_baseline(
+    train: TextRows, validation: TextRows | None, test: TextRows, *, problem_type: str, label_names: Sequence[str]
+) -> Baseline:
+    """Return a linear model on TF-IDF weights of word 1-2-grams and character 1-4-grams.
+
+    Characters are read across the whole text, so that languages without spaces have features too. The model is multinomial
+    logistic regression, one logistic regression per label for multi-label, ridge regression for numbers; its strength of
+    regularisation is chosen from REGULARIZATION_GRID by the first headline metric on validation rows, never on test rows. It
+    is trained on the training rows only, as the model is. About 100,000 short texts take some five minutes on one core.
+    """
+    train, notes = _sampled(train)
+    labels, classes = _labels(train), len(label_names)
+    if not is_regression(problem_type) and labels.ndim == 1 and len(np.unique(labels)) < 2:
+        return _fallback(train, test, problem_type, label_names, "all training rows have one label")
+    union = _fit_features(train.texts)
+    if union is None:
+        return _fallback(train, test, problem_type, label_names, "no training text has a word or character")
+    features, test_features = union.transform(train.texts), union.transform(test.texts)
+    held_out = _usable(validation)
+    choices = REGULARIZATION_GRID if held_out else (1.0,)
+    if held_out is None:
+        notes = [*notes, "There are no labelled validation rows, so C = 1 was not chosen but set."]
+    held_features = union.transform(held_out.texts) if held_out else None
+    best: tuple[float, float, np.ndarray] | None = None
+    for c, predict in _linear_models(features, labels, problem_type, classes, choices):
+        score = _validation_score(predict(held_features), held_out, problem_type, label_names) if held_out else 0.0
+        if best is None or score > best[1]:
+            best = (c, score, predict(test_features) if test.texts else np.zeros((0, max(classes, 1))))
+    assert best is not None
+    chosen = {"C": best[0]} | ({"validation_metric": HEADLINE[problem_type][0], "validation_score": _unsigned(best[1], problem_type)}
+                               if held_out else {})  # fmt: skip
+    return _finish("tfidf", best[2], test, problem_type, label_names, chosen, notes)
+
+
+def _fallback(train: TextRows, test: TextRows, problem_type: str, label_names: Sequence[str], why: str) -> Baseline:
+    row = _constant_row(_labels(train), problem_type, len(label_names))
+    note = f"It predicts the same for every row: {why}."
+    return _finish("tfidf", np.tile(row, (len(test.texts), 1)), test, problem_type, label_names, notes=[note])
+
+
+def _sampled(train: TextRows) -> tuple[TextRows, list[str]]:
+    if len(train.texts) <= MOST_TRAIN_ROWS:
+        return train, []
+    rows = np.sort(np.random.default_rng(0).choice(len(train.texts), size=MOST_TRAIN_ROWS, replace=False))
+    return train.take(rows), [f"It learned from a sample of {MOST_TRAIN_ROWS:,} of {len(train.texts):,} training rows."]
+
+
+def _usable(validation: TextRows | None) -> TextRows | None:
+    return validation if validation is not None and validation.labels is not None and len(validation.texts) else None
+
+
+def _fit_features(texts: Sequence[str]) -> Any:
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.pipeline import FeatureUnion
+
+    # An n-gram seen once helps small sets (a name, a rare term) and only fills memory in large ones.
+    shared: dict[str, Any] = {"sublinear_tf": True, "min_df": 1 if len(texts) < 20_000 else 2, "max_features": MOST_FEATURES}
+    words = TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"(?u)\b\w+\b", **shared)
+    characters = TfidfVectorizer(analyzer="char", ngram_range=(1, 4), **shared)
+    fitted = [(name, v) for name, v in (("words", words), ("characters", characters)) if _fits(v, texts)]
+    return FeatureUnion(fitted) if fitted else None
+
+
+def _fits(vectorizer: Any, texts: Sequence[str]) -> bool:
+    try:
+        vectorizer.fit(texts)
+    except ValueError as error:
+        # scikit-learn has no error class of its own for texts without a single token.
+        if "vocabulary" in str(error) or "no terms remain" in str(error):
+            return False
+        raise
+    return True
+
+
+def _validation_score(scores: np.ndarray, rows: TextRows, problem_type: str, label_names: Sequence[str]) -> float:
+    predictions = Predictions(problem_type, scores, rows.labels, tuple(label_names), (), tuple(range(len(rows.texts))))
+    metrics, name = metrics_for(predictions), HEADLINE[problem_type][0]
+    # Where correlation is undefined (equal predictions) the model is worth nothing as a ranking.
+    value = metrics.get(name, -1.0)
+    return value if greater_is_better(name) else -value
+
+
+def _unsigned(score: float, problem_type: str) -> float:
+    return score if greater_is_better(HEADLINE[problem_type][0]) else -score
+
+
+Predict = Callable[[Any], np.ndarray]
+
+
+def _linear_models(
+    features: Any, labels: np.ndarray, problem_type: str, classes: int, choices: Sequence[float]
+) -> Iterator[tuple[float, Predict]]:
+    """Yield (C, features [n, d] -> scores [n, outputs]) for each C; a model is valid until the next one is asked for."""
+    if is_regression(problem_type):
+        yield from _ridge_models(features, labels, choices)
+    elif is_multilabel(problem_type):
+        for c in choices:
+            columns = [_one_label(features, labels[:, k], c) for k in range(classes)]
+            yield c, lambda x, columns=columns: np.stack([column(x) for column in columns], axis=1)
+    else:
+        yield from _logistic_models(features, labels, classes, choices)
+
+
+def _ridge_models(features: Any, labels: np.ndarray, choices: Sequence[float]) -> Iterator[tuple[float, Predict]]:
+    from sklearn.linear_model import Ridge
+
+    for c in choices:
+        model = Ridge(alpha=1 / c).fit(features, labels)
+        yield c, lambda x, model=model: model.predict(x).reshape(-1, 1)
+
+
+def _logistic_models(
+    features: Any, labels: np.ndarray, classes: int, choices: Sequence[float]
+) -> Iterator[tuple[float, Predict]]:
+    from sklearn.linear_model import LogisticRegression
+
+    # One model warmed up from the weaker fit before it: about half the steps of fresh starts.
+    model = LogisticRegression(max_iter=300, tol=1e-4, warm_start=True)
+
+    def predict(x: Any) -> np.ndarray:
+        scores = np.zeros((x.shape[0], classes))
+        scores[:, model.classes_] = model.predict_proba(x)
+        return scores
+
+    for c in choices:
+        model.set_params(C=c)
+        with _quiet():
+            model.fit(features, labels)
+        yield c, predict
+
+
+def _one_label(features: Any, column: np.ndarray, c: float) -> Predict:
+    from sklearn.linear_model import LogisticRegression
+
+    if len(np.unique(column)) < 2:
+        value = float(column[0])
+        return lambda x: np.full(x.shape[0], value)
+    model = LogisticRegression(C=c, solver="liblinear", dual=True, random_state=0)
+    with _quiet():
+        model.fit(features, column)
+    return lambda x: np.asarray(model.predict_proba(x)[:, 1])
+
+
+class _quiet(warnings.catch_warnings):
+    """Silence that a fit stopped at its limit of steps: validation judges the fit as it is."""
+
+    def __enter__(self) -> None:
+        from sklearn.exceptions import ConvergenceWarning
+
+        super().__enter__()
+        warnings.simplefilter("ignore", ConvergenceWarning)
+
+
+BASELINES: dict[str, Callable[..., Baseline]] = {"majority": majority_baseline, "tfidf": tfidf_baseline}
+"""Every baseline that a recipe may name in evaluation.baselines."""

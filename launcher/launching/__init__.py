@@ -1,0 +1,1 @@
+"""From a recipe to the files that start a run, without torch."""

@@ -1,0 +1,38 @@
+"""Batch arithmetic: one global batch, the same on any number of processes."""
+
+from __future__ import annotations
+
+from launcher.contracts import BatchPlan
+
+# Without a cap, a rank holds at most this many rows at a time and accumulates the rest.
+DEFAULT_MICRO_BATCH = 64
+
+
+def plan_batch(*, global_batch_size: int, world_size: int, cap: int | None = None) -> BatchPlan:
+    """Spread ``global_batch_size`` rows over ``world_size`` ranks, each holding at most ``cap`` rows at a time.
+
+    The accumulation is the smallest that respects the cap, and the micro-batch the smallest that then suffices, so the
+    fewest places hold padding rows.
+    """
+    rows = -(-global_batch_size // world_size)
+    accumulation = -(-rows // (cap or DEFAULT_MICRO_BATCH))
+    micro = -(-rows // accumulation)
+    return BatchPlan(global_batch_size, world_size, micro, accumulation)
+
+
+def steps_per_epoch(*, rows: int, global_batch_size: int) -> int:
+    """Optimizer steps of one pass over ``rows`` rows; the last step may be smaller."""
+    return -(-rows // global_batch_size)
+
+
+def total_steps(*, steps_per_epoch: int, epochs: float, max_steps: int | None) -> int:
+    """Optimizer steps of the run: ``max_steps`` where it is set, else the epochs' steps, rounded up."""
+    if max_steps is not None:
+        return max_steps
+    # A hair less, so that 0.1 * 30 is 3 steps, not 4.
+    return max(1, -int(-(epochs * steps_per_epoch - 1e-9) // 1))
+
+
+def share_of_steps(value: float, total: int) -> int:
+    """Return a number of steps: ``value`` itself, or below 1 that share of ``total``, rounded up (as transformers does)."""
+    return int(value) if value >= 1 else -int(-(value * total - 1e-9) // 1)

@@ -1,0 +1,80 @@
+"""The files that start a run: DeepSpeed's and Accelerate's configuration, and a script that a person can run by hand."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from launcher.contracts import LaunchPlan
+from launcher.recipe.schema import Recipe
+from launcher.shipped import shipped_folder
+
+
+def deepspeed_config(recipe: Recipe, plan: LaunchPlan) -> dict[str, Any]:
+    """Return ds_configs/zeroN.json with everything resolved that does not depend on the model's size."""
+    assert plan.zero_stage is not None
+    config: dict[str, Any] = json.loads((shipped_folder("ds_configs") / f"zero{plan.zero_stage}.json").read_text())
+    batch = plan.batch
+    config["train_micro_batch_size_per_gpu"] = batch.micro_batch_size
+    config["gradient_accumulation_steps"] = batch.accumulation
+    config["train_batch_size"] = batch.micro_batch_size * batch.accumulation * batch.world_size
+    config["gradient_clipping"] = recipe.training.max_grad_norm
+    config["bf16"]["enabled"] = plan.precision == "bf16"
+    config["fp16"]["enabled"] = plan.precision == "fp16"
+    return config
+
+
+def accelerate_config(plan: LaunchPlan, *, deepspeed_file: Path | None) -> dict[str, Any]:
+    """Return Accelerate's configuration of one machine.
+
+    On CPU, too, several processes are MULTI_GPU: with MULTI_CPU, accelerate 1.15 starts one process and says nothing.
+    """
+    config: dict[str, Any] = {
+        "compute_environment": "LOCAL_MACHINE",
+        "debug": False,
+        "distributed_type": "DEEPSPEED" if deepspeed_file else "MULTI_GPU",
+        "machine_rank": 0,
+        "main_training_function": "main",
+        # The ranks get their precision from the recipe; accelerate must not set another.
+        "mixed_precision": plan.precision if plan.precision != "fp32" else "no",
+        "num_machines": plan.nodes,
+        "num_processes": plan.world_size,
+        "rdzv_backend": "static",
+        "same_network": True,
+        "use_cpu": False,
+    }
+    if deepspeed_file:
+        config["deepspeed_config"] = {
+            "deepspeed_config_file": str(deepspeed_file),
+            "deepspeed_multinode_launcher": "standard",
+            # Models are built inside zero.Init by transformers itself, which reads the DeepSpeed file.
+            "zero3_init_flag": plan.zero_stage == 3,
+        }
+        # Accelerate refuses a precision of its own beside a DeepSpeed file that names one.
+        del config["mixed_precision"]
+    return config
+
+
+def worker_command(run: Path, *, attempt: int, plan: LaunchPlan, port: int | None = None) -> list[str]:
+    """Return the command that starts every rank of this machine: the worker itself where one process suffices."""
+    worker = ["-m", "launcher.train", "--run", str(run), "--attempt", str(attempt)]
+    if plan.engine == "single":
+        return [sys.executable, *worker]
+    config = run / "attempts" / str(attempt) / "accelerate.yaml"
+    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--config_file", str(config)]
+    if port is not None:
+        command += ["--main_process_port", str(port)]
+    return [*command, *worker]
+
+
+def launch_script(command: list[str], *, environment: dict[str, str]) -> str:
+    """Return a shell script that runs ``command``; everything in it is quoted."""
+    exports = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in environment.items())
+    return (
+        "#!/bin/sh\n"
+        "# Starts this attempt of the run, as `launcher run` did; Ctrl-C saves a checkpoint and stops.\n"
+        f"{exports}exec {shlex.join(command)}\n"
+    )

@@ -1,0 +1,61 @@
+"""What this machine has, found without importing torch, so that a login node answers at once."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+from launcher.contracts import Gpu, Hardware
+
+# Processor flags of instructions that multiply bf16 at least as fast as fp32.
+_BF16_FLAGS = {"avx512_bf16", "amx_bf16"}
+
+
+def detect_hardware() -> Hardware:
+    """Return this machine's GPUs (those that CUDA_VISIBLE_DEVICES leaves), cores and memory."""
+    return Hardware(
+        gpus=_visible(_all_gpus(), os.environ.get("CUDA_VISIBLE_DEVICES")),
+        cpu_count=len(os.sched_getaffinity(0)),
+        memory_bytes=os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+        cpu_has_fast_bf16=bool(_BF16_FLAGS & _cpu_flags()),
+    )
+
+
+def _all_gpus() -> tuple[Gpu, ...]:
+    if shutil.which("nvidia-smi") is None:
+        return ()
+    query = ["nvidia-smi", "--query-gpu=name,memory.total,compute_cap", "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return ()
+    gpus = []
+    for line in done.stdout.splitlines():
+        name, memory, capability = (part.strip() for part in line.split(","))
+        gpus.append(Gpu(name, int(float(memory)) * 2**20, float(capability)))
+    return tuple(gpus)
+
+
+def _visible(gpus: tuple[Gpu, ...], selection: str | None) -> tuple[Gpu, ...]:
+    """CUDA's own rule: entries count up to the first that names no device."""
+    if selection is None:
+        return gpus
+    chosen: list[Gpu] = []
+    for entry in filter(None, (part.strip() for part in selection.split(","))):
+        if entry.isdigit() and int(entry) < len(gpus):
+            chosen.append(gpus[int(entry)])
+        elif entry.startswith(("GPU-", "MIG-")) and gpus:
+            chosen.append(gpus[min(len(chosen), len(gpus) - 1)])
+        else:
+            break
+    return tuple(chosen)
+
+
+def _cpu_flags() -> set[str]:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return set()
+    return next((set(line.split(":", 1)[1].split()) for line in lines if line.startswith("flags")), set())

@@ -1,0 +1,117 @@
+"""What a recipe may and may not say under ``training`` beside that section's own keys."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from launcher.errors import Fix, Problem
+from launcher.recipe import training_tables as tables
+from launcher.recipe.keys import clear_match, did_you_mean, later_word, rename, shown
+from launcher.recipe.training_fields import TrainingField, enum_values
+from launcher.recipe.tree import KeyPath, Tree, dotted, show
+from launcher.recipe.values import wrong_type
+
+
+def training_verdict(path: KeyPath, tree: Tree) -> Problem | None:
+    """Return the problem of a TrainingArguments field that a recipe does not take under that name; None for other words."""
+    name, key = str(path[-1]), dotted(path)
+    if name in tables.RENAMED:
+        return _earlier_name(path, tree)
+    refused = tables.OWNED.get(name) or tables.WITHOUT_EFFECT.get(name)
+    if refused is None:
+        return None
+    verb = "is not set here" if name in tables.OWNED else "would have no effect"
+    fix = _precision_fix(path, tree) or (Fix(key, None) if refused.removable else None)
+    return Problem(tree.place(path), f"{key} {verb}: {refused.reason}", refused.remedy, key, fix)
+
+
+def _value(tree: Tree, path: KeyPath) -> Any:
+    value: Any = tree.values
+    for part in path:
+        value = value[part]
+    return value
+
+
+def _precision_fix(path: KeyPath, tree: Tree) -> Fix | None:
+    """``bf16: true`` is ``precision: bf16``; a flag that is off says nothing."""
+    value = _value(tree, path)
+    if path[-1] not in ("bf16", "fp16") or not isinstance(value, bool):
+        return None
+    if not value:
+        return Fix(dotted(path), None)
+    return None if "precision" in tree.values else Fix(dotted(path), "precision", path[-1], keep_value=False)
+
+
+def _earlier_name(path: KeyPath, tree: Tree) -> Problem:
+    name, key, value = str(path[-1]), dotted(path), _value(tree, path)
+    present, change = tables.RENAMED[name]
+    changed = change(value)
+    message = f"{key} is a name of earlier years or of another program"
+    if present is None:
+        fix = Fix(key, None) if changed is tables.KEEP else None
+        return Problem(tree.place(path), message, tables.ADVICE.get(name, "remove it"), key, fix)
+    short = present.removeprefix("training.") if path[0] == "training" else present
+    target = tuple(present.split("."))
+    if changed is None:
+        return Problem(tree.place(path), message, tables.ADVICE.get(name, f"use {short} instead"), key)
+    if changed is tables.KEEP:
+        fix, remedy = rename(path, target, tree.values), f"write {short}: {show(value)}" if _is_plain(value) else f"write {short}"
+    else:
+        fix, remedy = rename(path, target, tree.values, new_value=changed, keep_value=False), f"write {short}: {changed}"
+    return Problem(tree.place(path), message, remedy, key, fix)
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, int | float)
+
+
+def check_scheduler(schedule: str, tree: Tree) -> Problem | None:
+    """Return the fault of training.lr_scheduler_type, or None."""
+    path: KeyPath = ("training", "lr_scheduler_type")
+    known = enum_values("SchedulerType")
+    return None if schedule in known else _wrong_choice(path, schedule, known, tree)
+
+
+# --- values --------------------------------------------------------------------------------------------------------
+
+
+def check_value(path: KeyPath, value: Any, field: TrainingField, tree: Tree) -> Problem | None:
+    """Return the fault of a value that is passed through to TrainingArguments, or None."""
+    if field.choices and not (value is None and "None" in field.kinds):
+        return None if value in field.choices else _wrong_choice(path, value, field.choices, tree)
+    if not _fits(value, field.kinds):
+        return _wrong_type(path, value, field, tree)
+    low, high = tables.BOUNDS.get(field.name, (float("-inf"), float("inf")))
+    if isinstance(value, int | float) and not isinstance(value, bool) and not low <= value <= high:
+        message = f"{shown(dotted(path), value)}; it must lie in [{low:g}, {high:g}]"
+        return Problem(tree.place(path), message, f"the default is {show(field.default)}", dotted(path))
+    return None
+
+
+_PYTHON = {"bool": bool, "int": int, "float": (int, float), "str": str, "list": list, "dict": dict, "None": type(None)}
+_WORDS = {"bool": "true or false", "int": "a whole number", "float": "a number", "str": "text", "list": "a list", "dict": "a mapping", "None": "null"}
+
+
+def _fits(value: Any, kinds: tuple[str, ...]) -> bool:
+    if isinstance(value, bool):
+        return "bool" in kinds or not set(kinds) <= set(_PYTHON)
+    return any(kind not in _PYTHON or isinstance(value, _PYTHON[kind]) for kind in kinds if kind != "bool")  # type: ignore[arg-type]
+
+
+def _wrong_type(path: KeyPath, value: Any, field: TrainingField, tree: Tree) -> Problem:
+    annotation = {"bool": bool, "int": int, "float": float, "str": str}.get(next(iter(field.kinds), ""), Any)
+    _, remedy, fix = wrong_type(dotted(path), value, annotation, None)
+    words = " or ".join(dict.fromkeys(_WORDS.get(kind, kind) for kind in field.kinds))
+    remedy = remedy or f"the default is {show(field.default)}"
+    return Problem(tree.place(path), f"{shown(dotted(path), value)}; it must be {words}", remedy, dotted(path), fix)
+
+
+def _wrong_choice(path: KeyPath, value: Any, known: tuple[Any, ...], tree: Tree) -> Problem:
+    key = dotted(path)
+    foreign = isinstance(value, str) and value.startswith(tables.FOREIGN_OPTIMIZERS) and path[-1] == "optim"
+    if later_word(key, value) or foreign:
+        return Problem(tree.place(path), f"{shown(key, value)}, which is not in this version", f"the names are {', '.join(map(str, known))}", key)
+    names = [str(choice) for choice in known if isinstance(choice, str) and choice]
+    sure = clear_match(str(value), names)
+    fix = Fix(key, key, sure, keep_value=False) if sure else None
+    return Problem(tree.place(path), f"{shown(key, value)}; there is no such choice", did_you_mean(str(value), names), key, fix)

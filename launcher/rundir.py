@@ -1,0 +1,286 @@
+"""The run directory: its file names, its events, and atomic writes. Both halves of the program meet only here.
+
+    runs/NAME-NNN/  recipe.yaml  resolved.yaml  plan.json  events.jsonl  progress.jsonl
+                    attempts/N/  accelerate.yaml deepspeed.json environment.json launch.sh verdict.rank-R.json logs/rank-R.log
+                    checkpoints/step-N/  model/  evaluation/  report.html  wandb/
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from launcher.contracts import JobStatus
+from launcher.errors import RunStateError
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that a reader, or a crash, sees the old content or the new, never half of it."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """As ``write_text``, for bytes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        # mkstemp makes files private; these are for the group to read, as any file that a program writes.
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write ``value`` as indented JSON, atomically. Raises ValueError for NaN or infinity."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False, default=str) + "\n")
+
+
+def append_json(path: Path, row: Mapping[str, Any]) -> None:
+    """Append one line of JSON in a single write; NaN and infinity become null."""
+    line = json.dumps(_finite(dict(row)), ensure_ascii=False, default=str) + "\n"
+    with path.open("ab") as file:
+        file.write(line.encode())
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a JSON-lines file; a half-written last line (a crash) is left out."""
+    if not path.exists():
+        return []
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return rows
+
+
+def replace_folder(target: Path, fill: Callable[[Path], object]) -> None:
+    """Let ``fill`` write a new folder beside ``target``, then put it in its place; a failure leaves the old one."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+    old = temporary.with_name(temporary.name + ".old")
+    try:
+        fill(temporary)
+        fsync_tree(temporary)
+        temporary.chmod(0o777 & ~_umask())
+        if target.exists():
+            target.rename(old)
+        temporary.rename(target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def fsync_tree(folder: Path) -> None:
+    """Force every file below ``folder``, and the folders themselves, to disk."""
+    for root, _, names in os.walk(folder):
+        for path in [Path(root), *(Path(root) / name for name in names)]:
+            handle = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """Paths and records of one run."""
+
+    path: Path
+
+    # --- making and finding ----------------------------------------------------------------------------------------
+
+    @classmethod
+    def create(cls, runs: Path, name: str, *, recipe_text: str, resolved_text: str) -> RunDir:
+        """Make the next free ``NAME-NNN`` below ``runs``; two callers at the same time get two directories."""
+        runs.mkdir(parents=True, exist_ok=True)
+        number = max((_number(path.name, name) for path in runs.iterdir()), default=0)
+        while True:
+            number += 1
+            path = runs / f"{name}-{number:03d}"
+            try:
+                path.mkdir()
+                break
+            except FileExistsError:
+                continue
+        run = cls(path)
+        write_text(run.recipe, recipe_text)
+        write_text(run.resolved, resolved_text)
+        run.add_event("created")
+        return run
+
+    @classmethod
+    def open(cls, path: Path) -> RunDir:
+        """Return an existing run. Raises RunStateError where ``path`` is none."""
+        if not (path / "resolved.yaml").is_file():
+            known = sorted(p.parent.name for p in path.parent.glob("*/resolved.yaml")) if path.parent.is_dir() else []
+            hint = f"; runs there: {', '.join(known[-5:])}" if known else ""
+            raise RunStateError(f"{path} is not a run directory (it has no resolved.yaml){hint}")
+        return cls(path)
+
+    @property
+    def id(self) -> str:
+        """The run's name everywhere, also in W&B."""
+        return self.path.name
+
+    # --- names -----------------------------------------------------------------------------------------------------
+
+    @property
+    def recipe(self) -> Path:
+        """The recipe as it was given."""
+        return self.path / "recipe.yaml"
+
+    @property
+    def resolved(self) -> Path:
+        """The recipe with every value."""
+        return self.path / "resolved.yaml"
+
+    @property
+    def plan(self) -> Path:
+        """The run's plan, as JSON."""
+        return self.path / "plan.json"
+
+    @property
+    def events(self) -> Path:
+        """What happened, a line each."""
+        return self.path / "events.jsonl"
+
+    @property
+    def progress(self) -> Path:
+        """Step, loss, rates, metrics, a line each, for machines."""
+        return self.path / "progress.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def model(self) -> Path:
+        """The finished model, loadable by transformers."""
+        return self.path / "model"
+
+    @property
+    def evaluation(self) -> Path:
+        """Folder of metrics and predictions."""
+        return self.path / "evaluation"
+
+    @property
+    def report(self) -> Path:
+        """The report."""
+        return self.path / "report.html"
+
+    def attempt(self, number: int) -> Path:
+        """Folder of one attempt."""
+        return self.path / "attempts" / str(number)
+
+    def log(self, attempt: int, rank: int) -> Path:
+        """A rank's log."""
+        return self.attempt(attempt) / "logs" / f"rank-{rank}.log"
+
+    def verdict(self, attempt: int, rank: int) -> Path:
+        """How a rank ended."""
+        return self.attempt(attempt) / f"verdict.rank-{rank}.json"
+
+    def ledger(self, attempt: int, rank: int) -> Path:
+        """Ids of the rows that a rank trained on, a line for each step."""
+        return self.attempt(attempt) / f"ledger.rank-{rank}.jsonl"
+
+    def launch_plan(self, attempt: int) -> Path:
+        """What the front half decided and every rank asserts."""
+        return self.attempt(attempt) / "launch.json"
+
+    def prepared(self, attempt: int) -> Path:
+        """Written by rank 0 when the data are ready: where the other ranks find them."""
+        return self.attempt(attempt) / "prepared.json"
+
+    # --- attempts and events ---------------------------------------------------------------------------------------
+
+    @property
+    def last_attempt(self) -> int:
+        """Number of the newest attempt; 0 before the first."""
+        folder = self.path / "attempts"
+        return max((int(p.name) for p in folder.iterdir() if p.name.isdigit()), default=0) if folder.is_dir() else 0
+
+    def new_attempt(self) -> int:
+        """Make the folder of the next attempt and return its number."""
+        number = self.last_attempt + 1
+        (self.attempt(number) / "logs").mkdir(parents=True)
+        return number
+
+    def stop_request(self, attempt: int) -> Path:
+        """A file whose presence asks the ranks of an attempt to save and stop at their next step."""
+        return self.attempt(attempt) / "stop"
+
+    def add_event(self, event: str, **facts: Any) -> None:
+        """Append to events.jsonl."""
+        append_json(self.events, {"time": time.time(), "event": event, **facts})
+
+    def verdicts(self, attempt: int) -> dict[int, dict[str, Any]]:
+        """Return rank -> how it ended, for the ranks of an attempt that wrote a verdict."""
+        found = {}
+        for path in self.attempt(attempt).glob("verdict.rank-*.json"):
+            found[int(path.stem.rsplit("-", 1)[1])] = json.loads(path.read_text())
+        return dict(sorted(found.items()))
+
+    def status(self) -> JobStatus:
+        """Derive the run's state from its events."""
+        state, reason, total = "created", "", None
+        for row in read_jsonl(self.events):
+            if row["event"] in ("running", "interrupted", "failed", "finished"):
+                state, reason = row["event"], row.get("reason", "")
+            total = row.get("total_steps", total)
+        steps = [row["step"] for row in read_jsonl(self.progress) if "step" in row]
+        return JobStatus(state, self.last_attempt, steps[-1] if steps else None, total, reason)  # type: ignore[arg-type]
+
+    def latest_checkpoint(self) -> Path | None:
+        """Return the newest checkpoint whose manifest, written last, matches the sizes of its files."""
+        found: Iterator[Path] = self.checkpoints.glob("step-*") if self.checkpoints.is_dir() else iter(())
+        for path in sorted(found, key=lambda p: int(p.name.split("-")[1]), reverse=True):
+            if is_complete(path):
+                return path
+        return None
+
+
+def is_complete(checkpoint: Path) -> bool:
+    """Whether the manifest of a checkpoint exists and every file that it names has the size that it states."""
+    try:
+        manifest = json.loads((checkpoint / "MANIFEST.json").read_text())
+        return all((checkpoint / name).stat().st_size == size for name, size in manifest["files"].items())
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def _number(folder: str, name: str) -> int:
+    match = re.fullmatch(re.escape(name) + r"-(\d+)", folder)
+    return int(match[1]) if match else 0
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
+        return None
+    return value

@@ -1,0 +1,34 @@
+"""Feature extraction: only the head trains."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from launcher.contracts import Parameter, Phase, TuningTable
+from launcher.recipe.schema import HeadOptions, Recipe
+from launcher.strategies.tables import build_table, freeze
+
+
+class Head:
+    """The head trains (and the pooler, if asked), without weight decay unless the recipe sets it."""
+
+    def phases(
+        self, parameters: Sequence[Parameter], recipe: Recipe, importance: Mapping[str, Any] | None = None
+    ) -> tuple[Phase, ...]:
+        """Return one phase in which the head trains."""
+        options = recipe.strategy
+        assert isinstance(options, HeadOptions)
+        roles = {"head", "tail"} if options.train_pooler else {"head"}
+
+        def rate(parameter: Parameter) -> float:
+            trains = parameter.role in roles or parameter.newly_initialized
+            return recipe.training.learning_rate if trains else 0.0
+
+        # Linear probes are trained without weight decay (MAE, He et al. 2022, appendix A.1).
+        decay = recipe.training.weight_decay if "weight_decay" in recipe.training.model_fields_set else 0.0
+        return (Phase("main", build_table(parameters, rate=rate, weight_decay=decay)),)
+
+    def apply(self, model: Any, table: TuningTable) -> Any:
+        """Freeze everything but the head."""
+        return freeze(model, table)
