@@ -273,6 +273,12 @@ class RunMixin:
                 self.state.stateful_callbacks[type(callback).__name__] = callback.state()
         self.state.save_to_json(str(target / "trainer_state.json"))
 
+    def final_state_dict(self) -> Any:
+        """Return the whole model's weights on rank 0, gathered where they are sharded; all ranks must call it."""
+        if self.context.launch.engine == "deepspeed":
+            return self.accelerator.get_state_dict(self.deepspeed)  # type: ignore[attr-defined]
+        return None
+
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """Write weights and configuration; not Trainer's pickled arguments, which nothing here reads."""
         if self.args.should_save:

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from launcher.errors import Fix, Problem
-from launcher.recipe.keys import Spot, clear_match, sections_in, sentence, shown, spot, type_names
+from launcher.recipe.keys import Spot, choices, clear_match, sections_in, sentence, shown, spot, type_names
 from launcher.recipe.tree import KeyPath, Tree, dotted
 from launcher.recipe.unknown import unknown_key
 from launcher.recipe.values import value_fault, wrong_choice
@@ -66,9 +66,9 @@ def _problem(details: ErrorDetails, path: KeyPath, tree: Tree) -> Problem:
         return _missing(path, tree)
     if details["type"] == "extra_forbidden":
         return unknown_key(path, tree)
-    if details["type"].startswith("union_tag"):
-        return _wrong_tag(details, path, tree)
     here = spot(tree.values, path) or Spot(Any)
+    if len(sections_in(here.annotation)) > 1 and path != ():
+        return _wrong_tag(details, path, tree)
     message, remedy, fix = value_fault(details, dotted(path), here)
     return Problem(tree.place(path), message, remedy, dotted(path), fix)
 
@@ -76,6 +76,9 @@ def _problem(details: ErrorDetails, path: KeyPath, tree: Tree) -> Problem:
 def _missing(path: KeyPath, tree: Tree) -> Problem:
     here = spot(tree.values, path)
     what = sentence(here.field) if here else ""
+    only = choices(here.annotation) if here else ()
+    if len(only) == 1:
+        return Problem(tree.place(path), f"{dotted(path)} is missing", f"add {path[-1]}: {only[0]}", dotted(path))
     remedy = f"add it: {what[:1].lower()}{what[1:]}" if what else "add it"
     return Problem(tree.place(path), f"{dotted(path)} is missing", remedy, dotted(path))
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from launcher.errors import Problem
-from launcher.recipe.tree import KeyPath, Tree, dotted, walk
+from launcher.recipe.tree import KeyPath, Tree, dotted, value_at, walk
 from launcher.registry import suggest
 
 _LITERAL = "write \\${ for the characters themselves"
@@ -88,15 +88,9 @@ def _value_at(config: Any, path: KeyPath) -> Any:
 
 def _unknown_key(tree: Tree, path: KeyPath) -> Problem:
     known = [dotted(other) for other in tree.places if other]
-    text = _at(tree.values, path)
+    text = value_at(tree.values, path)
     names = [inner[2:-1] for kind, inner in _contexts(text) if kind == "InterpolationNodeContext"]
     wrong = next((name for name in names if name not in known), text)
     near = suggest(wrong, known)
     remedy = f"did you mean ${{{near}}}?" if near else "name a key that the recipe sets, from the top: ${section.key}"
     return Problem(tree.place(path), f"{dotted(path)} names {wrong!r}, which the recipe does not set", remedy, dotted(path))
-
-
-def _at(values: Any, path: KeyPath) -> Any:
-    for part in path:
-        values = values[part]
-    return values

@@ -124,7 +124,7 @@ def choices(annotation: Any) -> tuple[Any, ...]:
 def sentence(field: FieldInfo | None) -> str:
     """Return the first sentence of a field's documentation."""
     text = " ".join((field.description or "").split()) if field else ""
-    return text.partition(". ")[0].removesuffix(".")
+    return text.partition(". ")[0].removesuffix(".").replace("``", "")
 
 
 # --- near names ----------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 class Section(BaseModel):
     """Base of all sections: immutable, and an unknown key is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True, protected_namespaces=())
 
 
 # --- task ----------------------------------------------------------------------------------------------------------
@@ -65,6 +65,13 @@ class ModelSection(Section):
 # --- data ----------------------------------------------------------------------------------------------------------
 
 
+# A test holds these equal to the sources that launcher.data.builtin makes.
+BUILTIN_SOURCES = ("api-topics",)
+
+# Our names of columns, by task.
+COLUMNS = {"text-classification": ("text", "text_pair", "label", "id")}
+
+
 class SourceSpec(Section):
     """One place that rows come from."""
 
@@ -111,8 +118,9 @@ class DataSection(Section):
     """What joined columns are joined by."""
     labels: list[str] | str | None = None
     """Names of the labels in the order of their numbers, or a file with one name a line; null: found in train."""
-    max_length: int = Field(512, ge=4)
-    """Longest input in tokens; longer texts are cut, and the cut ones are counted and reported."""
+    max_length: int | None = Field(None, ge=4)
+    """Longest input in tokens; longer texts are cut, and the cut ones are counted and reported. null: what the model
+    takes, at most 512."""
     validation_share: float = Field(0.1, gt=0, lt=1)
     """Share of train set aside, stratified by label, where no validation rows are given."""
     split_seed: int = 42
@@ -165,7 +173,7 @@ StrategyOptions = Annotated[FullOptions | EncoderOptions | HeadOptions, Field(di
 class TrainingSection(BaseModel):
     """How to train: these keys, and every other field of transformers' TrainingArguments under its own name."""
 
-    model_config = ConfigDict(frozen=True, extra="allow", use_attribute_docstrings=True, protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False, use_attribute_docstrings=True, protected_namespaces=())
 
     num_train_epochs: float = Field(3.0, gt=0)
     """Passes over the training rows. Not used when max_steps is set."""
@@ -183,8 +191,8 @@ class TrainingSection(BaseModel):
     """Shape of the rate over the run, by transformers' names."""
     warmup_steps: float = Field(0.06, ge=0)
     """Steps over which the rate rises from 0; below 1 a share of all steps."""
-    weight_decay: float = Field(0.01, ge=0)
-    """Decoupled weight decay, not applied to biases and norms."""
+    weight_decay: float | None = Field(None, ge=0)
+    """Decoupled weight decay, not applied to biases and norms; null: 0.01, and 0 for the strategy ``head``."""
     max_grad_norm: float = Field(1.0, ge=0)
     """Gradients are scaled down to this norm; 0: never."""
     label_smoothing_factor: float = Field(0.0, ge=0, lt=1)

@@ -8,7 +8,7 @@ from launcher.errors import Fix, Problem
 from launcher.recipe import training_tables as tables
 from launcher.recipe.keys import clear_match, did_you_mean, later_word, rename, shown
 from launcher.recipe.training_fields import TrainingField, enum_values
-from launcher.recipe.tree import KeyPath, Tree, dotted, show
+from launcher.recipe.tree import KeyPath, Tree, dotted, show, value_at
 from launcher.recipe.values import wrong_type
 
 
@@ -25,16 +25,9 @@ def training_verdict(path: KeyPath, tree: Tree) -> Problem | None:
     return Problem(tree.place(path), f"{key} {verb}: {refused.reason}", refused.remedy, key, fix)
 
 
-def _value(tree: Tree, path: KeyPath) -> Any:
-    value: Any = tree.values
-    for part in path:
-        value = value[part]
-    return value
-
-
 def _precision_fix(path: KeyPath, tree: Tree) -> Fix | None:
     """``bf16: true`` is ``precision: bf16``; a flag that is off says nothing."""
-    value = _value(tree, path)
+    value = value_at(tree.values, path)
     if path[-1] not in ("bf16", "fp16") or not isinstance(value, bool):
         return None
     if not value:
@@ -43,7 +36,7 @@ def _precision_fix(path: KeyPath, tree: Tree) -> Fix | None:
 
 
 def _earlier_name(path: KeyPath, tree: Tree) -> Problem:
-    name, key, value = str(path[-1]), dotted(path), _value(tree, path)
+    name, key, value = str(path[-1]), dotted(path), value_at(tree.values, path)
     present, change = tables.RENAMED[name]
     changed = change(value)
     message = f"{key} is a name of earlier years or of another program"
@@ -81,11 +74,17 @@ def check_value(path: KeyPath, value: Any, field: TrainingField, tree: Tree) -> 
         return None if value in field.choices else _wrong_choice(path, value, field.choices, tree)
     if not _fits(value, field.kinds):
         return _wrong_type(path, value, field, tree)
-    low, high = tables.BOUNDS.get(field.name, (float("-inf"), float("inf")))
-    if isinstance(value, int | float) and not isinstance(value, bool) and not low <= value <= high:
-        message = f"{shown(dotted(path), value)}; it must lie in [{low:g}, {high:g}]"
-        return Problem(tree.place(path), message, f"the default is {show(field.default)}", dotted(path))
-    return None
+    return _out_of_bounds(path, value, field, tree) if type(value) in (int, float) else None
+
+
+def _out_of_bounds(path: KeyPath, value: float, field: TrainingField, tree: Tree) -> Problem | None:
+    low, high = tables.BOUNDS.get(field.name, (-1.8e308, 1.8e308))
+    is_open = field.name in tables.BELOW_UPPER_BOUND
+    if low <= value < high or (value == high and not is_open):
+        return None
+    must = f"lie in [{low:g}, {high:g}{')' if is_open else ']'}" if field.name in tables.BOUNDS else "be finite"
+    remedy = f"the default is {show(field.default)}"
+    return Problem(tree.place(path), f"{shown(dotted(path), value)}; it must {must}", remedy, dotted(path))
 
 
 _PYTHON = {"bool": bool, "int": int, "float": (int, float), "str": str, "list": list, "dict": dict, "None": type(None)}

@@ -31,6 +31,9 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "eval_delay": (0, 1e12), "neftune_noise_alpha": (0, 1e6),
 }  # fmt: skip
 
+# A decay of 1 would never forget.
+BELOW_UPPER_BOUND = frozenset({"adam_beta1", "adam_beta2"})
+
 # Choices that transformers names only in a help text or a run-time value.
 CHOICES = {
     "log_level": ("detail", "debug", "info", "warning", "error", "critical", "passive"),

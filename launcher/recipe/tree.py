@@ -62,6 +62,13 @@ def walk(values: Any, path: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
         yield from walk(value, (*path, part))
 
 
+def value_at(values: Any, path: KeyPath) -> Any:
+    """Return the value at a path that exists."""
+    for part in path:
+        values = values[part]
+    return values
+
+
 def show(value: object) -> str:
     """Return a value as a message shows it: YAML's words, text in quotes, long values cut."""
     if value is None or isinstance(value, bool):
@@ -86,7 +93,8 @@ def read_text(path: Path, *, named_at: str | None = None) -> str:
     try:
         raw = path.read_bytes()
     except FileNotFoundError:
-        raise _one(place, f"there is no file {str(path)!r}", "check the name; 'launcher recipes' lists the shipped ones") from None
+        remedy = "paths are relative to the file that names them" if named_at else "'launcher recipes' lists the shipped recipes"
+        raise _one(place, f"there is no file {str(path)!r}", remedy) from None
     except IsADirectoryError:
         raise _one(place, f"{str(path)!r} is a folder", "name the YAML file in it") from None
     except OSError as error:
@@ -142,7 +150,7 @@ def parse_value(text: str, place: str) -> Any:
 
 
 def _kind(value: object) -> str:
-    return {list: "a list", str: "a text"}.get(type(value), "a single value")
+    return "a list" if isinstance(value, list) else "a text" if isinstance(value, str) else "a single value"
 
 
 def _compose(text: str, name: str) -> Any:
@@ -158,11 +166,9 @@ def _compose(text: str, name: str) -> Any:
 
 
 def _syntax_error(error: Any, name: str) -> RecipeError:
-    for part, message, remedy, at_opening in _SYNTAX:
-        if part in (error.problem or ""):
-            break
-    else:
-        message, remedy, at_opening = error.problem or "not YAML", "see https://yaml.org for the notation", False
+    said = error.problem or "it cannot be read"
+    unknown = ("", said, "see https://yaml.org for the notation", False)
+    _, message, remedy, at_opening = next((row for row in _SYNTAX if row[0] in said), unknown)
     mark = (error.context_mark if at_opening else error.problem_mark) or error.problem_mark or error.context_mark
     return _one(f"{name}:{mark.line + 1}:{mark.column + 1}", f"not YAML: {message}", remedy)
 

@@ -9,7 +9,7 @@ from launcher.recipe.keys import clear_match, homes, rename, section_for, sectio
 from launcher.recipe.schema import Recipe, SourceSpec, TrainingSection
 from launcher.recipe.training_fields import named_training_keys, passthrough_fields
 from launcher.recipe.training_keys import check_scheduler, check_value, training_verdict
-from launcher.recipe.tree import KeyPath, Tree, dotted
+from launcher.recipe.tree import KeyPath, Tree, dotted, value_at
 from launcher.registry import suggest
 
 # Names that other programs and earlier years use for our keys, by section.
@@ -31,59 +31,62 @@ _ALIASES = {
 
 def unknown_key(path: KeyPath, tree: Tree) -> Problem:
     """Return the problem of a key that stands where no such key belongs, with the name or the section that was meant."""
-    name, place = str(path[-1]), tree.place(path)
-    section = _section(path[:-1], tree)
-    verdict = _elsewhere(path, tree)
-    if verdict is not None:
-        return verdict
-    known = list(named_training_keys() if section is TrainingSection else section.model_fields)
-    where = f"{dotted(path[:-1])} has no key {name}" if path[:-1] else f"a recipe has no key {name}"
+    if str(path[-1]) in _ALIASES.get(dotted(path[:-1]), {}):
+        return _misnamed(path, tree)
+    return _special(path, tree) or _belongs_elsewhere(path, tree) or training_verdict(path, tree) or _misnamed(path, tree)
+
+
+def _where(path: KeyPath) -> str:
+    return f"{dotted(path[:-1]) or 'a recipe'} has no key {path[-1]}"
+
+
+def _misnamed(path: KeyPath, tree: Tree) -> Problem:
+    name, key = str(path[-1]), dotted(path)
+    known = _known_keys(path[:-1], tree)
     alias = _ALIASES.get(dotted(path[:-1]), {}).get(name)
-    near = alias or suggest(name, known)
-    sure = alias or clear_match(name, known)
-    remedy = f"did you mean {near}?" if near else f"its keys are {', '.join(known)}" if len(known) < 30 else "see 'launcher schema' for its keys"
+    near, sure = alias or suggest(name, known), alias or clear_match(name, known)
     fix = rename(path, (*path[:-1], *sure.split(".")), tree.values) if sure else None
-    return Problem(place, where, remedy, dotted(path), fix)
+    if near is None:
+        remedy = f"its keys are {', '.join(known)}" if len(known) < 30 else "see 'launcher schema' for its keys"
+        return Problem(tree.place(path), _where(path), remedy, key)
+    return Problem(tree.place(path), _where(path), f"did you mean {near}?", key, fix)
 
 
-def _section(path: KeyPath, tree: Tree) -> Any:
+def _known_keys(path: KeyPath, tree: Tree) -> list[str]:
     here = spot(tree.values, path)
-    section = section_for(here.annotation if here else Recipe, _value(tree.values, path))
-    return section or Recipe
+    section = section_for(here.annotation if here else Recipe, value_at(tree.values, path)) or Recipe
+    if section is TrainingSection:
+        return list(named_training_keys())
+    return [*section.model_fields, *(("base",) if section is Recipe else ())]
 
 
-def _value(values: Any, path: KeyPath) -> Any:
-    for part in path:
-        values = values[part]
-    return values
-
-
-def _elsewhere(path: KeyPath, tree: Tree) -> Problem | None:
-    """Return the problem of a key whose exact name belongs somewhere else."""
-    name, above = str(path[-1]), dotted(path[:-1])
-    place, key = tree.place(path), dotted(path)
-    where = above or "the top of a recipe"
+def _special(path: KeyPath, tree: Tree) -> Problem | None:
+    """Return the problem of a key for which one section has an answer of its own."""
+    name, above, place, key = str(path[-1]), dotted(path[:-1]), tree.place(path), dotted(path)
     if "." in name:
-        return Problem(place, f"{where} has no key {name}", f"write {name.rpartition('.')[2]} inside the section {name.rpartition('.')[0]}", key)
-    if above == "training" and (verdict := training_verdict(path, tree)):
-        return verdict
+        section, _, short = name.rpartition(".")
+        return Problem(place, _where(path), f"write {short} inside the section {section}", key)
+    if above == "training":
+        return training_verdict(path, tree)
     if above == "data" and name in SourceSpec.model_fields:
-        return Problem(place, f"data has no key {name}; it belongs to one source", f"write source: {{source: ..., {name}: ...}}", key)
-    if above == "strategy" and (kind := _option_of(name)):
+        return Problem(place, f"{_where(path)}; it belongs to one source", f"write source: {{source: ..., {name}: ...}}", key)
+    if above == "strategy" and (owners := _types_with(name)):
         own = tree.values["strategy"].get("type", "full")
-        return Problem(place, f"strategy.{name} is no option of {own}", f"it belongs to {kind}; remove it or change strategy.type", key)
-    owners = homes().get(name, ())
-    if not owners and name in passthrough_fields():
-        owners = (f"training.{name}",)
-    if len(owners) == 1:
-        fix = rename(path, tuple(owners[0].split(".")), tree.values)
-        return Problem(place, f"{where} has no key {name}; it belongs to {owners[0].rpartition('.')[0] or 'the top'}", f"write {owners[0]}", key, fix)
-    if name in _ALIASES.get(above, {}):
+        return Problem(place, f"strategy.{name} is no option of {own}, but of {owners}", "remove it, or change strategy.type", key)
+    return None
+
+
+def _belongs_elsewhere(path: KeyPath, tree: Tree) -> Problem | None:
+    name = str(path[-1])
+    owners = homes().get(name) or ((f"training.{name}",) if name in passthrough_fields() else ())
+    if len(owners) != 1:
         return None
-    return training_verdict(path, tree)
+    owner = owners[0].rpartition(".")[0] or "the top"
+    fix = rename(path, tuple(owners[0].split(".")), tree.values)
+    return Problem(tree.place(path), f"{_where(path)}; it belongs to {owner}", f"write {owners[0]}", dotted(path), fix)
 
 
-def _option_of(name: str) -> str:
+def _types_with(name: str) -> str:
     annotation = Recipe.model_fields["strategy"].annotation
     owners = [kind for section in sections_in(annotation) if name in section.model_fields for kind in type_names(section)]
     return ", ".join(owners)

@@ -38,14 +38,15 @@ def value_fault(details: ErrorDetails, key: str, here: Spot) -> Words:
 
 def wrong_choice(key: str, value: Any, known: tuple[Any, ...]) -> Words:
     """Return the words for a value that is not one of ``known``."""
-    message = f"{shown(key, value)}; it must be one of {', '.join(show(c) if c is None else str(c) for c in known)}"
+    names = ", ".join(str(choice) for choice in known)
+    message = f"{shown(key, value)}; it must be {names if len(known) == 1 else f'one of {names}'}"
     if later_word(key, value):
         return message, f"{value} is not in this version", None
     same = [choice for choice in known if str(choice) == str(value)]
     near = same[0] if same else clear_match(str(value), [str(choice) for choice in known])
     if near is None:
         hint = did_you_mean(str(value), [str(choice) for choice in known])
-        return message, hint if hint.startswith("did") else "choose one of them", None
+        return message, hint if hint.startswith("did") else f"write {known[0]}" if len(known) == 1 else "choose one of them", None
     return message, f"did you mean {near}?", Fix(key, key, near, keep_value=False)
 
 
@@ -53,7 +54,8 @@ def wrong_type(key: str, value: Any, annotation: Any, field: FieldInfo | None) -
     """Return the words for a value of the wrong type, with the edit where what was meant is plain."""
     message = f"{shown(key, value)}; it must be {wanted(annotation)}"
     if value is None and field is not None and not field.is_required():
-        return message, "remove the key for its default", Fix(key, None)
+        keys = "; or give it keys" if wanted(annotation) == "a mapping" else ""
+        return message, f"remove the key for its default{keys}", Fix(key, None)
     meant = _meant(value, members(annotation))
     if meant is not None:
         return message, f"write {key.rpartition('.')[2]}: {_written(meant)}", Fix(key, key, meant, keep_value=False)

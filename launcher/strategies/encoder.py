@@ -9,7 +9,7 @@ from launcher.contracts import Parameter, Phase, TuningTable
 from launcher.errors import ModelError
 from launcher.recipe.schema import EncoderOptions, Recipe
 from launcher.strategies.layers import number_of_blocks
-from launcher.strategies.tables import build_table, freeze
+from launcher.strategies.tables import build_table, freeze, weight_decay
 
 
 class Encoder:
@@ -34,7 +34,8 @@ class Encoder:
                 return base if parameter.component in options.components else 0.0
             return base if parameter.role == "embeddings" and options.train_embeddings else 0.0
 
-        return (Phase("main", build_table(parameters, rate=rate, weight_decay=recipe.training.weight_decay)),)
+        decay = weight_decay(recipe)
+        return (Phase("main", build_table(parameters, rate=rate, weight_decay=decay)),)
 
     def apply(self, model: Any, table: TuningTable) -> Any:
         """Freeze what the table freezes."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from launcher.contracts import Parameter, Phase, TuningTable
 from launcher.recipe.schema import FullOptions, Recipe
-from launcher.strategies.tables import build_table, freeze
+from launcher.strategies.tables import build_table, freeze, weight_decay
 
 
 class Full:
@@ -24,7 +24,8 @@ class Full:
         def rate(parameter: Parameter) -> float:
             return own.get(parameter.role) or recipe.training.learning_rate
 
-        return (Phase("main", build_table(parameters, rate=rate, weight_decay=recipe.training.weight_decay)),)
+        decay = weight_decay(recipe)
+        return (Phase("main", build_table(parameters, rate=rate, weight_decay=decay)),)
 
     def apply(self, model: Any, table: TuningTable) -> Any:
         """Mark every parameter as trainable."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from launcher.contracts import Parameter, Phase, TuningTable
 from launcher.recipe.schema import HeadOptions, Recipe
-from launcher.strategies.tables import build_table, freeze
+from launcher.strategies.tables import build_table, freeze, weight_decay
 
 
 class Head:
@@ -26,7 +26,7 @@ class Head:
             return recipe.training.learning_rate if trains else 0.0
 
         # Linear probes are trained without weight decay (MAE, He et al. 2022, appendix A.1).
-        decay = recipe.training.weight_decay if "weight_decay" in recipe.training.model_fields_set else 0.0
+        decay = weight_decay(recipe, default=0.0)
         return (Phase("main", build_table(parameters, rate=rate, weight_decay=decay)),)
 
     def apply(self, model: Any, table: TuningTable) -> Any:

@@ -7,6 +7,7 @@ from typing import Any
 
 from launcher.contracts import Parameter, TuningGroup, TuningTable
 from launcher.errors import ModelError
+from launcher.recipe.schema import Recipe
 
 Rate = Callable[[Parameter], float]
 
@@ -14,6 +15,11 @@ Rate = Callable[[Parameter], float]
 def group_by_role(parameter: Parameter) -> str:
     """Name the group of a parameter when all blocks share one rate."""
     return "encoder" if parameter.role == "block" else parameter.role
+
+
+def weight_decay(recipe: Recipe, *, default: float = 0.01) -> float:
+    """Return the recipe's weight decay, or the strategy's default."""
+    return default if recipe.training.weight_decay is None else recipe.training.weight_decay
 
 
 def build_table(

@@ -9,14 +9,16 @@ from typing import Any
 import numpy as np
 
 from launcher.contracts import Predictions, Prepared
-from launcher.data.labels import LabelSet, infer_problem_type
+from launcher.data.labels import LabelSet, make_labels
 from launcher.data.prepare import cache_folder, fingerprint_of, load_prepared, prepared_folder, tokenize
 from launcher.data.sources import SplitSet, load_splits
 from launcher.errors import DataError, ModelError
 from launcher.recipe.schema import Recipe
-from launcher.tasks.models import LoadedModel, load_config, load_model, load_tokenizer, token_limit
+from launcher.tasks.models import LoadedModel, load_config, load_model, load_tokenizer, locate, revision_of, token_limit
 
 SPLITS = ("train", "validation", "test")
+
+_DEFAULT_MAX_LENGTH = 512
 
 # Fields by which configurations name the dropout before the classifier.
 _HEAD_DROPOUT = ("classifier_dropout", "classifier_dropout_prob", "seq_classif_dropout", "cls_dropout", "summary_first_dropout")
@@ -41,7 +43,12 @@ class TextClassification:
         Raises:
             DataError: a fault in the data, or ``data.max_length`` beyond what the model takes.
         """
-        splits = load_splits(self.recipe.data, base_folder=self.base_folder)
+        splits = load_splits(
+            self.recipe.data,
+            base_folder=self.base_folder,
+            problem_type=self.options.problem_type,
+            label_delimiter=self.options.label_delimiter,
+        )
         max_length = self._max_length()
         key = fingerprint_of(
             {
@@ -82,41 +89,42 @@ class TextClassification:
     def _max_length(self) -> int:
         limit = token_limit(self.tokenizer, load_config(self.recipe.model))
         wanted = self.recipe.data.max_length
-        if limit is None or wanted <= limit:
-            return wanted
-        if "max_length" in self.recipe.data.model_fields_set:
+        if wanted is None:
+            return min(limit or _DEFAULT_MAX_LENGTH, _DEFAULT_MAX_LENGTH)
+        if limit is not None and wanted > limit:
             raise DataError(f"data.max_length is {wanted}, but this model takes at most {limit} tokens; lower it")
-        return limit
+        return wanted
 
     def _prepare(self, splits: SplitSet, max_length: int) -> tuple[dict[str, Any], dict[str, Any]]:
         rows = {name: getattr(splits, name) for name in SPLITS if getattr(splits, name) is not None}
         if "label" not in rows["train"].column_names:
             raise DataError("the training rows have no labels; name their column in data.columns: {label: ...}")
-        problem_type = infer_problem_type(rows["train"]["label"], self.options.problem_type)
-        labels = LabelSet.find(
+        labels = make_labels(
             rows["train"]["label"],
-            declared=self.recipe.data.labels,
-            problem_type=problem_type,
-            delimiter=self.options.label_delimiter,
+            problem_type=self.options.problem_type,
+            declared=self.recipe.data.labels or (list(splits.label_names) or None),
             base_folder=self.base_folder,
+            delimiter=self.options.label_delimiter,
+            origin=splits.origin("train"),
         )
         prepared, counts = {}, {}
-        for name, split in rows.items():
-            prepared[name], counts[name] = self._features(split, name, labels, max_length)
+        for name in rows:
+            prepared[name], counts[name] = self._features(splits, name, labels, max_length)
         facts = {
             "fingerprint": splits.fingerprint,
             "provenance": splits.provenance,
-            "warnings": list(splits.warnings) + list(labels.notes),
-            "problem_type": problem_type,
+            "warnings": list(splits.warnings) + list(labels.warnings),
+            "problem_type": labels.problem_type,
             "label_names": list(labels.names),
             "max_length": max_length,
             "splits": counts,
         }
         return prepared, facts
 
-    def _features(self, split: Any, name: str, labels: LabelSet, max_length: int) -> tuple[Any, dict[str, Any]]:
+    def _features(self, splits: SplitSet, name: str, labels: LabelSet, max_length: int) -> tuple[Any, dict[str, Any]]:
         from datasets import Dataset
 
+        split = getattr(splits, name)
         texts = list(split["text"])
         pairs = list(split["text_pair"]) if "text_pair" in split.column_names else None
         tokens = tokenize(self.tokenizer, texts, pairs, max_length=max_length)
@@ -131,13 +139,26 @@ class TextClassification:
             "labelled": "label" in split.column_names,
         }
         if counts["labelled"]:
-            encoded = labels.encode(split["label"], split=name, places=None)
+            encoded = labels.encode(split["label"], split=name, origin=splits.origin(name))
             columns["labels"] = encoded.tolist()
             if encoded.ndim == 1 and labels.names:
                 counts["labels"] = np.bincount(encoded.astype(int), minlength=len(labels.names)).tolist()
             elif labels.names:
                 counts["labels"] = encoded.sum(axis=0).astype(int).tolist()
         return Dataset.from_dict(columns), counts
+
+    def model_facts(self, prepared: Prepared) -> dict[str, Any]:
+        """Return what has to be known to use the saved model without its run."""
+        return {
+            "task": self.options.type,
+            "problem_type": prepared.problem_type,
+            "label_names": list(prepared.label_names),
+            "max_length": prepared.facts["max_length"],
+        }
+
+    def model_revision(self, model: Any) -> str:
+        """Return what identifies the pretrained weights."""
+        return revision_of(model, locate(self.recipe.model.name_or_path))
 
     # --- model -----------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,60 @@
+"""Transformers' TrainingArguments from a recipe and a launch plan."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from launcher.contracts import LaunchPlan
+from launcher.launching.render import deepspeed_config
+from launcher.recipe.schema import Recipe
+
+# Keys of ``training`` that are ours, or that the mixin carries out itself.
+_OURS = {
+    "global_batch_size",
+    "per_device_train_batch_size",
+    "early_stopping_patience",
+    "train_sampling_strategy",
+    "label_smoothing_factor",
+    "max_steps",
+    "metric_for_best_model",
+}
+
+
+def training_arguments(recipe: Recipe, plan: LaunchPlan, *, output_dir: str) -> Any:
+    """Return TrainingArguments; creating them starts torch.distributed where there are several ranks."""
+    from transformers import TrainingArguments
+
+    values = {k: v for k, v in recipe.training.model_dump().items() if k not in _OURS and v is not None}
+    values |= {
+        "output_dir": output_dir,
+        "max_steps": recipe.training.max_steps or -1,
+        "per_device_train_batch_size": plan.batch.micro_batch_size,
+        "gradient_accumulation_steps": plan.batch.accumulation,
+        # The task names its metric once its data are known; Trainer only wants some name here.
+        "metric_for_best_model": recipe.training.metric_for_best_model or "loss",
+        "bf16": plan.precision == "bf16",
+        "fp16": plan.precision == "fp16",
+        # Also what makes torch.distributed use gloo under DeepSpeed on a machine without GPUs.
+        "use_cpu": plan.device == "cpu",
+        "deepspeed": deepspeed_config(recipe, plan) if plan.engine == "deepspeed" else None,
+        "report_to": recipe.tracking.report_to or "none",
+        "disable_tqdm": True,
+        "remove_unused_columns": False,
+        # A NaN must be seen, not replaced by the mean of earlier losses.
+        "logging_nan_inf_filter": False,
+    }
+    arguments = TrainingArguments(**values)
+    if plan.world_size == 1:
+        # Several visible GPUs and one process would otherwise mean torch's DataParallel.
+        arguments._n_gpu = min(arguments._n_gpu, 1)
+    if plan.engine == "deepspeed":
+        _start_deepspeed(plan)
+    return arguments
+
+
+def _start_deepspeed(plan: LaunchPlan) -> None:
+    """Bring DeepSpeed's own communication up before a model is built under ZeRO-3, which needs it."""
+    import deepspeed
+
+    backend = "nccl" if plan.device == "cuda" else "gloo"
+    deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False)

@@ -1,0 +1,118 @@
+"""A rank's surroundings: its log, its verdict, and what is written down about the machine."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.metadata
+import os
+import platform
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any, TextIO
+
+from launcher.errors import Interrupted, LauncherError, TrainingDiverged
+from launcher.rundir import write_json
+
+_PACKAGES = (
+    "finetune-launcher", "torch", "transformers", "accelerate", "deepspeed", "datasets", "tokenizers", "peft", "wandb",
+    "numpy", "scikit-learn",
+)  # fmt: skip
+_PR_SET_PDEATHSIG = 1
+
+
+def write_output_to(log: Path) -> TextIO:
+    """Send all output of this process, also that of libraries below Python, to ``log``; return the old terminal."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    terminal = os.fdopen(os.dup(1), "w", buffering=1)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(handle, 1)
+    os.dup2(handle, 2)
+    os.close(handle)
+    return terminal
+
+
+def die_with_parent() -> None:
+    """Ask the kernel for SIGTERM when the process that started this one is gone, so that no rank is left behind."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def write_start(path: Path) -> None:
+    """Write down that a rank runs; a rank that is killed leaves this as its verdict."""
+    write_json(path, {"verdict": "running", "pid": os.getpid(), "host": platform.node(), "time": time.time()})
+
+
+def write_verdict(path: Path, error: BaseException | None) -> int:
+    """Write down how a rank ended, and return its exit code."""
+    if error is None:
+        write_json(path, {"verdict": "finished", "exit_code": 0, "time": time.time()})
+        return 0
+    code = error.exit_code if isinstance(error, LauncherError) else _exit_code(error)
+    text = "" if isinstance(error, LauncherError) else "".join(traceback.format_exception(error))
+    write_json(
+        path,
+        {
+            "verdict": _verdict(error),
+            "exit_code": code,
+            "error": str(error) or type(error).__name__,
+            "type": type(error).__name__,
+            "traceback": text,
+            "time": time.time(),
+        },
+    )
+    return code
+
+
+def _verdict(error: BaseException) -> str:
+    if isinstance(error, (Interrupted, KeyboardInterrupt)):
+        return "interrupted"
+    if isinstance(error, TrainingDiverged):
+        return "diverged"
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return "out_of_memory"
+    return "failed"
+
+
+def _exit_code(error: BaseException) -> int:
+    if isinstance(error, SystemExit) and isinstance(error.code, int):
+        return error.code
+    return 130 if isinstance(error, KeyboardInterrupt) else 1
+
+
+def describe_environment(recipe_folder: Path) -> dict[str, Any]:
+    """Return versions, devices and the git revision; never the value of an environment variable."""
+    import torch
+
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "packages": {name: _version(name) for name in _PACKAGES},
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor_cores": len(os.sched_getaffinity(0)),
+        "torch_threads": torch.get_num_threads(),
+        "gpus": gpus,
+        "host": platform.node(),
+        "git_revision": _git_revision(recipe_folder),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _git_revision(folder: Path) -> str | None:
+    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None

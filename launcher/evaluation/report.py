@@ -1,0 +1,273 @@
+"""report.html of a run: one self-contained page, made from plain values that the run directory holds."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from launcher.evaluation import plots
+from launcher.evaluation.assessment import Evaluation, evaluate_predictions
+from launcher.evaluation.metrics import HIGHER_IS_BETTER, greater_is_better
+from launcher.evaluation.predictions_io import clean_text
+from launcher.evaluation.verdict import (
+    METRIC_WORDS,
+    SHARES,
+    Verdict,
+    number,
+    p_value,
+    signed,
+    strongest_baseline,
+    verdict,
+    verdict_sentence,
+)
+
+__all__ = ["Evaluation", "ReportFacts", "Verdict", "evaluate_predictions", "render_report", "verdict", "verdict_sentence"]
+
+_TEMPLATES = Path(__file__).parent / "templates"
+
+
+@dataclass(frozen=True)
+class ReportFacts:
+    """Everything a report shows; plain values, all read from a run directory."""
+
+    run_name: str
+    created: str
+    """Date and time, as it shall be read."""
+    recipe_text: str
+    evaluation: Mapping[str, Any] | None = None
+    """``Evaluation.to_json()``; None: not evaluated."""
+    progress: Sequence[Mapping[str, Any]] = ()
+    """Rows of progress.jsonl: step, epoch, loss, learning_rate, ``lr/GROUP``, grad_norm, ``eval_METRIC``."""
+    tuning_table: Sequence[Mapping[str, Any]] = ()
+    """group, depth, parameters (elements), trainable, lr, weight_decay; and where they apply rank, phase."""
+    phase_names: Sequence[str] = ()
+    data: Mapping[str, Any] = field(default_factory=dict)
+    """splits {name: rows}, truncated {name: rows cut at max_length}, fingerprint, warnings [text]; any other fact."""
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    """Versions, devices, git revision and so on; mappings and lists may be nested."""
+    commands: Sequence[str] = ()
+    """What to type to run this again."""
+    timing: Mapping[str, Any] = field(default_factory=dict)
+    """Durations in seconds by name (``training_seconds`` or ``training``); training is shown first."""
+    metric_for_best_model: str = ""
+    """Validation metric that chose the checkpoint."""
+
+
+def render_report(facts: ReportFacts) -> str:
+    """Return the page as HTML text; it loads nothing: styles and plots are inside, and everything from data is escaped."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    pages = Environment(
+        loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    pages.filters |= {
+        "number": number, "duration": duration, "count": count, "rate": rate, "words": words, "p_value": p_value, "plain": plain,
+    }  # fmt: skip
+    evaluation = Evaluation.from_json(facts.evaluation) if facts.evaluation else None
+    page = pages.get_template("report.html.j2").render(
+        facts=facts, e=evaluation, verdict=verdict(evaluation), tiles=_tiles(facts, evaluation),
+        metric_rows=_metric_rows(evaluation), comparisons=_comparisons(evaluation), plots=_plots(facts, evaluation),
+        splits=_splits(facts.data), other_data=_other_data(facts.data), tuning=_tuning(facts.tuning_table),
+        timing=_timing(facts.timing),
+    )  # fmt: skip
+    return clean_text(page)
+
+
+# --- what the page shows -------------------------------------------------------------------------------------------
+
+
+def _tiles(facts: ReportFacts, e: Evaluation | None) -> list[dict[str, str]]:
+    tiles = _metric_tiles(e) if e else []
+    if e:
+        tiles.append({"name": f"{e.split} rows", "value": count(e.rows), "note": _label_note(e)})
+    trainable = sum(row["parameters"] for row in facts.tuning_table if row["trainable"])
+    total = sum(row["parameters"] for row in facts.tuning_table)
+    if total and not any("phase" in row for row in facts.tuning_table):
+        note = f"of {short_count(total)}, {100 * trainable / total:.3g} %"
+        tiles.append({"name": "trained parameters", "value": short_count(trainable), "note": note})
+    timing = _timing(facts.timing)
+    if timing:
+        tiles.append({"name": timing[0][0], "value": duration(timing[0][1]), "note": _steps_note(facts.progress)})
+    return tiles
+
+
+def _metric_tiles(e: Evaluation) -> list[dict[str, str]]:
+    tiles = []
+    for name in e.headline:
+        if name in e.metrics:
+            interval = e.intervals.get(name)
+            note = f"{number(interval['low'])} to {number(interval['high'])}" if interval else ""
+            tiles.append({"name": METRIC_WORDS[name], "value": number(e.metrics[name]), "note": note})
+    reference = strongest_baseline(e, e.headline[0]) if e.headline[0] in e.metrics else None
+    if reference:
+        differences = next(c["differences"] for c in e.comparisons if c["name"] == reference["name"])
+        tiles.append(_difference_tile(e.headline[0], differences[e.headline[0]], reference))
+    return tiles
+
+
+def _difference_tile(metric: str, difference: Mapping[str, float], reference: Mapping[str, Any]) -> dict[str, str]:
+    by_points = metric in SHARES
+    value = f"{signed(100 * difference['estimate'], 1)} points" if by_points else number(difference["estimate"])
+    plus = "+" if difference["estimate"] > 0 and value[0] not in "0−" or value[0].isdigit() and difference["estimate"] > 0 else ""
+    return {"name": f"against {reference['title']}", "value": plus + value, "note": f"{METRIC_WORDS[metric]} {number(reference['metrics'][metric])}"}
+
+
+def _label_note(e: Evaluation) -> str:
+    return f"{len(e.label_names)} labels" if e.problem_type != "regression" and e.label_names else ""
+
+
+def _steps_note(progress: Sequence[Mapping[str, Any]]) -> str:
+    steps = [row["step"] for row in progress if "step" in row]
+    epochs = [row["epoch"] for row in progress if row.get("epoch") is not None]
+    if not steps:
+        return ""
+    return f"{count(max(steps))} steps" + (f", {max(epochs):.3g} epochs" if epochs else "")
+
+
+def _metric_rows(e: Evaluation | None) -> list[dict[str, Any]]:
+    if e is None or not e.metrics:
+        return []
+    # With one label per row these equal accuracy.
+    hidden = {n for n in e.metrics if n.startswith("micro_")} if e.problem_type.startswith(("single", "binary")) else set()
+    names = [*e.headline, *(name for name in HIGHER_IS_BETTER if name in e.metrics and name not in e.headline)]
+    systems: list[tuple[Mapping[str, float], Mapping[str, Any]]] = [(e.metrics, e.intervals)]
+    systems += [(b["metrics"], b["intervals"]) for b in e.baselines]
+    return [_metric_row(name, systems, e) for name in names if name in e.metrics and name not in hidden]
+
+
+def _metric_row(name: str, systems: Sequence[tuple[Mapping[str, float], Mapping[str, Any]]], e: Evaluation) -> dict[str, Any]:
+    known = [metrics[name] for metrics, _ in systems if name in metrics]
+    best = max(known) if greater_is_better(name) else min(known)
+    cells = [
+        {"value": metrics.get(name), "interval": intervals.get(name), "best": len(known) > 1 and metrics.get(name) == best}
+        for metrics, intervals in systems
+    ]
+    return {"title": METRIC_WORDS[name], "lower": not greater_is_better(name), "cells": cells, "headline": name in e.headline}
+
+
+def _comparisons(e: Evaluation | None) -> list[dict[str, Any]]:
+    if e is None:
+        return []
+    titles = {b["name"]: b["title"] for b in e.baselines}
+    return [
+        {"title": titles[c["name"]], **c["test"],
+         "differences": [_spoken_difference(name, c["differences"].get(name)) for name in e.headline]}
+        for c in e.comparisons
+    ]  # fmt: skip
+
+
+def _spoken_difference(metric: str, d: Mapping[str, float] | None) -> dict[str, Any] | None:
+    if d is None:
+        return None
+    scale = (lambda x: signed(100 * x, 1)) if metric in SHARES else number
+    return {"value": scale(d["estimate"]), "low": scale(d["low"]) if "low" in d else None, "high": scale(d["high"]) if "low" in d else None}
+
+
+def _plots(facts: ReportFacts, e: Evaluation | None) -> dict[str, Any]:
+    from markupsafe import Markup
+
+    found = {
+        "loss": plots.loss_curve(facts.progress),
+        "metric": plots.metric_curve(facts.progress, _followed(facts, e), titles=METRIC_WORDS),
+        "rate": plots.rate_curve(facts.progress),
+        "norm": plots.gradient_norm_curve(facts.progress),
+    } | (_result_plots(e) if e and e.labelled else {})
+    # matplotlib escapes the text that it writes; the page must not do so again.
+    return {name: Markup(svg) for name, svg in found.items() if svg}
+
+
+def _result_plots(e: Evaluation) -> dict[str, str]:
+    found = {
+        "confusion": plots.confusion_matrix(e.confusion, e.label_names),
+        "overview": plots.confusion_overview(e.confusion, e.label_names),
+        "reliability": plots.reliability_diagram(e.reliability),
+        "scatter": plots.regression_scatter(e.scatter),
+        "classes": plots.class_f1_bars(e.per_class),
+    }
+    name = e.headline[0]
+    if name in e.metrics and e.baselines:
+        systems = [{"name": "model", "metrics": e.metrics, "intervals": e.intervals}]
+        systems += [{**b, "name": b["title"]} for b in e.baselines]
+        dots = [{"name": s["name"], "value": s["metrics"][name], **s["intervals"].get(name, {})} for s in systems if name in s["metrics"]]
+        found["comparison"] = plots.comparison_plot(dots, title=METRIC_WORDS[name])
+    return found
+
+
+def _followed(facts: ReportFacts, e: Evaluation | None) -> list[str]:
+    chosen = facts.metric_for_best_model.removeprefix("eval_")
+    names = dict.fromkeys([chosen] if chosen else [])
+    names |= dict.fromkeys(name for name in (e.headline if e else ("accuracy", "macro_f1", "spearman")) if name in SHARES | {"spearman"})
+    return [name for name in names if name != "loss"]
+
+
+def _splits(data: Mapping[str, Any]) -> list[dict[str, Any]]:
+    truncated = data.get("truncated") or {}
+    return [{"name": name, "rows": rows, "truncated": truncated.get(name)} for name, rows in (data.get("splits") or {}).items()]
+
+
+def _other_data(data: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in data.items() if key not in ("splits", "truncated", "warnings") and value not in (None, "", [], {})}
+
+
+def _tuning(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    shown = [{"phase": None, "rank": None, "depth": None, **row} for row in rows]
+    return {"rows": shown, "phase": any(r["phase"] for r in shown), "rank": any(r["rank"] is not None for r in shown)}
+
+
+def _timing(timing: Mapping[str, Any]) -> list[tuple[str, float]]:
+    known = [(words(re.sub(r"_?seconds$", "", key)) or key, float(value)) for key, value in timing.items() if isinstance(value, (int, float))]
+    return sorted(known, key=lambda item: not item[0].startswith("train"))
+
+
+# --- numbers and names in words ------------------------------------------------------------------------------------
+
+
+def count(value: Any) -> str:
+    """Return a whole number with commas; anything else as it is."""
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def short_count(value: int) -> str:
+    """Return ``value`` with three digits and a unit: 22.7 M."""
+    for size, unit in ((1e9, " B"), (1e6, " M"), (1e3, " k")):
+        if value >= size:
+            return f"{value / size:.3g}{unit}"
+    return str(value)
+
+
+def duration(seconds: float) -> str:
+    """Return seconds as a person says them: 43 s, 3 min 05 s, 2 h 10 min."""
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def rate(value: float) -> str:
+    """Return a learning rate or decay in its shortest form: 3e-4, 0.01."""
+    if value == 0:
+        return "0"
+    text = f"{value:.3g}"
+    if abs(value) < 0.01:
+        mantissa, exponent = f"{value:.2e}".split("e")
+        text = f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
+    return text
+
+
+def words(name: str) -> str:
+    """Return a key as words."""
+    return str(name).replace("_", " ").strip()
+
+
+def plain(value: Any) -> str:
+    """Return a single value as text for a table of facts."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return number(value) if abs(value) >= 0.001 or value == 0 else rate(value)
+    return "none" if value is None else count(value)

@@ -1,0 +1,85 @@
+"""Whether what a recipe names is on this machine: data files, folders, models, packages."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from launcher.errors import Problem
+from launcher.recipe.checks import FILE_ENDINGS, sources
+from launcher.recipe.keys import shown
+from launcher.registry import suggest
+
+if TYPE_CHECKING:
+    from launcher.recipe.load import LoadedRecipe
+
+
+def check_files(loaded: LoadedRecipe) -> list[Problem]:
+    """Return what a recipe names and this machine lacks. Paths are relative to the current directory."""
+    found = [*_data(loaded), *_labels(loaded), *_models(loaded)]
+    return [Problem(loaded.place(key), message, remedy, key) for key, message, remedy in found]
+
+
+Lack = tuple[str, str, str]
+"""Key, message, remedy."""
+
+
+def looks_like_path(text: str) -> bool:
+    """Whether a source or model names a place on this machine rather than on the hub, told by its form."""
+    if "://" in text or text.startswith(("builtin:", "package:")):
+        return False
+    return text.startswith(("./", "../", "/", "~")) or text.lower().removesuffix(".gz").endswith(FILE_ENDINGS)
+
+
+def _data(loaded: LoadedRecipe) -> Iterator[Lack]:
+    for key, spec in sources(loaded.recipe):
+        text = spec if isinstance(spec, str) else spec.source
+        if looks_like_path(text) and not _path(text).exists():
+            yield key, f"{shown(key, text)}; there is no such file or folder", _near_file(text)
+
+
+def _labels(loaded: LoadedRecipe) -> Iterator[Lack]:
+    labels = loaded.recipe.data.labels
+    if isinstance(labels, str) and not _path(labels).is_file():
+        yield "data.labels", f"{shown('data.labels', labels)}; there is no such file", "name a file with one label a line, or list the labels: [a, b]"
+
+
+def _path(text: str) -> Path:
+    return Path(text).expanduser()
+
+
+def _near_file(text: str) -> str:
+    folder = _path(text).parent
+    if not folder.is_dir():
+        return f"paths are relative to the current directory, {Path.cwd()}; there is no folder {folder}"
+    near = suggest(_path(text).name, [path.name for path in folder.iterdir()])
+    return f"did you mean {near}?" if near else f"paths are relative to the current directory, {Path.cwd()}"
+
+
+def _models(loaded: LoadedRecipe) -> Iterator[Lack]:
+    for name in ("name_or_path", "tokenizer_name_or_path"):
+        key, text = f"model.{name}", getattr(loaded.recipe.model, name)
+        if text is None:
+            continue
+        if text.startswith("package:"):
+            yield from _package(key, text)
+        elif looks_like_path(text) or _path(text).is_dir():
+            yield from _folder(key, text, _path(text), name)
+
+
+def _package(key: str, text: str) -> Iterator[Lack]:
+    package, _, inside = text.removeprefix("package:").partition("/")
+    spec = importlib.util.find_spec(package) if package.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        yield key, f"{shown(key, text)}; there is no installed package {package!r}", f"pip install {package.replace('_', '-')}"
+        return
+    yield from _folder(key, text, Path(spec.submodule_search_locations[0]) / inside, "name_or_path")
+
+
+def _folder(key: str, text: str, path: Path, name: str) -> Iterator[Lack]:
+    if not path.is_dir():
+        yield key, f"{shown(key, text)}; there is no such folder", _near_file(str(path))
+    elif name == "name_or_path" and not (path / "config.json").is_file():
+        yield key, f"{shown(key, text)}; the folder has no config.json", "name a folder that save_pretrained wrote"

@@ -1,0 +1,307 @@
+"""The worker: what every rank runs. The straight line from a recipe to a finished run stands in ``train`` below.
+
+    python -m launcher.train --run runs/NAME-001 --attempt 1        (what `launcher run` starts)
+    accelerate launch -m launcher.train RECIPE [key=value ...]      (your own accelerate configuration)
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from launcher import registry
+from launcher.contracts import LaunchPlan, Prepared
+from launcher.engine.session import describe_environment, die_with_parent, write_output_to, write_start, write_verdict
+from launcher.engine.signals import StopFlag
+from launcher.errors import Interrupted, LauncherError, RecipeError
+from launcher.recipe.load import load_recipe, resolved_text
+from launcher.recipe.schema import Recipe
+from launcher.rundir import RunDir, write_json
+
+_POLL_SECONDS = 0.05
+
+
+@dataclass(frozen=True)
+class Session:
+    """One rank of one attempt."""
+
+    run: RunDir
+    attempt: int
+    rank: int
+    recipe: Recipe
+    base_folder: Path
+    launch: LaunchPlan
+    stop: StopFlag
+    terminal: TextIO | None
+    started: float
+
+
+def train(session: Session, arguments: Any) -> None:
+    """Take a run from its recipe to the report; the line that every rank walks."""
+    from launcher.engine.checkpoints import save_model_folder
+    from launcher.engine.phases import run_phase
+    from launcher.engine.progress import Progress
+    from launcher.engine.tracking import start_tracker
+    from launcher.engine.trainer import RunContext
+    from launcher.planning.plan import plan_run
+    from launcher.strategies.layers import list_parameters
+    from launcher.workflows.evaluate import evaluate_and_report
+
+    run, recipe, rank = session.run, session.recipe, session.rank
+    tracker = start_tracker(recipe.tracking.wandb, run, rank=rank, config=recipe.model_dump(mode="json"))
+    progress = Progress(run, attempt=session.attempt, rank=rank, terminal=session.terminal, tracker=tracker)
+
+    task = registry.load(registry.TASKS, recipe.task.type)(recipe, base_folder=session.base_folder)
+    prepared = _prepare_once(session, task)
+    _tell_data(progress, prepared)
+
+    _stop_if_asked(session)
+    _set_seed(recipe.training.seed)
+    loaded = task.build_model(prepared)
+    strategy = registry.load(registry.STRATEGIES, recipe.strategy.type)()
+    phases = strategy.phases(list_parameters(loaded.model, newly_initialized=loaded.newly_initialized), recipe)
+    facts = {**prepared.facts, "model_revision": task.model_revision(loaded.model)} if rank == 0 else {}
+    plan = plan_run(recipe, session.launch, phases, train_rows=len(prepared.train), facts=facts)
+    if rank == 0:
+        write_json(run.plan, plan.to_json())
+        run.add_event("running", attempt=session.attempt, total_steps=plan.total_steps)
+        _tell_plan(progress, plan)
+
+    resume_from = run.latest_checkpoint() if session.attempt > 1 else None
+    if resume_from is not None:
+        progress.say(f"continuing from {resume_from.name}")
+    model, trainer = loaded.model, None
+    for phase in phases:
+        model = strategy.apply(model, phase.table)
+        context = RunContext(
+            recipe, run, session.attempt, session.launch, phase, task, prepared, progress, session.stop
+        )
+        trainer, was_stopped = run_phase(context, model, arguments, resume_from=resume_from)
+        if was_stopped:
+            raise Interrupted(f"stopped by {session.stop.reason or 'another rank'} at step {trainer.state.global_step}")
+    assert trainer is not None
+
+    state = trainer.final_state_dict()
+    if rank == 0:
+        save_model_folder(model, task.tokenizer, run.model, state_dict=state, facts=task.model_facts(prepared))
+        progress.say(f"model: {run.model}")
+    evaluate_and_report(trainer, plan, seconds=time.time() - session.started)
+
+
+# --- the steps of the line -------------------------------------------------------------------------------------------
+
+
+def _prepare_once(session: Session, task: Any) -> Prepared:
+    """Rank 0 prepares; the others wait for its file, so no collective can time out however long it takes."""
+    _stop_if_asked(session)
+    note = session.run.prepared(session.attempt)
+    if session.rank == 0:
+        folder, prepared = task.prepare_data()
+        write_json(note, {"folder": str(folder)})
+        result: Prepared = prepared
+        return result
+    while not note.exists():
+        _stop_if_asked(session)
+        time.sleep(_POLL_SECONDS)
+    other: Prepared = task.load_data(Path(json.loads(note.read_text())["folder"]))
+    return other
+
+
+def _tell_data(progress: Any, prepared: Prepared) -> None:
+    if progress.rank != 0:
+        return
+    for text in prepared.facts["warnings"]:
+        progress.warn(text)
+    counts = ", ".join(f"{split['rows']:,} {name}" for name, split in prepared.facts["splits"].items())
+    labels = f"; {len(prepared.label_names)} labels" if prepared.label_names else ""
+    cut = prepared.facts["splits"]["train"]["cut"]
+    cut_text = f"; {cut} training texts cut at {prepared.facts['max_length']} tokens" if cut else ""
+    progress.say(f"data: {counts} rows{labels}{cut_text}")
+
+
+def _tell_plan(progress: Any, plan: Any) -> None:
+    table = plan.phases[0].table
+    batch = plan.launch.batch
+    progress.say(
+        f"plan: {plan.launch.world_size} process(es), {plan.launch.engine}"
+        + (f" ZeRO-{plan.launch.zero_stage}" if plan.launch.zero_stage is not None else "")
+        + f", {plan.launch.precision} on {plan.launch.device}; "
+        f"{table.trainable_numel:,} of {table.total_numel:,} parameters train; {plan.total_steps} steps of "
+        f"{batch.global_batch_size} rows ({batch.world_size} x {batch.micro_batch_size} x {batch.accumulation})"
+    )
+
+
+def _set_seed(seed: int) -> None:
+    from transformers import set_seed
+
+    set_seed(seed)
+
+
+def _stop_if_asked(session: Session) -> None:
+    if session.stop.is_set:
+        raise Interrupted(f"stopped by {session.stop.reason} before the first step")
+
+
+# --- starting and ending ---------------------------------------------------------------------------------------------
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one rank; return its exit code."""
+    started = time.time()
+    options = _parse(sys.argv[1:] if argv is None else argv)
+    rank = int(os.environ.get("RANK", "0"))
+    session: Session | None = None
+    error: BaseException | None = None
+    try:
+        if options.run is not None:
+            session = _started_by_launcher(options, rank, started)
+            arguments = _arguments(session.recipe, session.launch, session.run.path)
+        else:
+            session, arguments = _started_by_accelerate(options, rank, started)
+        train(session, arguments)
+    except BaseException as caught:  # noqa: BLE001 - whatever ended this rank has to reach its verdict
+        error = caught
+    code = _end(session, error, shown_by_parent=options.run is not None)
+    _leave_group()
+    return code
+
+
+def _parse(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m launcher.train", description=__doc__, allow_abbrev=False)
+    parser.add_argument("recipe", nargs="?", help="recipe to train; with accelerate launch")
+    parser.add_argument("overrides", nargs="*", help="key=value, such as training.learning_rate=3e-5")
+    parser.add_argument("--run", type=Path, help="run directory made by `launcher run`")
+    parser.add_argument("--attempt", type=int, default=1)
+    parser.add_argument("--runs-dir", type=Path, default=Path("runs"), help="where a new run directory is made")
+    options = parser.parse_args(argv)
+    if (options.run is None) == (options.recipe is None):
+        parser.error("name a recipe, or --run with the directory of a run")
+    return options
+
+
+def _started_by_launcher(options: argparse.Namespace, rank: int, started: float) -> Session:
+    die_with_parent()
+    run = RunDir.open(options.run)
+    stop = StopFlag(run.stop_request(options.attempt))
+    stop.install()
+    write_start(run.verdict(options.attempt, rank))
+    terminal = write_output_to(run.log(options.attempt, rank))
+    launch = json.loads(run.launch_plan(options.attempt).read_text())
+    recipe = load_recipe(run.resolved).recipe
+    session = Session(
+        run=run,
+        attempt=options.attempt,
+        rank=rank,
+        recipe=recipe,
+        base_folder=Path(launch["base_folder"]),
+        launch=LaunchPlan.from_json(launch["plan"]),
+        stop=stop,
+        terminal=terminal if rank == 0 else None,
+        started=started,
+    )
+    _write_environment(session)
+    return session
+
+
+def _started_by_accelerate(options: argparse.Namespace, rank: int, started: float) -> tuple[Session, Any]:
+    from launcher.launching.under_accelerate import plan_under_accelerate
+    from launcher.planning.hardware import detect_hardware
+    from launcher.recipe.examine import examine
+
+    loaded, problems = examine(options.recipe, options.overrides)
+    if loaded is None or problems:
+        raise RecipeError(problems)
+    launch = plan_under_accelerate(loaded.recipe, detect_hardware(), os.environ)
+    arguments = _arguments(loaded.recipe, launch, options.runs_dir)
+    run, attempt = _share_run(loaded, options.runs_dir, rank)
+    arguments.output_dir = str(run.path)
+    stop = StopFlag(run.stop_request(attempt))
+    stop.install()
+    write_start(run.verdict(attempt, rank))
+    terminal = write_output_to(run.log(attempt, rank))
+    base = Path.cwd()
+    if rank == 0:
+        write_json(run.launch_plan(attempt), {"plan": asdict(launch), "base_folder": str(base)})
+        print(f"run: {run.path}", file=terminal)
+    session = Session(
+        run, attempt, rank, loaded.recipe, base, launch, stop, terminal if rank == 0 else None, started
+    )
+    _write_environment(session)
+    return session, arguments
+
+
+def _arguments(recipe: Recipe, launch: LaunchPlan, output: Path) -> Any:
+    from launcher.engine.arguments import training_arguments
+
+    return training_arguments(recipe, launch, output_dir=str(output))
+
+
+def _share_run(loaded: Any, runs: Path, rank: int) -> tuple[RunDir, int]:
+    """Rank 0 makes the run directory and tells the others where it is."""
+    import torch.distributed as dist
+
+    where: list[Any] = [None]
+    if rank == 0:
+        run = RunDir.create(
+            runs.resolve(), loaded.recipe.name, recipe_text=loaded.source_text, resolved_text=resolved_text(loaded.recipe)
+        )
+        where = [(str(run.path), run.new_attempt())]
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        dist.broadcast_object_list(where)
+    path, attempt = where[0]
+    return RunDir.open(Path(path)), attempt
+
+
+def _write_environment(session: Session) -> None:
+    if session.rank == 0:
+        facts = describe_environment(session.base_folder)
+        write_json(session.run.attempt(session.attempt) / "environment.json", facts)
+
+
+def _end(session: Session | None, error: BaseException | None, *, shown_by_parent: bool) -> int:
+    """Write the verdict, show an error that no parent will show, and return the exit code."""
+    if session is None:
+        if isinstance(error, LauncherError):
+            print(error, file=sys.stderr)
+            return error.exit_code
+        assert error is not None
+        raise error
+    code = write_verdict(session.run.verdict(session.attempt, session.rank), error)
+    if session.rank == 0:
+        _add_final_event(session, error)
+    if error is None:
+        return 0
+    verdict = session.run.verdicts(session.attempt)[session.rank]
+    text = verdict["traceback"] or verdict["error"]
+    print(text, file=sys.stderr, flush=True)
+    if not shown_by_parent and session.terminal is not None:
+        print(text, file=session.terminal, flush=True)
+    return code
+
+
+def _add_final_event(session: Session, error: BaseException | None) -> None:
+    if error is None:
+        session.run.add_event("finished", attempt=session.attempt)
+    else:
+        state = "interrupted" if isinstance(error, (Interrupted, KeyboardInterrupt)) else "failed"
+        session.run.add_event(state, attempt=session.attempt, reason=str(error) or type(error).__name__)
+
+
+def _leave_group() -> None:
+    """End torch.distributed; left to the interpreter's exit, gloo sometimes aborts a run that has finished."""
+    if "torch" not in sys.modules:
+        return
+    import torch.distributed as dist
+
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,98 @@
+"""From a checked recipe to a started run: the front half's part of the straight line."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from launcher.contracts import Hardware, LaunchPlan
+from launcher.errors import RunStateError
+from launcher.launching.launch_plan import plan_launch
+from launcher.launching.render import accelerate_config, deepspeed_config
+from launcher.recipe.load import LoadedRecipe, resolved_text
+from launcher.recipe.schema import Recipe
+from launcher.rundir import RunDir, write_json, write_text
+
+
+def create_run(loaded: LoadedRecipe, *, runs: Path, hardware: Hardware) -> tuple[RunDir, int]:
+    """Make the run directory and its first attempt, ready to start; return both. Nothing is written if planning fails."""
+    launch = plan_launch(loaded.recipe, hardware)
+    run = RunDir.create(
+        runs.resolve(), loaded.recipe.name, recipe_text=loaded.source_text, resolved_text=resolved_text(loaded.recipe)
+    )
+    return run, write_attempt(run, loaded.recipe, launch, base_folder=Path.cwd())
+
+
+def write_attempt(run: RunDir, recipe: Recipe, launch: LaunchPlan, *, base_folder: Path) -> int:
+    """Write what starts an attempt into a new folder of it, and return its number."""
+    attempt = run.new_attempt()
+    folder = run.attempt(attempt)
+    write_json(run.launch_plan(attempt), {"plan": asdict(launch), "base_folder": str(base_folder)})
+    if launch.engine == "single":
+        return attempt
+    deepspeed_file = None
+    if launch.engine == "deepspeed":
+        deepspeed_file = folder / "deepspeed.json"
+        write_json(deepspeed_file, deepspeed_config(recipe, launch))
+    write_text(folder / "accelerate.yaml", _yaml(accelerate_config(launch, deepspeed_file=deepspeed_file)))
+    return attempt
+
+
+def resume_run(path: Path, *, recipe: Recipe, hardware: Hardware) -> tuple[RunDir, int]:
+    """Make the next attempt of a run that has not finished.
+
+    Raises:
+        RunStateError: the run has finished, is still running, or would continue on another number of processes.
+    """
+    import json
+
+    run = RunDir.open(path)
+    if run.status().state == "finished":
+        raise RunStateError(f"{path} has finished; to train it again, start a new run with `launcher run`")
+    if any_rank_alive(run):
+        raise RunStateError(f"{path} is still running; stop it first, or wait for it")
+    launch = plan_launch(recipe, hardware)
+    previous = run.last_attempt
+    base = Path.cwd()
+    if previous:
+        before: dict[str, Any] = json.loads(run.launch_plan(previous).read_text())
+        base = Path(before["base_folder"])
+        _refuse_another_world(run, LaunchPlan.from_json(before["plan"]), launch)
+    return run, write_attempt(run, recipe, launch, base_folder=base)
+
+
+def any_rank_alive(run: RunDir) -> bool:
+    """Whether a process of the newest attempt still runs on this machine."""
+    for verdict in run.verdicts(run.last_attempt).values():
+        if verdict["verdict"] != "running":
+            continue
+        try:
+            if str(run.path) in Path(f"/proc/{verdict['pid']}/cmdline").read_bytes().decode(errors="replace"):
+                return True
+        except OSError:
+            continue
+    return False
+
+
+def _refuse_another_world(run: RunDir, before: LaunchPlan, now: LaunchPlan) -> None:
+    if run.latest_checkpoint() is None:
+        return
+    then_and_now = [(p.engine, p.zero_stage, p.world_size, p.precision) for p in (before, now)]
+    if then_and_now[0] != then_and_now[1]:
+        raise RunStateError(
+            "the checkpoint was written by {} (ZeRO {}) with {} process(es) in {}, and this machine would continue with {} "
+            "(ZeRO {}), {} process(es), {}; make the same number of devices visible".format(*then_and_now[0], *then_and_now[1])
+        )
+
+
+def _yaml(values: dict[str, Any]) -> str:
+    import io
+
+    stream = io.StringIO()
+    yaml = YAML(typ="safe", pure=True)
+    yaml.default_flow_style = False
+    yaml.dump(values, stream)
+    return stream.getvalue()
