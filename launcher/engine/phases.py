@@ -48,11 +48,6 @@ def assert_launch(trainer: Any, context: RunContext) -> None:
         stage = accelerator.state.deepspeed_plugin.zero_stage
     engine = "deepspeed" if trainer.is_deepspeed_enabled else "ddp" if accelerator.num_processes > 1 else "single"
     found = {"processes": accelerator.num_processes, "engine": engine, "ZeRO stage": stage}
-    wanted = {
-        "processes": plan.world_size,
-        # One process under `engine: ddp` is a single process.
-        "engine": "single" if plan.engine == "ddp" and plan.world_size == 1 else plan.engine,
-        "ZeRO stage": plan.zero_stage,
-    }
+    wanted = {"processes": plan.world_size, "engine": plan.engine, "ZeRO stage": plan.zero_stage}
     if found != wanted:
         raise PlanMismatch(f"rank {accelerator.process_index} found {found}, but the plan says {wanted}")

@@ -133,8 +133,11 @@ def _intervals(draws: Draws, *, confidence: float) -> dict[str, dict[str, float]
 
 
 def _baseline_record(baseline: Baseline, draws: Draws, *, confidence: float) -> dict[str, Any]:
+    title = TITLES.get(baseline.name, baseline.name)
+    if baseline.name == "majority" and is_regression(baseline.predictions.problem_type):
+        title = "mean label"
     return {
-        "name": baseline.name, "title": TITLES.get(baseline.name, baseline.name), "metrics": dict(baseline.metrics),
+        "name": baseline.name, "title": title, "metrics": dict(baseline.metrics),
         "intervals": _intervals(draws, confidence=confidence), "chosen": dict(baseline.chosen), "note": baseline.note,
     }  # fmt: skip
 

@@ -350,7 +350,7 @@ def omitted_metrics(predictions: Predictions) -> dict[str, str]:
         return {}
     truth = labels == 1 if labels.ndim == 2 else labels[:, None] == np.arange(len(predictions.label_names))
     lacking = [name for name, column in zip(predictions.label_names, truth.T, strict=True) if column.all() or not column.any()]
-    return {"auroc": f"not every row set has both: {_some(lacking)} {'has' if len(lacking) == 1 else 'have'} no rows or all rows"}
+    return {"auroc": f"it needs rows with and without each label, which fails for {_some(lacking)}"}
 
 
 def _some(names: Iterable[str], most: int = 3) -> str:

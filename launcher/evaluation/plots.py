@@ -64,11 +64,9 @@ def loss_curve(progress: Rows) -> str:
 def metric_curve(progress: Rows, metrics: Sequence[str], *, titles: Mapping[str, str] | None = None) -> str:
     """Return the validation metrics ``eval_NAME`` over steps."""
     titles = titles or {}
-    lines = [
-        (titles.get(name, name), *series(progress, f"eval_{name}"), colour)
-        for name, colour in zip(metrics, COLOURS, strict=False)
-    ]
-    return _lines([line for line in lines if len(line[1])], name="metric", alt="Validation metrics over steps")
+    found = [(titles.get(name, name), *series(progress, f"eval_{name}")) for name in metrics]
+    lines = [(*line, colour) for line, colour in zip((f for f in found if len(f[1])), COLOURS, strict=False)]
+    return _lines(lines, name="metric", alt="Validation metrics over steps")
 
 
 def gradient_norm_curve(progress: Rows) -> str:
@@ -110,7 +108,7 @@ def _ramp(count: int) -> list[Any]:
     """Return colours in order of depth, from a map that is ordered for every colour vision."""
     import matplotlib
 
-    return list(matplotlib.colormaps["viridis"](np.linspace(0.2, 0.85, count)))
+    return list(matplotlib.colormaps["viridis"](np.linspace(0.28, 0.8, count)))
 
 
 def _lines(
@@ -139,10 +137,20 @@ def _finish_axes(axes: Any, *, floor: float | None, lowest: float) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
     axes.yaxis.set_major_locator(MaxNLocator(5))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:.3g}".replace("-", "−").replace("e−0", "e−")))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: tick_text(y)))
     axes.grid(visible=False, axis="x")
     if floor is not None and lowest >= floor:
         axes.set_ylim(bottom=floor)
+
+
+def tick_text(value: float) -> str:
+    """Return a number for an axis: 0.25, 1,200, 2.4e−4."""
+    if value == 0:
+        return "0"
+    if 0.001 <= abs(value) < 1e6:
+        return (f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}").replace("-", "−")
+    mantissa, exponent = f"{value:.2e}".split("e")
+    return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}".replace("-", "−")
 
 
 def _legend(axes: Any, labels: Sequence[str]) -> None:
@@ -160,11 +168,16 @@ def _legend(axes: Any, labels: Sequence[str]) -> None:
 
 
 def comparison_plot(systems: Rows, *, title: str) -> str:
-    """Return a dot and an interval for each system; ``systems``: name, value, and low and high where known; model first."""
+    """Return a dot and an interval for each system.
+
+    ``systems``: records of name, value, and low and high where they are known; the model comes first.
+    """
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
     if not systems:
         return ""
-    left = min(190, 16 + max(width_of(shorten(str(s["name"]))) for s in systems))
-    with figure(520, 56 + 34 * len(systems), margins=(left, 52, 6, 42)) as (drawing, axes):
+    left = min(190, 12 + max(width_of(shorten(str(s["name"]))) for s in systems))
+    with figure(400, 50 + 30 * len(systems), margins=(left, 52, 4, 42)) as (drawing, axes):
         for y, system in enumerate(systems):
             colour = BLUE if y == 0 else INK
             low, high = system.get("low", system["value"]), system.get("high", system["value"])
@@ -175,10 +188,12 @@ def comparison_plot(systems: Rows, *, title: str) -> str:
         axes.set_yticks(range(len(systems)), [shorten(str(s["name"])) for s in systems])
         axes.set_ylim(len(systems) - 0.4, -0.6)
         axes.margins(x=0.06)
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: tick_text(x)))
+        axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.spines["left"].set_visible(False)
         axes.grid(visible=False, axis="y")
         axes.set_xlabel(title)
-        return to_svg(drawing, name="comparison", alt=f"{title} of the model and of the baselines")
+        return to_svg(drawing, name="comparison-" + "".join(filter(str.isalnum, title)), alt=f"{title} of the model and of the baselines")
 
 
 def _three(value: float) -> str:
@@ -201,25 +216,26 @@ def confusion_matrix(confusion: Sequence[Sequence[int]], names: Sequence[str]) -
     place = {label: k for k, label in enumerate(kept)}
     cells = [(place[a], place[b], rows, rows / totals[a]) for a, b, rows in confusion if a in place and b in place]
     labels = [shorten(names[k], most=24) for k in kept]
-    cell = 46 if len(kept) <= 6 else 36 if len(kept) <= 14 else 28
-    side = 22 + max(width_of(label, size=FONT_SIZE - 1) for label in labels)
+    few = len(kept) <= 6
+    cell = 62 if few else 36 if len(kept) <= 14 else 28
+    side = 14 + max(width_of(label, size=FONT_SIZE - 1) for label in labels)
     turned = max(width_of(label, size=FONT_SIZE - 1) for label in labels) > cell - 6
-    below = (side if turned else 20) + 24
+    below = side if turned else 24
     size = cell * len(kept)
     right = 12 if turned else 24
-    with figure(side + 22 + size + right, size + below + 6, margins=(side + 22, right, 6, below)) as (drawing, axes):
-        _draw_cells(axes, cells, len(kept))
+    with figure(side + 18 + size + right, size + below + 24, margins=(side + 18, right, 24, below)) as (drawing, axes):
+        _draw_cells(axes, cells, len(kept), gap=0.04)
         for a, b, rows, share in cells:
             strong = share > 0.55
-            axes.text(b, a, f"{rows}", ha="center", va="center", fontsize=FONT_SIZE - 1 if rows < 1000 else FONT_SIZE - 3,
+            axes.text(b, a, f"{rows:,}\n{share:.0%}" if few else f"{rows}", ha="center", va="center", fontsize=FONT_SIZE - 1 if rows < 1000 else FONT_SIZE - 3,
                       color="#ffffff" if strong else INK)  # fmt: skip
         axes.set_xticks(range(len(kept)), labels, rotation=90 if turned else 0)
         axes.set_yticks(range(len(kept)), labels)
-        axes.set_xlabel("predicted")
+        axes.set_xlabel("predicted", labelpad=7)
+        axes.xaxis.set_label_position("top")
         axes.set_ylabel("label")
-        # Beside the names, whose width this page's font decides, not matplotlib's.
-        axes.yaxis.set_label_coords(-(side + 12) / size, 0.5)
-        axes.xaxis.set_label_coords(0.5, -(below - 8) / size)
+        # Beside the names, whose width the page's font decides, not matplotlib's.
+        axes.yaxis.set_label_coords(-(side + 4) / size, 0.5)
         return to_svg(drawing, name="confusion", alt="Confusion matrix: rows of each label by predicted label")
 
 
@@ -255,14 +271,14 @@ def _totals(confusion: Sequence[Sequence[int]], count: int) -> np.ndarray:
     return totals
 
 
-def _draw_cells(axes: Any, cells: Sequence[tuple[int, int, int, float]], count: int) -> None:
+def _draw_cells(axes: Any, cells: Sequence[tuple[int, int, int, float]], count: int, *, gap: float = 0) -> None:
     from matplotlib.collections import PatchCollection
     from matplotlib.colors import to_rgba
     from matplotlib.patches import Rectangle
 
     # A square root lets a confusion of a few percent be seen beside a diagonal near one.
     colours = [to_rgba(BLUE if a == b else VERMILLION, 0.07 + 0.9 * (share if a == b else share**0.6)) for a, b, _, share in cells]
-    patches = [Rectangle((b - 0.5, a - 0.5), 1, 1) for a, b, *_ in cells]
+    patches = [Rectangle((b - 0.5 + gap / 2, a - 0.5 + gap / 2), 1 - gap, 1 - gap) for a, b, *_ in cells]
     axes.add_collection(PatchCollection(patches, facecolors=colours, linewidths=0))
     axes.set_xlim(-0.5, count - 0.5)
     axes.set_ylim(count - 0.5, -0.5)

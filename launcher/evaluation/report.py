@@ -16,6 +16,7 @@ from launcher.evaluation.verdict import (
     METRIC_WORDS,
     SHARES,
     Verdict,
+    metric_text,
     number,
     p_value,
     signed,
@@ -65,13 +66,14 @@ def render_report(facts: ReportFacts) -> str:
     )
     pages.filters |= {
         "number": number, "duration": duration, "count": count, "rate": rate, "words": words, "p_value": p_value, "plain": plain,
+        "breakable": breakable,
     }  # fmt: skip
     evaluation = Evaluation.from_json(facts.evaluation) if facts.evaluation else None
     page = pages.get_template("report.html.j2").render(
         facts=facts, e=evaluation, verdict=verdict(evaluation), tiles=_tiles(facts, evaluation),
         metric_rows=_metric_rows(evaluation), comparisons=_comparisons(evaluation), plots=_plots(facts, evaluation),
         splits=_splits(facts.data), other_data=_other_data(facts.data), tuning=_tuning(facts.tuning_table),
-        timing=_timing(facts.timing),
+        timing=_timing(facts.timing), comparison_plots=_comparison_plots(evaluation), metric_words=METRIC_WORDS,
     )  # fmt: skip
     return clean_text(page)
 
@@ -99,8 +101,8 @@ def _metric_tiles(e: Evaluation) -> list[dict[str, str]]:
     for name in e.headline:
         if name in e.metrics:
             interval = e.intervals.get(name)
-            note = f"{number(interval['low'])} to {number(interval['high'])}" if interval else ""
-            tiles.append({"name": METRIC_WORDS[name], "value": number(e.metrics[name]), "note": note})
+            note = f"{metric_text(name, interval['low'])} to {metric_text(name, interval['high'])}" if interval else ""
+            tiles.append({"name": METRIC_WORDS[name], "value": metric_text(name, e.metrics[name]), "note": note})
     reference = strongest_baseline(e, e.headline[0]) if e.headline[0] in e.metrics else None
     if reference:
         differences = next(c["differences"] for c in e.comparisons if c["name"] == reference["name"])
@@ -109,10 +111,11 @@ def _metric_tiles(e: Evaluation) -> list[dict[str, str]]:
 
 
 def _difference_tile(metric: str, difference: Mapping[str, float], reference: Mapping[str, Any]) -> dict[str, str]:
-    by_points = metric in SHARES
-    value = f"{signed(100 * difference['estimate'], 1)} points" if by_points else number(difference["estimate"])
-    plus = "+" if difference["estimate"] > 0 and value[0] not in "0−" or value[0].isdigit() and difference["estimate"] > 0 else ""
-    return {"name": f"against {reference['title']}", "value": plus + value, "note": f"{METRIC_WORDS[metric]} {number(reference['metrics'][metric])}"}
+    """Say the difference with its sign; the unit goes below, where there is room."""
+    estimate, title = difference["estimate"], f"against {reference['title']}"
+    value = signed(100 * estimate, 1) if metric in SHARES else metric_text(metric, estimate)
+    unit = f"points of {METRIC_WORDS[metric]}" if metric in SHARES else METRIC_WORDS[metric]
+    return {"name": title, "value": f"+{value}" if estimate > 0 and float(value) else value, "note": unit}
 
 
 def _label_note(e: Evaluation) -> str:
@@ -140,12 +143,17 @@ def _metric_rows(e: Evaluation | None) -> list[dict[str, Any]]:
 
 def _metric_row(name: str, systems: Sequence[tuple[Mapping[str, float], Mapping[str, Any]]], e: Evaluation) -> dict[str, Any]:
     known = [metrics[name] for metrics, _ in systems if name in metrics]
+    # A baseline that always says the classes' shares is well calibrated and of no use: no medal for that.
     best = max(known) if greater_is_better(name) else min(known)
     cells = [
-        {"value": metrics.get(name), "interval": intervals.get(name), "best": len(known) > 1 and metrics.get(name) == best}
+        {"value": metric_text(name, metrics[name]) if name in metrics else "–", "range": _range(name, intervals.get(name)), "best": len(known) > 1 and name != "calibration_error" and metrics.get(name) == best}
         for metrics, intervals in systems
     ]
     return {"title": METRIC_WORDS[name], "lower": not greater_is_better(name), "cells": cells, "headline": name in e.headline}
+
+
+def _range(metric: str, interval: Mapping[str, float] | None) -> str:
+    return f"{metric_text(metric, interval['low'])} to {metric_text(metric, interval['high'])}" if interval else ""
 
 
 def _comparisons(e: Evaluation | None) -> list[dict[str, Any]]:
@@ -162,8 +170,10 @@ def _comparisons(e: Evaluation | None) -> list[dict[str, Any]]:
 def _spoken_difference(metric: str, d: Mapping[str, float] | None) -> dict[str, Any] | None:
     if d is None:
         return None
-    scale = (lambda x: signed(100 * x, 1)) if metric in SHARES else number
-    return {"value": scale(d["estimate"]), "low": scale(d["low"]) if "low" in d else None, "high": scale(d["high"]) if "low" in d else None}
+    def say(value: float) -> str:
+        return signed(100 * value, 1) if metric in SHARES else metric_text(metric, value)
+
+    return {"value": say(d["estimate"]), "range": f"{say(d['low'])} to {say(d['high'])}" if "low" in d else ""}
 
 
 def _plots(facts: ReportFacts, e: Evaluation | None) -> dict[str, Any]:
@@ -187,12 +197,21 @@ def _result_plots(e: Evaluation) -> dict[str, str]:
         "scatter": plots.regression_scatter(e.scatter),
         "classes": plots.class_f1_bars(e.per_class),
     }
-    name = e.headline[0]
-    if name in e.metrics and e.baselines:
-        systems = [{"name": "model", "metrics": e.metrics, "intervals": e.intervals}]
-        systems += [{**b, "name": b["title"]} for b in e.baselines]
-        dots = [{"name": s["name"], "value": s["metrics"][name], **s["intervals"].get(name, {})} for s in systems if name in s["metrics"]]
-        found["comparison"] = plots.comparison_plot(dots, title=METRIC_WORDS[name])
+    return found
+
+
+def _comparison_plots(e: Evaluation | None) -> list[Any]:
+    from markupsafe import Markup
+
+    if e is None or not e.baselines:
+        return []
+    systems = [{"name": "model", "metrics": e.metrics, "intervals": e.intervals}]
+    systems += [{**b, "name": b["title"]} for b in e.baselines]
+    found = []
+    for name in e.headline:
+        able = [s for s in systems if name in s["metrics"]]
+        dots = [{"name": s["name"], "value": s["metrics"][name], **s["intervals"].get(name, {})} for s in able]
+        found += [Markup(plots.comparison_plot(dots, title=METRIC_WORDS[name]))] if name in e.metrics else []
     return found
 
 
@@ -262,6 +281,13 @@ def rate(value: float) -> str:
 def words(name: str) -> str:
     """Return a key as words."""
     return str(name).replace("_", " ").strip()
+
+
+def breakable(name: str) -> Any:
+    """Return a name, escaped, that a browser may break after its underscores, dots, dashes and slashes."""
+    from markupsafe import Markup, escape
+
+    return Markup(re.sub(r"([_./-])(?=\w)", r"\1<wbr>", str(escape(name))))
 
 
 def plain(value: Any) -> str:

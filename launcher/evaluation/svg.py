@@ -105,7 +105,7 @@ def _plain_style(style: str) -> str:
 def width_of(text: str, *, size: float = FONT_SIZE) -> float:
     """Return about how wide ``text`` is in pixels at ``size`` in any common sans-serif font."""
     wide = sum(unicodedata.east_asian_width(character) in "WF" for character in text)
-    return size * (1.02 * wide + 0.56 * (len(text) - wide))
+    return size * (1.02 * wide + 0.54 * (len(text) - wide))
 
 
 def shorten(text: str, *, most: int = 26) -> str:

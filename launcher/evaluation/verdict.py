@@ -77,7 +77,7 @@ def _against(e: Evaluation, metric: str, reference: dict[str, Any]) -> Verdict:
     difference = comparison["differences"][metric]
     state = _state(e, metric, comparison)
     evidence = (
-        f"{METRIC_WORDS[metric]} {_value(e, metric)} against {number(reference['metrics'][metric])}, "
+        f"{METRIC_WORDS[metric]} {_value(e, metric)} against {metric_text(metric, reference['metrics'][metric])}, "
         f"a difference of {_difference(metric, difference)} ({_certainty(e, comparison)})."
     )
     return Verdict(state, f"{_opening(state, reference)}: {evidence}{_second(e, state, metric, comparison)}{_caution(e)}")
@@ -148,25 +148,31 @@ def _count(e: Evaluation) -> str:
 
 def _value(e: Evaluation, metric: str) -> str:
     interval = e.intervals.get(metric)
-    return number(e.metrics[metric]) + (f" [{number(interval['low'])}, {number(interval['high'])}]" if interval else "")
+    around = f" [{metric_text(metric, interval['low'])}, {metric_text(metric, interval['high'])}]" if interval else ""
+    return metric_text(metric, e.metrics[metric]) + around
 
 
 def _difference(metric: str, d: Mapping[str, float]) -> str:
     if metric in SHARES:
         interval = f" [{signed(100 * d['low'], 1)}, {signed(100 * d['high'], 1)}]" if "low" in d else ""
         return f"{signed(100 * d['estimate'], 1)} points{interval}"
-    interval = f" [{number(d['low'])}, {number(d['high'])}]" if "low" in d else ""
-    return f"{number(d['estimate'])}{interval}"
+    interval = f" [{metric_text(metric, d['low'])}, {metric_text(metric, d['high'])}]" if "low" in d else ""
+    return f"{metric_text(metric, d['estimate'])}{interval}"
 
 
 def number(value: float) -> str:
     """Return ``value`` with three decimals, or three significant digits where it is large or tiny; a true minus sign."""
     size = abs(value)
-    if value == 0 or 0.001 <= size < 100:
+    if size < 1e-12 or 0.001 <= size < 100:
         text = f"{value:.3f}"
     else:
         text = f"{value:,.0f}" if 100 <= size < 1e6 else f"{value:.2e}"
     return text.replace("-", "−") if not text.startswith("-0.000") else "0.000"
+
+
+def metric_text(name: str, value: float) -> str:
+    """Return a metric's value: three decimals, and significant digits for those that carry the labels' unit."""
+    return number(value) if name in ("mse", "rmse", "mae", "loss") else signed(value, 3)
 
 
 def signed(value: float, decimals: int) -> str:

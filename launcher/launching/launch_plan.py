@@ -55,6 +55,9 @@ def _processes_per_node(recipe: Recipe, hardware: Hardware, world_size: int | No
 
 
 def _engine(recipe: Recipe, world: int) -> Engine:
+    if recipe.distributed.engine == "ddp":
+        # One process has no other to average gradients with.
+        return "ddp" if world > 1 else "single"
     if recipe.distributed.engine != "auto":
         return recipe.distributed.engine
     if recipe.distributed.zero_stage is not None:

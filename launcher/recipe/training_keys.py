@@ -109,7 +109,8 @@ def _wrong_choice(path: KeyPath, value: Any, known: tuple[Any, ...], tree: Tree)
     key = dotted(path)
     foreign = isinstance(value, str) and value.startswith(tables.FOREIGN_OPTIMIZERS) and path[-1] == "optim"
     if later_word(key, value) or foreign:
-        return Problem(tree.place(path), f"{shown(key, value)}, which is not in this version", f"the names are {', '.join(map(str, known))}", key)
+        remedy = f"choose one of {', '.join(map(str, known))}" if len(known) < 15 else "'launcher schema' lists those that are"
+        return Problem(tree.place(path), f"{shown(key, value)}, which is not in this version", remedy, key)
     names = [str(choice) for choice in known if isinstance(choice, str) and choice]
     sure = clear_match(str(value), names)
     fix = Fix(key, key, sure, keep_value=False) if sure else None

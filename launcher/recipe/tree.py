@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,7 +79,8 @@ def show(value: object) -> str:
         return "a mapping" if value else "an empty mapping"
     if isinstance(value, list | tuple):
         return "a list" if value else "an empty list"
-    return f"{value:g}" if isinstance(value, float) and math.isfinite(value) else str(value)
+    # Fields that take shares hold 50 as 50.0; nobody wrote the fraction.
+    return str(value).removesuffix(".0") if isinstance(value, float) else str(value)
 
 
 def read_text(path: Path, *, named_at: str | None = None) -> str:

@@ -52,13 +52,15 @@ def wrong_choice(key: str, value: Any, known: tuple[Any, ...]) -> Words:
 
 def wrong_type(key: str, value: Any, annotation: Any, field: FieldInfo | None) -> Words:
     """Return the words for a value of the wrong type, with the edit where what was meant is plain."""
-    message = f"{shown(key, value)}; it must be {wanted(annotation)}"
+    value_text = repr(value) if isinstance(value, float) else show(value)
+    message = f"{key} is {value_text}; it must be {wanted(annotation)}"
     if value is None and field is not None and not field.is_required():
         keys = "; or give it keys" if wanted(annotation) == "a mapping" else ""
         return message, f"remove the key for its default{keys}", Fix(key, None)
     meant = _meant(value, members(annotation))
     if meant is not None:
-        return message, f"write {key.rpartition('.')[2]}: {_written(meant)}", Fix(key, key, meant, keep_value=False)
+        name = "" if key.endswith("]") else f"{key.rpartition('.')[2]}: "
+        return message, f"write {name}{_written(meant)}", Fix(key, key, meant, keep_value=False)
     if any(get_origin(member) is list for member in members(annotation)) and isinstance(value, str):
         return message, f"write [{value}]", Fix(key, key, [value], keep_value=False)
     return message, _default(field), None

@@ -121,23 +121,26 @@ class TextClassification:
         }
         return prepared, facts
 
+    def tokenize_rows(
+        self, texts: list[str], pairs: list[str] | None, *, row_ids: list[int], max_length: int
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return columns of features for texts, and counts: rows, tokens, cut."""
+        tokens = tokenize(self.tokenizer, texts, pairs, max_length=max_length)
+        columns: dict[str, Any] = dict(tokens.features)
+        columns["length"] = tokens.lengths
+        columns["row_id"] = row_ids
+        columns["text"] = texts if pairs is None else [f"{a} ⏎ {b}" for a, b in zip(texts, pairs, strict=True)]
+        return columns, {"rows": len(texts), "tokens": int(tokens.lengths.sum()), "cut": tokens.cut}
+
     def _features(self, splits: SplitSet, name: str, labels: LabelSet, max_length: int) -> tuple[Any, dict[str, Any]]:
         from datasets import Dataset
 
         split = getattr(splits, name)
-        texts = list(split["text"])
         pairs = list(split["text_pair"]) if "text_pair" in split.column_names else None
-        tokens = tokenize(self.tokenizer, texts, pairs, max_length=max_length)
-        columns: dict[str, Any] = dict(tokens.features)
-        columns["length"] = tokens.lengths
-        columns["row_id"] = list(split["row_id"])
-        columns["text"] = texts if pairs is None else [f"{a} ⏎ {b}" for a, b in zip(texts, pairs, strict=True)]
-        counts: dict[str, Any] = {
-            "rows": len(texts),
-            "tokens": int(tokens.lengths.sum()),
-            "cut": tokens.cut,
-            "labelled": "label" in split.column_names,
-        }
+        columns, counts = self.tokenize_rows(
+            list(split["text"]), pairs, row_ids=list(split["row_id"]), max_length=max_length
+        )
+        counts["labelled"] = "label" in split.column_names
         if counts["labelled"]:
             encoded = labels.encode(split["label"], split=name, origin=splits.origin(name))
             columns["labels"] = encoded.tolist()

@@ -6,15 +6,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
-
 from launcher.contracts import Hardware, LaunchPlan
 from launcher.errors import RunStateError
 from launcher.launching.launch_plan import plan_launch
 from launcher.launching.render import accelerate_config, deepspeed_config
 from launcher.recipe.load import LoadedRecipe, resolved_text
 from launcher.recipe.schema import Recipe
-from launcher.rundir import RunDir, write_json, write_text
+from launcher.rundir import RunDir, write_json
 
 
 def create_run(loaded: LoadedRecipe, *, runs: Path, hardware: Hardware) -> tuple[RunDir, int]:
@@ -37,7 +35,8 @@ def write_attempt(run: RunDir, recipe: Recipe, launch: LaunchPlan, *, base_folde
     if launch.engine == "deepspeed":
         deepspeed_file = folder / "deepspeed.json"
         write_json(deepspeed_file, deepspeed_config(recipe, launch))
-    write_text(folder / "accelerate.yaml", _yaml(accelerate_config(launch, deepspeed_file=deepspeed_file)))
+    # Accelerate reads YAML 1.1, where a bare no is false; JSON means the same in every version of YAML.
+    write_json(folder / "accelerate.yaml", accelerate_config(launch, deepspeed_file=deepspeed_file))
     return attempt
 
 
@@ -86,13 +85,3 @@ def _refuse_another_world(run: RunDir, before: LaunchPlan, now: LaunchPlan) -> N
             "the checkpoint was written by {} (ZeRO {}) with {} process(es) in {}, and this machine would continue with {} "
             "(ZeRO {}), {} process(es), {}; make the same number of devices visible".format(*then_and_now[0], *then_and_now[1])
         )
-
-
-def _yaml(values: dict[str, Any]) -> str:
-    import io
-
-    stream = io.StringIO()
-    yaml = YAML(typ="safe", pure=True)
-    yaml.default_flow_style = False
-    yaml.dump(values, stream)
-    return stream.getvalue()

@@ -1,0 +1,160 @@
+"""Rules between keys: each row of the tables speaks when it should, and sound recipes hear nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from launcher.recipe.checks import IDLE, check_recipe
+from launcher.recipe.examine import examine
+from launcher.recipe.files import check_files
+from launcher.recipe.load import load_recipe, parse_recipe, resolved_text
+from tests.recipe.conftest import SOUND, Write
+
+# key of an IDLE row -> a recipe in which its value has no effect
+WITHOUT_EFFECT = {
+    "training.num_train_epochs": "training: {num_train_epochs: 3, max_steps: 5}",
+    "training.eval_steps": "training: {eval_steps: 5}",
+    "training.save_steps": "training: {save_steps: 5}",
+    "training.save_total_limit": "training: {save_strategy: no, save_total_limit: 1}",
+    "training.load_best_model_at_end": "training: {eval_strategy: no, load_best_model_at_end: true}",
+    "training.early_stopping_patience": "training: {eval_strategy: no, early_stopping_patience: 1}",
+    "training.metric_for_best_model": "training: {load_best_model_at_end: false, metric_for_best_model: macro_f1}",
+    "training.greater_is_better": "training: {greater_is_better: true}",
+    "training.eval_delay": "training: {eval_strategy: no, eval_delay: 1}",
+    "training.eval_on_start": "training: {eval_strategy: no, eval_on_start: true}",
+    "training.warmup_steps": "training: {warmup_steps: 5, lr_scheduler_type: constant}",
+    "training.lr_scheduler_kwargs": "training: {lr_scheduler_kwargs: {num_cycles: 1}}",
+    "training.logging_steps": "training: {logging_steps: 5, logging_strategy: epoch}",
+    "training.adam_beta1": "training: {optim: sgd, adam_beta1: 0.9}",
+    "training.adam_beta2": "training: {optim: sgd, adam_beta2: 0.9}",
+    "training.adam_epsilon": "training: {optim: sgd, adam_epsilon: 1e-6}",
+    "training.data_seed": "training: {data_seed: 1, train_sampling_strategy: sequential}",
+    "training.dataloader_persistent_workers": "training: {dataloader_persistent_workers: true}",
+    "training.dataloader_prefetch_factor": "training: {dataloader_prefetch_factor: 2}",
+    "training.dataloader_multiprocessing_context": "training: {dataloader_multiprocessing_context: spawn}",
+    "training.liger_kernel_config": "training: {liger_kernel_config: {rope: true}}",
+    "training.activation_checkpointing_kwargs": "training: {activation_checkpointing_kwargs: {use_reentrant: false}}",
+    "training.label_smoothing_factor": "TASK multi_label_classification\ntraining: {label_smoothing_factor: 0.1}",
+    "task.class_weights": "TASK regression, class_weights: balanced",
+    "task.label_delimiter": "TASK single_label_classification, label_delimiter: ';'",
+    "data.labels": "TASK regression\nDATA labels: [a, b]",
+    "data.validation_share": "DATA validation: dev, validation_share: 0.2",
+    "data.split_seed": "DATA validation: dev, split_seed: 1",
+    "strategy.head_lr": "strategy: {type: encoder, train_head: false, head_lr: 1e-3}",
+    "model.revision": "MODEL package:m/model, revision: main",
+    "evaluation.confidence": "evaluation: {bootstrap: 0, confidence: 0.9}",
+    **{
+        f"tracking.wandb.{name}": f"tracking: {{wandb: {{mode: disabled, {name}: {value}}}}}"
+        for name, value in (("project", "p"), ("entity", "e"), ("group", "g"), ("tags", "[t]"), ("log_predictions", "true"))
+    },
+}
+
+
+def _recipe(lines: str) -> str:
+    head = SOUND
+    for line in lines.split("\n"):
+        word, _, rest = line.partition(" ")
+        if word == "TASK":
+            head = head.replace("task: text-classification", f"task: {{type: text-classification, problem_type: {rest}}}")
+        elif word == "DATA":
+            head = head.replace("data: {source: ag_news}", f"data: {{train: ag_news, {rest}}}")
+        elif word == "MODEL":
+            head = head.replace("model: {name_or_path: bert-base-uncased}", f"model: {{name_or_path: '{rest.split(',')[0]}',{rest.partition(',')[2]}}}")
+        else:
+            head += line + "\n"
+    return head
+
+
+def _keys(text: str) -> list[str]:
+    return [problem.key for problem in check_recipe(parse_recipe(text, "r.yaml"))]
+
+
+def test_every_row_has_its_example() -> None:
+    assert {row.key for row in IDLE} == set(WITHOUT_EFFECT)
+
+
+@pytest.mark.parametrize("key", sorted(WITHOUT_EFFECT))
+def test_a_setting_without_effect_is_refused(key: str) -> None:
+    (problem,) = check_recipe(parse_recipe(_recipe(WITHOUT_EFFECT[key]), "r.yaml"))
+    assert problem.key == key and "has no effect" in problem.message and problem.remedy
+    assert problem.place.startswith("r.yaml:")
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        "", "training: {eval_steps: 10, eval_strategy: steps, save_strategy: steps, save_steps: 20}",
+        "training: {eval_steps: 0.1, eval_strategy: steps, save_strategy: steps, save_steps: 0.3}",
+        "training: {eval_strategy: no}", "training: {save_strategy: no}", "training: {max_steps: 5}",
+        "training: {eval_strategy: steps, eval_steps: 5, load_best_model_at_end: false}",
+        "training: {optim: adamw_torch, adam_beta1: 0.8}", "training: {lr_scheduler_type: constant}",
+        "training: {dataloader_num_workers: 2, dataloader_prefetch_factor: 2}",
+        "distributed: {zero_stage: 2}", "distributed: {engine: deepspeed, zero_stage: 0}",
+        "distributed: {nodes: 2, processes_per_node: 8}", "TASK multi_label_classification, label_delimiter: ';'",
+        "DATA columns: {text: [a, b], text_pair: c, label: d, id: e}", "tracking: {wandb: {mode: disabled}}",
+        "tracking: {wandb: null}", "DATA validation: {source: rows.csv, delimiter: ';', encoding: gbk}", "precision: fp16",
+    ],
+)  # fmt: skip
+def test_sound_combinations_pass(lines: str) -> None:
+    text = _recipe(lines)
+    assert _keys(text) == []
+    assert _keys(resolved_text(parse_recipe(text, "r.yaml").recipe)) == [], "what was resolved is sound too"
+
+
+def test_a_default_is_not_a_setting_but_a_null_takes_one_back(write: Write) -> None:
+    write("training: {eval_steps: 5, eval_strategy: steps}\n", name="base.yaml")
+    path = write("base: base.yaml\ntraining: {eval_strategy: epoch, eval_steps: null}\n", head="")
+    assert check_recipe(load_recipe(path)) == []
+
+
+def test_files_that_exist_are_no_problem(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/config.json").write_text("{}")
+    (tmp_path / "train.csv").write_text("text,label\n")
+    (tmp_path / "labels.txt").write_text("a\nb\n")
+    text = _recipe(f"MODEL {tmp_path}/model\nDATA validation: {tmp_path}/train.csv, labels: {tmp_path}/labels.txt")
+    assert check_files(parse_recipe(text, "r.yaml")) == []
+
+
+@pytest.mark.parametrize(
+    ("lines", "fragment"),
+    [
+        ("MODEL ./none", "there is no such folder"),
+        ("MODEL {tmp}", "has no config.json"),
+        ("MODEL package:launcher/none", "there is no such folder"),
+        ("MODEL package:no_such_thing/model", "no installed package"),
+        ("MODEL package:../x", "no installed package"),
+        ("DATA validation: {tmp}/trian.csv", "did you mean train.csv"),
+        ("DATA labels: none.txt", "there is no such file"),
+        ("MODEL bert, tokenizer_name_or_path: ./none", "there is no such folder"),
+    ],
+)
+def test_what_this_machine_lacks(tmp_path: Path, lines: str, fragment: str) -> None:
+    (tmp_path / "train.csv").write_text("text,label\n")
+    (problem,) = check_files(parse_recipe(_recipe(lines.replace("{tmp}", str(tmp_path))), "r.yaml"))
+    assert fragment in str(problem)
+
+
+def test_examine_reports_faults_and_contradictions_together(write: Write) -> None:
+    path = write("precison: bf16\ntraining: {warmup_ratio: 0.1, eval_steps: 5}\n")
+    loaded, problems = examine(path)
+    assert loaded is None
+    assert [problem.key for problem in problems] == ["precison", "training.warmup_ratio", "training.eval_steps"]
+
+
+def test_a_key_that_is_left_out_causes_no_second_fault(write: Write) -> None:
+    head = SOUND.replace("source: ag_news", "source: 5.5")
+    _, problems = examine(write(head=head))
+    assert [problem.key for problem in problems] == ["data.source"]
+
+
+def test_examine_of_a_sound_recipe(write: Write) -> None:
+    loaded, problems = examine(write())
+    assert loaded is not None and problems == []
+
+
+def test_examine_never_raises_for_a_missing_file() -> None:
+    loaded, problems = examine("no/such/recipe.yaml")
+    assert loaded is None and "there is no recipe" in problems[0].message
