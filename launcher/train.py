@@ -86,12 +86,14 @@ def train(session: Session, arguments: Any) -> None:
         if was_stopped:
             raise Interrupted(f"stopped by {session.stop.reason or 'another rank'} at step {trainer.state.global_step}")
     assert trainer is not None
+    if rank == 0:
+        run.add_event("trained", attempt=session.attempt, step=trainer.state.global_step)
 
     state = trainer.final_state_dict()
     if rank == 0:
         save_model_folder(model, task.tokenizer, run.model, state_dict=state, facts=task.model_facts(prepared))
         progress.say(f"model: {run.model}")
-    evaluate_and_report(trainer, plan, seconds=time.time() - session.started)
+    evaluate_and_report(trainer, worker_seconds=time.time() - session.started)
 
 
 # --- the steps of the line -------------------------------------------------------------------------------------------

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +45,9 @@ def prepared_folder(
     splits, facts = make()
 
     def fill(target: Path) -> None:
+        from datasets import disable_progress_bars
+
+        disable_progress_bars()
         for name, rows in splits.items():
             rows.save_to_disk(str(target / name))
         write_json(target / "facts.json", dict(facts))
@@ -66,11 +68,6 @@ def load_prepared(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     facts = json.loads((folder / "facts.json").read_text())
     names = [path.parent.name for path in sorted(folder.glob("*/dataset_info.json"))]
     return {name: Dataset.load_from_disk(str(folder / name)) for name in names}, facts
-
-
-def forget_prepared(folder: Path) -> None:
-    """Remove a prepared folder that turned out to be damaged."""
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""How good a model is, how sure that is, and whether something simpler would do: metrics, tests, baselines, the report."""
+"""How good a model is, how sure that is, and whether something simpler would do."""

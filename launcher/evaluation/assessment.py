@@ -21,7 +21,14 @@ from launcher.evaluation.metrics import (
     reliability_bins,
 )
 from launcher.evaluation.predictions_io import clean_text
-from launcher.evaluation.statistics import Interval, paired_test_for, percentile_interval, resample, right_rows, statistics_for
+from launcher.evaluation.statistics import (
+    Interval,
+    paired_test_for,
+    percentile_interval,
+    resample,
+    right_rows,
+    statistics_for,
+)
 
 MOST_MISTAKES = 25
 MOST_PAIRS = 20
@@ -65,7 +72,8 @@ class Evaluation:
     baselines: list[dict[str, Any]] = field(default_factory=list)
     """name, title, metrics, intervals, chosen, note."""
     comparisons: list[dict[str, Any]] = field(default_factory=list)
-    """Model against each baseline: name, test {a_only, b_only, p_value}, differences {metric: {estimate, low, high}}."""
+    """Model against each baseline: name, test {a_only, b_only, p_value}, differences {metric: {estimate, low,
+    high}}."""
     confidence: float = 0.95
     bootstrap: int = 0
 
@@ -85,7 +93,8 @@ def evaluate_predictions(
 ) -> Evaluation:  # fmt: skip
     """Compare a model's predictions with baselines' on the same rows in the same order.
 
-    ``bootstrap``: resamples for the intervals, 0 for none; ``confidence``: their coverage; ``split``: what the rows are.
+    ``bootstrap``: resamples for the intervals, 0 for none; ``confidence``: their coverage; ``split``: what the rows
+    are.
 
     Raises:
         DataError: there are no rows, or scores that are not finite.
@@ -101,9 +110,14 @@ def evaluate_predictions(
         records.append(_baseline_record(baseline, other, confidence=confidence))
         comparisons.append(_comparison(predictions, baseline, draws, other, confidence=confidence))
     return Evaluation(
-        **start, **_details(predictions), metrics=metrics_for(predictions), intervals=_intervals(draws, confidence=confidence),
-        omitted=omitted_metrics(predictions), baselines=records, comparisons=comparisons,
-    )  # fmt: skip
+        **start,
+        **_details(predictions),
+        metrics=metrics_for(predictions),
+        intervals=_intervals(draws, confidence=confidence),
+        omitted=omitted_metrics(predictions),
+        baselines=records,
+        comparisons=comparisons,
+    )
 
 
 def _outline(predictions: Predictions, **given: Any) -> dict[str, Any]:
@@ -128,7 +142,9 @@ def _draws(predictions: Predictions, *, bootstrap: int, seed: int) -> Draws:
 
 
 def _intervals(draws: Draws, *, confidence: float) -> dict[str, dict[str, float]]:
-    found: dict[str, Interval | None] = {name: percentile_interval(d, confidence=confidence) for name, d in draws.items()}
+    found: dict[str, Interval | None] = {
+        name: percentile_interval(d, confidence=confidence) for name, d in draws.items()
+    }
     return {name: asdict(interval) for name, interval in found.items() if interval is not None}
 
 
@@ -145,7 +161,8 @@ def _baseline_record(baseline: Baseline, draws: Draws, *, confidence: float) -> 
 def _comparison(
     predictions: Predictions, baseline: Baseline, draws: Draws, other: Draws, *, confidence: float
 ) -> dict[str, Any]:
-    """Equal seeds gave equal resamples, so the draws are paired and their difference is the difference's own bootstrap."""
+    """Equal seeds gave equal resamples, so the draws are paired and their difference is the difference's own
+    bootstrap."""
     ours, theirs = metrics_for(predictions), baseline.metrics
     intervals = _intervals({name: draws[name] - other[name] for name in draws}, confidence=confidence)
     return {
@@ -188,10 +205,18 @@ def _confusion(predictions: Predictions) -> list[list[int]]:
 
 
 def _confused_pairs(confusion: list[list[int]], predictions: Predictions) -> list[dict[str, Any]]:
-    names, support = predictions.label_names, np.bincount(np.asarray(predictions.labels), minlength=len(predictions.label_names))
+    names, support = (
+        predictions.label_names,
+        np.bincount(np.asarray(predictions.labels), minlength=len(predictions.label_names)),
+    )
     wrong = sorted((cell for cell in confusion if cell[0] != cell[1]), key=lambda cell: (-cell[2], cell[0], cell[1]))
     return [
-        {"label": clean_text(names[a]), "predicted": clean_text(names[b]), "rows": rows, "share": rows / int(support[a])}
+        {
+            "label": clean_text(names[a]),
+            "predicted": clean_text(names[b]),
+            "rows": rows,
+            "share": rows / int(support[a]),
+        }
         for a, b, rows in wrong[:MOST_PAIRS]
     ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,6 +28,10 @@ TITLES = {"majority": "majority class", "tfidf": "TF-IDF"}
 """How a baseline is called in sentences and tables."""
 
 
+Predict = Callable[[Any], np.ndarray]
+"""Features [n, d] -> scores [n, outputs]."""
+
+
 @dataclass(frozen=True)
 class TextRows:
     """Rows of a split as plain text; pairs are joined already.
@@ -41,15 +46,17 @@ class TextRows:
     def take(self, rows: np.ndarray) -> TextRows:
         """Return the rows with these indices."""
         labels = None if self.labels is None else self.labels[rows]
-        return TextRows([self.texts[i] for i in rows], labels, None if self.row_ids is None else [self.row_ids[i] for i in rows])
+        return TextRows(
+            [self.texts[i] for i in rows], labels, None if self.row_ids is None else [self.row_ids[i] for i in rows]
+        )
 
 
 @dataclass(frozen=True)
 class Baseline:
     """A baseline's predictions for the test rows and how it came about.
 
-    ``metrics`` is empty without test labels; ``chosen`` holds what validation chose and the score there; ``note`` says in
-    words what a reader should know, such as a sample of the training rows.
+    ``metrics`` is empty without test labels; ``chosen`` holds what validation chose and the score there; ``note`` says
+    in words what a reader should know, such as a sample of the training rows.
     """
 
     name: str
@@ -60,7 +67,13 @@ class Baseline:
 
 
 def fit_baseline(
-    name: str, train: TextRows, validation: TextRows | None, test: TextRows, *, problem_type: str, label_names: Sequence[str]
+    name: str,
+    train: TextRows,
+    validation: TextRows | None,
+    test: TextRows,
+    *,
+    problem_type: str,
+    label_names: Sequence[str],
 ) -> Baseline:
     """Train the baseline ``name`` on ``train`` and return its predictions for ``test``; deterministic.
 
@@ -99,7 +112,9 @@ def _constant_row(labels: np.ndarray, problem_type: str, classes: int) -> np.nda
 
 def _labels(train: TextRows) -> np.ndarray:
     if train.labels is None or len(train.labels) == 0:
-        raise LauncherError("a baseline needs labelled training rows and there are none; set evaluation.baselines to []")
+        raise LauncherError(
+            "a baseline needs labelled training rows and there are none; set evaluation.baselines to []"
+        )
     return np.asarray(train.labels)
 
 
@@ -122,10 +137,11 @@ def tfidf_baseline(
 ) -> Baseline:
     """Return a linear model on TF-IDF weights of word 1-2-grams and character 1-4-grams.
 
-    Characters are read across the whole text, so that languages without spaces have features too. The model is multinomial
-    logistic regression, one logistic regression per label for multi-label, ridge regression for numbers; its strength of
-    regularisation is chosen from REGULARIZATION_GRID by the first headline metric on validation rows, never on test rows. It
-    is trained on the training rows only, as the model is. About 100,000 short texts take some five minutes on one core.
+    Characters are read across the whole text, so that languages without spaces have features too. The model is
+    multinomial logistic regression, one logistic regression per label for multi-label, ridge regression for numbers;
+    its strength of regularisation is chosen from REGULARIZATION_GRID by the first headline metric on validation rows,
+    never on test rows. It is trained on the training rows only, as the model is. About 100,000 short texts take some
+    five minutes on one core.
     """
     train, notes = _sampled(train)
     labels, classes = _labels(train), len(label_names)
@@ -134,21 +150,38 @@ def tfidf_baseline(
     union = _fit_features(train.texts)
     if union is None:
         return _fallback(train, test, problem_type, label_names, "no training text has a word or character")
-    features, test_features = union.transform(train.texts), union.transform(test.texts)
     held_out = _usable(validation)
-    choices = REGULARIZATION_GRID if held_out else (1.0,)
     if held_out is None:
         notes = [*notes, "There are no labelled validation rows, so C = 1 was not chosen but set."]
-    held_features = union.transform(held_out.texts) if held_out else None
-    best: tuple[float, float, np.ndarray] | None = None
-    for c, predict in _linear_models(features, labels, problem_type, classes, choices):
-        score = _validation_score(predict(held_features), held_out, problem_type, label_names) if held_out else 0.0
-        if best is None or score > best[1]:
-            best = (c, score, predict(test_features) if test.texts else np.zeros((0, max(classes, 1))))
-    assert best is not None
-    chosen = {"C": best[0]} | ({"validation_metric": HEADLINE[problem_type][0], "validation_score": _unsigned(best[1], problem_type)}
-                               if held_out else {})  # fmt: skip
-    return _finish("tfidf", best[2], test, problem_type, label_names, chosen, notes)
+    models = _linear_models(
+        union.transform(train.texts), labels, problem_type, classes, REGULARIZATION_GRID if held_out else (1.0,)
+    )
+    inputs = [union.transform(rows.texts) if rows and rows.texts else None for rows in (held_out, test)]
+    chosen, scores = _best_on_validation(models, held_out, inputs, problem_type, label_names)
+    return _finish("tfidf", scores, test, problem_type, label_names, chosen, notes)
+
+
+def _best_on_validation(
+    models: Iterator[tuple[float, Predict]],
+    held_out: TextRows | None,
+    inputs: Sequence[Any],
+    problem_type: str,
+    label_names: Sequence[str],
+) -> tuple[dict[str, Any], np.ndarray]:
+    """Return what was chosen and the scores of the test rows; ``inputs`` are the validation and the test features.
+
+    Of equal scores the stronger regularisation is taken. Only the best model's test scores are kept, not its weights.
+    """
+    chosen: dict[str, Any] = {}
+    metric, best, kept = HEADLINE[problem_type][0], -np.inf, np.zeros((0, max(len(label_names), 1)))
+    for c, predict in models:
+        value = _validation_score(predict(inputs[0]), held_out, problem_type, label_names) if held_out else 0.0
+        if value > best:
+            best, chosen = value, {"C": c}
+            kept = kept if inputs[1] is None else predict(inputs[1])
+    if held_out:
+        chosen = {**chosen, "validation_metric": metric, "validation_score": best}
+    return chosen, kept
 
 
 def _fallback(train: TextRows, test: TextRows, problem_type: str, label_names: Sequence[str], why: str) -> Baseline:
@@ -173,7 +206,11 @@ def _fit_features(texts: Sequence[str]) -> Any:
     from sklearn.pipeline import FeatureUnion
 
     # An n-gram seen once helps small sets (a name, a rare term) and only fills memory in large ones.
-    shared: dict[str, Any] = {"sublinear_tf": True, "min_df": 1 if len(texts) < 20_000 else 2, "max_features": MOST_FEATURES}
+    shared: dict[str, Any] = {
+        "sublinear_tf": True,
+        "min_df": 1 if len(texts) < 20_000 else 2,
+        "max_features": MOST_FEATURES,
+    }
     words = TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"(?u)\b\w+\b", **shared)
     characters = TfidfVectorizer(analyzer="char", ngram_range=(1, 4), **shared)
     fitted = [(name, v) for name, v in (("words", words), ("characters", characters)) if _fits(v, texts)]
@@ -193,29 +230,23 @@ def _fits(vectorizer: Any, texts: Sequence[str]) -> bool:
 
 def _validation_score(scores: np.ndarray, rows: TextRows, problem_type: str, label_names: Sequence[str]) -> float:
     predictions = Predictions(problem_type, scores, rows.labels, tuple(label_names), (), tuple(range(len(rows.texts))))
-    metrics, name = metrics_for(predictions), HEADLINE[problem_type][0]
+    name = HEADLINE[problem_type][0]
+    assert greater_is_better(name)
     # Where correlation is undefined (equal predictions) the model is worth nothing as a ranking.
-    value = metrics.get(name, -1.0)
-    return value if greater_is_better(name) else -value
-
-
-def _unsigned(score: float, problem_type: str) -> float:
-    return score if greater_is_better(HEADLINE[problem_type][0]) else -score
-
-
-Predict = Callable[[Any], np.ndarray]
+    return metrics_for(predictions).get(name, -1.0)
 
 
 def _linear_models(
     features: Any, labels: np.ndarray, problem_type: str, classes: int, choices: Sequence[float]
 ) -> Iterator[tuple[float, Predict]]:
-    """Yield (C, features [n, d] -> scores [n, outputs]) for each C; a model is valid until the next one is asked for."""
+    """Yield (C, features [n, d] -> scores [n, outputs]) for each C; a model is valid until the next one is asked
+    for."""
     if is_regression(problem_type):
         yield from _ridge_models(features, labels, choices)
     elif is_multilabel(problem_type):
         for c in choices:
             columns = [_one_label(features, labels[:, k], c) for k in range(classes)]
-            yield c, lambda x, columns=columns: np.stack([column(x) for column in columns], axis=1)
+            yield c, functools.partial(_stacked, columns)
     else:
         yield from _logistic_models(features, labels, classes, choices)
 
@@ -225,7 +256,15 @@ def _ridge_models(features: Any, labels: np.ndarray, choices: Sequence[float]) -
 
     for c in choices:
         model = Ridge(alpha=1 / c).fit(features, labels)
-        yield c, lambda x, model=model: model.predict(x).reshape(-1, 1)
+        yield c, functools.partial(_column, model)
+
+
+def _column(model: Any, features: Any) -> np.ndarray:
+    return np.asarray(model.predict(features)).reshape(-1, 1)
+
+
+def _stacked(columns: Sequence[Predict], features: Any) -> np.ndarray:
+    return np.stack([column(features) for column in columns], axis=1)
 
 
 def _logistic_models(

@@ -85,10 +85,10 @@ def decide(predictions: Predictions, *, threshold: float = 0.5) -> np.ndarray:
     """Return what is predicted, in the form of the labels: int64 [n], int64 0/1 [n, c], or float64 [n]."""
     scores = np.asarray(predictions.scores, dtype=np.float64)
     if is_regression(predictions.problem_type):
-        return scores.reshape(len(scores), -1)[:, 0]
+        return np.asarray(scores.reshape(len(scores), -1)[:, 0])
     if is_multilabel(predictions.problem_type):
-        return (scores > threshold).astype(np.int64)
-    return scores.argmax(axis=1).astype(np.int64)
+        return np.asarray(scores > threshold, dtype=np.int64)
+    return np.asarray(scores.argmax(axis=1), dtype=np.int64)
 
 
 def require_labels(predictions: Predictions) -> np.ndarray:
@@ -103,7 +103,9 @@ def require_labels(predictions: Predictions) -> np.ndarray:
         raise DataError("the rows have no labels, so no metric can be computed; use predict for unlabelled rows")
     if not np.isfinite(predictions.scores).all():
         bad = int(np.flatnonzero(~np.isfinite(predictions.scores).reshape(len(predictions.scores), -1).all(axis=1))[0])
-        raise DataError(f"the model's output for row {predictions.row_ids[bad]} is not a finite number; its weights are broken")
+        raise DataError(
+            f"the model's output for row {predictions.row_ids[bad]} is not a finite number; its weights are broken"
+        )
     return np.asarray(predictions.labels)
 
 
@@ -188,9 +190,9 @@ def classification_metrics(scores: np.ndarray, labels: np.ndarray) -> dict[str, 
 def multilabel_metrics(scores: np.ndarray, labels: np.ndarray, threshold: float = 0.5) -> dict[str, float]:
     """Return the metrics of several labels per row.
 
-    ``scores``: probabilities [n, c]; ``labels``: 0/1 [n, c]; a label is predicted above ``threshold``. ``accuracy`` is the
-    share of rows whose whole set of labels is right; log loss, Brier score and calibration error are over all n * c
-    decisions; ``auroc`` is the mean over labels, left out when a label has only one value.
+    ``scores``: probabilities [n, c]; ``labels``: 0/1 [n, c]; a label is predicted above ``threshold``. ``accuracy`` is
+    the share of rows whose whole set of labels is right; log loss, Brier score and calibration error are over all n *
+    c decisions; ``auroc`` is the mean over labels, left out when a label has only one value.
     """
     scores, labels = np.asarray(scores, dtype=np.float64), np.asarray(labels, dtype=np.int64)
     predicted = (scores > threshold).astype(np.int64)
@@ -258,8 +260,8 @@ def row_log_loss(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
 def row_brier(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Return each row's Brier score [n] (Brier 1950, Mon. Weather Rev. 78, eq. 2).
 
-    For one label per row it is the squared distance to the one-hot label, from 0 to 2; with two classes half of that, as is
-    usual; for multi-label the mean over the row's decisions.
+    For one label per row it is the squared distance to the one-hot label, from 0 to 2; with two classes half of that,
+    as is usual; for multi-label the mean over the row's decisions.
     """
     if labels.ndim == 2:
         return np.asarray(((scores - labels) ** 2).mean(axis=1))
@@ -267,14 +269,19 @@ def row_brier(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return np.asarray(distance / 2 if scores.shape[1] == 2 else distance)
 
 
-def reliability_bins(confidence: np.ndarray, right: np.ndarray, *, bins: int = CALIBRATION_BINS) -> list[dict[str, float]]:
-    """Return one record per non-empty bin of equal width over [0, 1]: low, high, rows, confidence and accuracy (means).
+def reliability_bins(
+    confidence: np.ndarray, right: np.ndarray, *, bins: int = CALIBRATION_BINS
+) -> list[dict[str, float]]:
+    """Return one record per non-empty bin of equal width over [0, 1]: low, high, rows, confidence and accuracy
+    (means).
 
     ``confidence``: [n] in [0, 1]; ``right``: bool [n]. Bins are (low, high], the first one includes 0.
     """
     place = np.clip(np.ceil(np.asarray(confidence) * bins).astype(int) - 1, 0, bins - 1)
     rows = np.bincount(place, minlength=bins)
-    sums = [np.bincount(place, weights=values, minlength=bins) for values in (confidence, np.asarray(right, dtype=float))]
+    sums = [
+        np.bincount(place, weights=values, minlength=bins) for values in (confidence, np.asarray(right, dtype=float))
+    ]
     return [
         {"low": k / bins, "high": (k + 1) / bins, "rows": int(rows[k]),
          "confidence": float(sums[0][k] / rows[k]), "accuracy": float(sums[1][k] / rows[k])}
@@ -349,7 +356,9 @@ def omitted_metrics(predictions: Predictions) -> dict[str, str]:
     if "auroc" in found or len(predictions.label_names) < 2:
         return {}
     truth = labels == 1 if labels.ndim == 2 else labels[:, None] == np.arange(len(predictions.label_names))
-    lacking = [name for name, column in zip(predictions.label_names, truth.T, strict=True) if column.all() or not column.any()]
+    lacking = [
+        name for name, column in zip(predictions.label_names, truth.T, strict=True) if column.all() or not column.any()
+    ]
     return {"auroc": f"it needs rows with and without each label, which fails for {_some(lacking)}"}
 
 

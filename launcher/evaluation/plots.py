@@ -37,7 +37,8 @@ MOST_BARS = 30
 
 
 def series(progress: Rows, key: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return the steps and values of ``key``, sorted; of a step that was run twice (after resume) the later row counts."""
+    """Return the steps and values of ``key``, sorted; of a step that was run twice (after resume) the later row
+    counts."""
     found = {int(row["step"]): float(row[key]) for row in progress if "step" in row and _is_number(row.get(key))}
     steps = sorted(found)
     return np.array(steps, dtype=float), np.array([found[step] for step in steps])
@@ -58,7 +59,9 @@ def _thinned(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndar
 def loss_curve(progress: Rows) -> str:
     """Return the training loss (``loss``) and the validation loss (``eval_loss``) over steps."""
     lines = [("training", *series(progress, "loss"), BLUE), ("validation", *series(progress, "eval_loss"), VERMILLION)]
-    return _lines([line for line in lines if len(line[1])], name="loss", alt="Training and validation loss over steps", floor=0)
+    return _lines(
+        [line for line in lines if len(line[1])], name="loss", alt="Training and validation loss over steps", floor=0
+    )
 
 
 def metric_curve(progress: Rows, metrics: Sequence[str], *, titles: Mapping[str, str] | None = None) -> str:
@@ -77,7 +80,8 @@ def gradient_norm_curve(progress: Rows) -> str:
 
 
 def rate_curve(progress: Rows) -> str:
-    """Return the learning rate over steps: one line for each ``lr/GROUP``, or ``learning_rate`` where there are none."""
+    """Return the learning rate over steps: one line for each ``lr/GROUP``, or ``learning_rate`` where there are
+    none."""
     names = list(dict.fromkeys(key for row in progress for key in row if key.startswith("lr/")))
     found = [(name.removeprefix("lr/"), *series(progress, name)) for name in names]
     found = [line for line in found if len(line[1])] or [("", *series(progress, "learning_rate"))]
@@ -101,7 +105,9 @@ def _same_lines_once(lines: list[tuple[str, np.ndarray, np.ndarray]]) -> list[tu
 
 
 def _span(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else f"{names[0]}, {names[1]}" if len(names) == 2 else f"{names[0]} … {names[-1]}"
+    return (
+        names[0] if len(names) == 1 else f"{names[0]}, {names[1]}" if len(names) == 2 else f"{names[0]} … {names[-1]}"
+    )
 
 
 def _ramp(count: int) -> list[Any]:
@@ -120,7 +126,9 @@ def _lines(
     with figure(*CURVE, margins=(52, 12, 30 if any(labels) else 12, 40)) as (drawing, axes):
         for label, steps, values, colour in lines:
             steps, values = _thinned(steps, values)
-            axes.plot(steps, values, color=colour, label=shorten(label, most=22) if label else None, **_marker(len(steps)))
+            axes.plot(
+                steps, values, color=colour, label=shorten(label, most=22) if label else None, **_marker(len(steps))
+            )
         _finish_axes(axes, floor=floor, lowest=min(float(line[2].min()) for line in lines))
         _legend(axes, labels)
         return to_svg(drawing, name=name, alt=alt)
@@ -160,8 +168,17 @@ def _legend(axes: Any, labels: Sequence[str]) -> None:
     # Names of many groups do not fit; in order of depth the ends say enough, and the tuning table has all.
     if len(handles) > 3:
         handles, names = [handles[0], handles[-1]], [names[0], names[-1]]
-    axes.legend(handles, names, loc="lower left", bbox_to_anchor=(-0.12, 1.0), ncols=3, borderpad=0.1, columnspacing=1.2,
-                handletextpad=0.5, borderaxespad=0.2)  # fmt: skip
+    axes.legend(
+        handles,
+        names,
+        loc="lower left",
+        bbox_to_anchor=(-0.12, 1.0),
+        ncols=3,
+        borderpad=0.1,
+        columnspacing=1.2,
+        handletextpad=0.5,
+        borderaxespad=0.2,
+    )
 
 
 # --- comparison ----------------------------------------------------------------------------------------------------
@@ -193,7 +210,11 @@ def comparison_plot(systems: Rows, *, title: str) -> str:
         axes.spines["left"].set_visible(False)
         axes.grid(visible=False, axis="y")
         axes.set_xlabel(title)
-        return to_svg(drawing, name="comparison-" + "".join(filter(str.isalnum, title)), alt=f"{title} of the model and of the baselines")
+        return to_svg(
+            drawing,
+            name="comparison-" + "".join(filter(str.isalnum, title)),
+            alt=f"{title} of the model and of the baselines",
+        )
 
 
 def _three(value: float) -> str:
@@ -206,8 +227,8 @@ def _three(value: float) -> str:
 def confusion_matrix(confusion: Sequence[Sequence[int]], names: Sequence[str]) -> str:
     """Return the confusion matrix; with more than MOST_ANNOTATED labels the block of those most often confused.
 
-    ``confusion``: [label, predicted, rows] for each pair that occurs. A cell says rows and is coloured by its share of the
-    label's rows: blue right, orange wrong.
+    ``confusion``: [label, predicted, rows] for each pair that occurs. A cell says rows and is coloured by its share of
+    the label's rows: blue right, orange wrong.
     """
     if not confusion:
         return ""
@@ -227,8 +248,15 @@ def confusion_matrix(confusion: Sequence[Sequence[int]], names: Sequence[str]) -
         _draw_cells(axes, cells, len(kept), gap=0.04)
         for a, b, rows, share in cells:
             strong = share > 0.55
-            axes.text(b, a, f"{rows:,}\n{share:.0%}" if few else f"{rows}", ha="center", va="center", fontsize=FONT_SIZE - 1 if rows < 1000 else FONT_SIZE - 3,
-                      color="#ffffff" if strong else INK)  # fmt: skip
+            axes.text(
+                b,
+                a,
+                f"{rows:,}\n{share:.0%}" if few else f"{rows}",
+                ha="center",
+                va="center",
+                fontsize=FONT_SIZE - 1 if rows < 1000 else FONT_SIZE - 3,
+                color="#ffffff" if strong else INK,
+            )
         axes.set_xticks(range(len(kept)), labels, rotation=90 if turned else 0)
         axes.set_yticks(range(len(kept)), labels)
         axes.set_xlabel("predicted", labelpad=7)
@@ -277,7 +305,10 @@ def _draw_cells(axes: Any, cells: Sequence[tuple[int, int, int, float]], count: 
     from matplotlib.patches import Rectangle
 
     # A square root lets a confusion of a few percent be seen beside a diagonal near one.
-    colours = [to_rgba(BLUE if a == b else VERMILLION, 0.07 + 0.9 * (share if a == b else share**0.6)) for a, b, _, share in cells]
+    colours = [
+        to_rgba(BLUE if a == b else VERMILLION, 0.07 + 0.9 * (share if a == b else share**0.6))
+        for a, b, _, share in cells
+    ]
     patches = [Rectangle((b - 0.5 + gap / 2, a - 0.5 + gap / 2), 1 - gap, 1 - gap) for a, b, *_ in cells]
     axes.add_collection(PatchCollection(patches, facecolors=colours, linewidths=0))
     axes.set_xlim(-0.5, count - 0.5)
@@ -299,10 +330,20 @@ def reliability_diagram(bins: Rows) -> str:
         axes.plot([0, 1], [0, 1], color=INK, alpha=0.45, linewidth=1, linestyle=(0, (4, 3)))
         most = max(b["rows"] for b in bins)
         for b in bins:
-            axes.bar(b["low"], 0.16 * b["rows"] / most, width=b["high"] - b["low"], align="edge", color=INK, alpha=0.16, linewidth=0)
+            axes.bar(
+                b["low"],
+                0.16 * b["rows"] / most,
+                width=b["high"] - b["low"],
+                align="edge",
+                color=INK,
+                alpha=0.16,
+                linewidth=0,
+            )
         axes.plot([b["confidence"] for b in bins], [b["accuracy"] for b in bins], color=BLUE, alpha=0.5, linewidth=1.2)
         sizes = [18 + 90 * (b["rows"] / most) ** 0.5 for b in bins]
-        axes.scatter([b["confidence"] for b in bins], [b["accuracy"] for b in bins], s=sizes, color=BLUE, linewidths=0, zorder=3)
+        axes.scatter(
+            [b["confidence"] for b in bins], [b["accuracy"] for b in bins], s=sizes, color=BLUE, linewidths=0, zorder=3
+        )
         axes.set(xlim=(-0.02, 1.03), ylim=(-0.02, 1.05), xlabel="confidence", ylabel="share that is right")
         return to_svg(drawing, name="reliability", alt="Reliability diagram: accuracy over confidence")
 
@@ -334,8 +375,15 @@ def class_f1_bars(records: Rows) -> str:
     with figure(left + 330, height + 46, margins=(left, 78, 4, 42)) as (drawing, axes):
         axes.barh(range(len(shown)), [r["f1"] for r in shown], color=BLUE, height=0.68, linewidth=0)
         for y, r in enumerate(shown):
-            axes.annotate(f"{r['f1']:.2f}  (n = {r['support']:,})", (r["f1"], y), xytext=(5, 0), textcoords="offset points",
-                          va="center", fontsize=FONT_SIZE - 1.5, color=ORANGE if r["support"] == 0 else INK)  # fmt: skip
+            axes.annotate(
+                f"{r['f1']:.2f}  (n = {r['support']:,})",
+                (r["f1"], y),
+                xytext=(5, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=FONT_SIZE - 1.5,
+                color=ORANGE if r["support"] == 0 else INK,
+            )
         axes.set_yticks(range(len(shown)), labels)
         axes.set(xlim=(0, 1), ylim=(len(shown) - 0.4, -0.6), xlabel="F1")
         axes.grid(visible=False, axis="y")

@@ -16,7 +16,8 @@ from launcher.evaluation.metrics import decide, is_multilabel, is_regression
 from launcher.rundir import write_bytes
 
 MOST_SCORE_COLUMNS = 100
-"""With more labels than this a single-label file keeps each row's TOP_LABELS best labels instead of a column per label."""
+"""With more labels than this a single-label file keeps each row's TOP_LABELS best labels instead of a column per
+label."""
 
 TOP_LABELS = 20
 
@@ -27,9 +28,9 @@ def write_predictions(predictions: Predictions, path: Path) -> None:
     """Write one row per prediction to ``path``, atomically.
 
     Columns: row_id, text, label (null where unknown), predicted, confidence (the predicted label's score; not for
-    regression or multi-label), correct (null without labels; not for regression), and ``score: NAME`` for each label, or
-    with more than MOST_SCORE_COLUMNS labels of which one applies, top_labels and top_scores. Multi-label rows have lists of
-    names; regression has numbers.
+    regression or multi-label), correct (null without labels; not for regression), and ``score: NAME`` for each label,
+    or with more than MOST_SCORE_COLUMNS labels of which one applies, top_labels and top_scores. Multi-label rows have
+    lists of names; regression has numbers.
     """
     import pyarrow
     import pyarrow.parquet
@@ -66,7 +67,11 @@ def _numbers(predictions: Predictions) -> dict[str, Any]:
 def _classes(predictions: Predictions) -> dict[str, Any]:
     import pyarrow
 
-    scores, predicted, labels = np.asarray(predictions.scores, dtype=np.float64), decide(predictions), predictions.labels
+    scores, predicted, labels = (
+        np.asarray(predictions.scores, dtype=np.float64),
+        decide(predictions),
+        predictions.labels,
+    )
     multi = is_multilabel(predictions.problem_type)
     kind = pyarrow.list_(pyarrow.string()) if multi else pyarrow.string()
     names = [clean_text(name) for name in predictions.label_names]
@@ -83,14 +88,16 @@ def _classes(predictions: Predictions) -> dict[str, Any]:
         return columns | {f"score: {name}": pyarrow.array(scores[:, k]) for k, name in enumerate(names)}
     top = np.argsort(-scores, axis=1, kind="stable")[:, :TOP_LABELS]
     columns["top_labels"] = pyarrow.array([[names[k] for k in row] for row in top], pyarrow.list_(pyarrow.string()))
-    columns["top_scores"] = pyarrow.array(np.take_along_axis(scores, top, axis=1).tolist(), pyarrow.list_(pyarrow.float64()))
+    columns["top_scores"] = pyarrow.array(
+        np.take_along_axis(scores, top, axis=1).tolist(), pyarrow.list_(pyarrow.float64())
+    )
     return columns
 
 
 def _named(values: np.ndarray, names: Sequence[str]) -> list[Any]:
     if values.ndim == 2:
-        return [[names[k] for k in np.flatnonzero(row)] for row in values]
-    return [names[k] for k in values]
+        return [[names[int(k)] for k in np.flatnonzero(row)] for row in values]
+    return [names[int(k)] for k in values]
 
 
 def read_predictions(path: Path) -> Predictions:
@@ -130,7 +137,9 @@ def _read_scores(table: Any, names: Sequence[str], problem_type: str) -> np.ndar
     kept = np.array(table.column("top_scores").to_pylist())
     rest = np.clip(1 - kept.sum(axis=1, keepdims=True), 0, None) / max(len(names) - kept.shape[1], 1)
     scores = np.repeat(np.minimum(rest, kept[:, -1:]), len(names), axis=1)
-    np.put_along_axis(scores, np.array([[place[n] for n in row] for row in table.column("top_labels").to_pylist()]), kept, axis=1)
+    np.put_along_axis(
+        scores, np.array([[place[n] for n in row] for row in table.column("top_labels").to_pylist()]), kept, axis=1
+    )
     return scores
 
 

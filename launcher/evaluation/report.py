@@ -25,7 +25,15 @@ from launcher.evaluation.verdict import (
     verdict_sentence,
 )
 
-__all__ = ["Evaluation", "ReportFacts", "Verdict", "evaluate_predictions", "render_report", "verdict", "verdict_sentence"]
+__all__ = [
+    "Evaluation",
+    "ReportFacts",
+    "Verdict",
+    "evaluate_predictions",
+    "render_report",
+    "verdict",
+    "verdict_sentence",
+]
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
@@ -58,16 +66,27 @@ class ReportFacts:
 
 
 def render_report(facts: ReportFacts) -> str:
-    """Return the page as HTML text; it loads nothing: styles and plots are inside, and everything from data is escaped."""
+    """Return the page as HTML text; it loads nothing: styles and plots are inside, and everything from data is
+    escaped."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     pages = Environment(
-        loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     pages.filters |= {
-        "number": number, "duration": duration, "count": count, "rate": rate, "words": words, "p_value": p_value, "plain": plain,
+        "number": number,
+        "duration": duration,
+        "count": count,
+        "rate": rate,
+        "words": words,
+        "p_value": p_value,
+        "plain": plain,
         "breakable": breakable,
-    }  # fmt: skip
+    }
     evaluation = Evaluation.from_json(facts.evaluation) if facts.evaluation else None
     page = pages.get_template("report.html.j2").render(
         facts=facts, e=evaluation, verdict=verdict(evaluation), tiles=_tiles(facts, evaluation),
@@ -87,7 +106,7 @@ def _tiles(facts: ReportFacts, e: Evaluation | None) -> list[dict[str, str]]:
         tiles.append({"name": f"{e.split} rows", "value": count(e.rows), "note": _label_note(e)})
     trainable = sum(row["parameters"] for row in facts.tuning_table if row["trainable"])
     total = sum(row["parameters"] for row in facts.tuning_table)
-    if total and not any("phase" in row for row in facts.tuning_table):
+    if total and len({row.get("phase") for row in facts.tuning_table}) == 1:
         note = f"of {short_count(total)}, {100 * trainable / total:.3g} %"
         tiles.append({"name": "trained parameters", "value": short_count(trainable), "note": note})
     timing = _timing(facts.timing)
@@ -134,22 +153,35 @@ def _metric_rows(e: Evaluation | None) -> list[dict[str, Any]]:
     if e is None or not e.metrics:
         return []
     # With one label per row these equal accuracy.
-    hidden = {n for n in e.metrics if n.startswith("micro_")} if e.problem_type.startswith(("single", "binary")) else set()
+    hidden = (
+        {n for n in e.metrics if n.startswith("micro_")} if e.problem_type.startswith(("single", "binary")) else set()
+    )
     names = [*e.headline, *(name for name in HIGHER_IS_BETTER if name in e.metrics and name not in e.headline)]
     systems: list[tuple[Mapping[str, float], Mapping[str, Any]]] = [(e.metrics, e.intervals)]
     systems += [(b["metrics"], b["intervals"]) for b in e.baselines]
     return [_metric_row(name, systems, e) for name in names if name in e.metrics and name not in hidden]
 
 
-def _metric_row(name: str, systems: Sequence[tuple[Mapping[str, float], Mapping[str, Any]]], e: Evaluation) -> dict[str, Any]:
+def _metric_row(
+    name: str, systems: Sequence[tuple[Mapping[str, float], Mapping[str, Any]]], e: Evaluation
+) -> dict[str, Any]:
     known = [metrics[name] for metrics, _ in systems if name in metrics]
     # A baseline that always says the classes' shares is well calibrated and of no use: no medal for that.
     best = max(known) if greater_is_better(name) else min(known)
     cells = [
-        {"value": metric_text(name, metrics[name]) if name in metrics else "–", "range": _range(name, intervals.get(name)), "best": len(known) > 1 and name != "calibration_error" and metrics.get(name) == best}
+        {
+            "value": metric_text(name, metrics[name]) if name in metrics else "–",
+            "range": _range(name, intervals.get(name)),
+            "best": len(known) > 1 and name != "calibration_error" and metrics.get(name) == best,
+        }
         for metrics, intervals in systems
     ]
-    return {"title": METRIC_WORDS[name], "lower": not greater_is_better(name), "cells": cells, "headline": name in e.headline}
+    return {
+        "title": METRIC_WORDS[name],
+        "lower": not greater_is_better(name),
+        "cells": cells,
+        "headline": name in e.headline,
+    }
 
 
 def _range(metric: str, interval: Mapping[str, float] | None) -> str:
@@ -170,6 +202,7 @@ def _comparisons(e: Evaluation | None) -> list[dict[str, Any]]:
 def _spoken_difference(metric: str, d: Mapping[str, float] | None) -> dict[str, Any] | None:
     if d is None:
         return None
+
     def say(value: float) -> str:
         return signed(100 * value, 1) if metric in SHARES else metric_text(metric, value)
 
@@ -205,7 +238,7 @@ def _comparison_plots(e: Evaluation | None) -> list[Any]:
 
     if e is None or not e.baselines:
         return []
-    systems = [{"name": "model", "metrics": e.metrics, "intervals": e.intervals}]
+    systems: list[dict[str, Any]] = [{"name": "model", "metrics": e.metrics, "intervals": e.intervals}]
     systems += [{**b, "name": b["title"]} for b in e.baselines]
     found = []
     for name in e.headline:
@@ -218,17 +251,26 @@ def _comparison_plots(e: Evaluation | None) -> list[Any]:
 def _followed(facts: ReportFacts, e: Evaluation | None) -> list[str]:
     chosen = facts.metric_for_best_model.removeprefix("eval_")
     names = dict.fromkeys([chosen] if chosen else [])
-    names |= dict.fromkeys(name for name in (e.headline if e else ("accuracy", "macro_f1", "spearman")) if name in SHARES | {"spearman"})
+    names |= dict.fromkeys(
+        name for name in (e.headline if e else ("accuracy", "macro_f1", "spearman")) if name in SHARES | {"spearman"}
+    )
     return [name for name in names if name != "loss"]
 
 
 def _splits(data: Mapping[str, Any]) -> list[dict[str, Any]]:
     truncated = data.get("truncated") or {}
-    return [{"name": name, "rows": rows, "truncated": truncated.get(name)} for name, rows in (data.get("splits") or {}).items()]
+    return [
+        {"name": name, "rows": rows, "truncated": truncated.get(name)}
+        for name, rows in (data.get("splits") or {}).items()
+    ]
 
 
 def _other_data(data: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in data.items() if key not in ("splits", "truncated", "warnings") and value not in (None, "", [], {})}
+    return {
+        key: value
+        for key, value in data.items()
+        if key not in ("splits", "truncated", "warnings") and value not in (None, "", [], {})
+    }
 
 
 def _tuning(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -237,7 +279,11 @@ def _tuning(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _timing(timing: Mapping[str, Any]) -> list[tuple[str, float]]:
-    known = [(words(re.sub(r"_?seconds$", "", key)) or key, float(value)) for key, value in timing.items() if isinstance(value, (int, float))]
+    known = [
+        (words(re.sub(r"_?seconds$", "", key)) or key, float(value))
+        for key, value in timing.items()
+        if isinstance(value, (int, float))
+    ]
     return sorted(known, key=lambda item: not item[0].startswith("train"))
 
 

@@ -78,7 +78,8 @@ def percentile_interval(draws: np.ndarray, *, confidence: float) -> Interval | N
 def bootstrap_interval(
     statistic: Statistic, n: int, *, resamples: int = 1000, confidence: float = 0.95, seed: int = 0
 ) -> Interval | None:
-    """Return the percentile bootstrap interval of ``statistic`` over n rows; None where it is undefined or resamples is 0.
+    """Return the percentile bootstrap interval of ``statistic`` over n rows; None where it is undefined or resamples
+    is 0.
 
     It covers the chance of drawing these test rows, not that of training with another seed.
     """
@@ -86,7 +87,13 @@ def bootstrap_interval(
 
 
 def paired_bootstrap_difference(
-    statistic_a: Statistic, statistic_b: Statistic, n: int, *, resamples: int = 1000, confidence: float = 0.95, seed: int = 0
+    statistic_a: Statistic,
+    statistic_b: Statistic,
+    n: int,
+    *,
+    resamples: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 0,
 ) -> Interval | None:
     """Return the interval of ``statistic_a - statistic_b`` with both computed on the same resamples of n rows."""
 
@@ -107,7 +114,9 @@ def mean_statistic(values: np.ndarray) -> Statistic:
 
 def f1_statistic(predicted: np.ndarray, labels: np.ndarray, *, classes: int, average: str = "macro") -> Statistic:
     """Return macro or micro F1 as a Statistic; ``predicted`` and ``labels`` are int [n], or 0/1 [n, c]."""
-    count = _multilabel_counts(predicted, labels) if labels.ndim == 2 else _label_counts(predicted, labels, classes=classes)
+    count = (
+        _multilabel_counts(predicted, labels) if labels.ndim == 2 else _label_counts(predicted, labels, classes=classes)
+    )
 
     def statistic(rows: np.ndarray) -> np.ndarray:
         counts = count(rows)
@@ -123,7 +132,9 @@ def _label_counts(predicted: np.ndarray, labels: np.ndarray, *, classes: int) ->
     def count(rows: np.ndarray) -> Counts:
         offsets = (np.arange(len(rows)) * (classes + 1))[:, None]
         size = len(rows) * (classes + 1)
-        tallies = (np.bincount((values[rows] + offsets).ravel(), minlength=size) for values in (hits, predicted, labels))
+        tallies = (
+            np.bincount((values[rows] + offsets).ravel(), minlength=size) for values in (hits, predicted, labels)
+        )
         return Counts(*(tally.reshape(len(rows), classes + 1)[:, :classes].astype(float) for tally in tallies))
 
     return count
@@ -157,7 +168,8 @@ def correlation_statistic(predicted: np.ndarray, labels: np.ndarray, *, ranks: b
 
 
 def statistics_for(predictions: Predictions) -> dict[str, Statistic]:
-    """Return the metrics of a problem type that get intervals, by name; each agrees with ``metrics_for`` on all rows."""
+    """Return the metrics of a problem type that get intervals, by name; each agrees with ``metrics_for`` on all
+    rows."""
     labels, predicted = require_labels(predictions), decide(predictions)
     if is_regression(predictions.problem_type):
         return _regression_statistics(predicted, np.asarray(labels, dtype=np.float64))
@@ -195,9 +207,9 @@ def right_rows(predictions: Predictions) -> np.ndarray:
 def exact_paired_test(correct_a: np.ndarray, correct_b: np.ndarray) -> PairedTest:
     """Return McNemar's test in its exact form; ``correct_a`` and ``correct_b`` are bool [n], the same rows in order.
 
-    Given the rows on which only one system is right, their split is binomial with one half if the systems are equally good.
-    Source: McNemar 1947, Psychometrika 12; exact form: Dietterich 1998, Neural Computation 10(7), section 3.1, and Conover
-    1999, "Practical Nonparametric Statistics", section 3.5.
+    Given the rows on which only one system is right, their split is binomial with one half if the systems are equally
+    good. Source: McNemar 1947, Psychometrika 12; exact form: Dietterich 1998, Neural Computation 10(7), section 3.1,
+    and Conover 1999, "Practical Nonparametric Statistics", section 3.5.
     """
     correct_a, correct_b = np.asarray(correct_a, dtype=bool), np.asarray(correct_b, dtype=bool)
     assert correct_a.shape == correct_b.shape
@@ -223,7 +235,8 @@ def _binomial_test(a_only: int, b_only: int) -> PairedTest:
 
 
 def paired_test_for(a: Predictions, b: Predictions) -> PairedTest:
-    """Return the exact test that fits the problem type: McNemar's on right rows, or the sign test on absolute errors."""
+    """Return the exact test that fits the problem type: McNemar's on right rows, or the sign test on absolute
+    errors."""
     labels = require_labels(a)
     if is_regression(a.problem_type):
         return sign_test(decide(a) - labels, decide(b) - labels)

@@ -1,4 +1,4 @@
-"""A matplotlib figure as a compact piece of SVG that fits into any page: its text colour, its font, no outside reference."""
+"""A matplotlib figure as a compact piece of SVG in the page's own text colour and font."""
 
 from __future__ import annotations
 
@@ -17,14 +17,26 @@ INK = "#012345"
 
 BLUE, VERMILLION, GREEN, ORANGE, PURPLE, SKY = "#2a83c9", "#d8632a", "#109a74", "#d99a0b", "#b8679a", "#56b4e9"
 COLOURS = (BLUE, VERMILLION, GREEN, ORANGE, PURPLE, SKY)
-"""After Okabe and Ito 2008 ("Color Universal Design"): told apart with every common colour vision, shifted a little so that
-each has enough contrast on white and on near-black."""
+"""After Okabe and Ito 2008 ("Color Universal Design"): told apart with every common colour vision, shifted a little so
+that each has enough contrast on white and on near-black."""
 
 CJK_FONTS = (
-    "Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans CJK TC", "Noto Sans CJK KR", "Noto Sans SC", "Source Han Sans SC",
-    "Source Han Sans CN", "WenQuanYi Micro Hei", "WenQuanYi Zen Hei", "PingFang SC", "Hiragino Sans GB", "Heiti SC",
-    "Microsoft YaHei", "SimHei", "Droid Sans Fallback",
-)  # fmt: skip
+    "Noto Sans CJK SC",
+    "Noto Sans CJK JP",
+    "Noto Sans CJK TC",
+    "Noto Sans CJK KR",
+    "Noto Sans SC",
+    "Source Han Sans SC",
+    "Source Han Sans CN",
+    "WenQuanYi Micro Hei",
+    "WenQuanYi Zen Hei",
+    "PingFang SC",
+    "Hiragino Sans GB",
+    "Heiti SC",
+    "Microsoft YaHei",
+    "SimHei",
+    "Droid Sans Fallback",
+)
 """Fonts for Chinese, Japanese and Korean, tried in this order when text is measured."""
 
 FONT_SIZE = 11
@@ -41,7 +53,8 @@ def installed_fonts() -> tuple[str, ...]:
 
 @contextmanager
 def figure(width: float, height: float, *, margins: tuple[float, float, float, float]) -> Iterator[tuple[Any, Any]]:
-    """Yield a figure of ``width`` x ``height`` CSS pixels and its axes; ``margins``: left, right, top, bottom in pixels.
+    """Yield a figure of ``width`` x ``height`` CSS pixels and its axes; ``margins``: left, right, top, bottom in
+    pixels.
 
     Margins are given and not found by matplotlib, because the page's font, not matplotlib's, draws the text.
     """
@@ -49,7 +62,7 @@ def figure(width: float, height: float, *, margins: tuple[float, float, float, f
     from matplotlib.figure import Figure
 
     left, right, top, bottom = margins
-    with matplotlib.rc_context(_style()), warnings.catch_warnings():
+    with matplotlib.rc_context(rc=_style()), warnings.catch_warnings():
         # The reader's browser has the last word on fonts: a glyph that this machine lacks is no fault of the page.
         warnings.filterwarnings("ignore", message=r"(?s).*[Gg]lyph.*missing")
         drawing = Figure(figsize=(width / 72, height / 72), dpi=72)
@@ -57,22 +70,42 @@ def figure(width: float, height: float, *, margins: tuple[float, float, float, f
         yield drawing, drawing.add_axes(box)
 
 
-def _style() -> dict[str, Any]:
+def _style() -> Any:
     inked = ("axes.edgecolor", "axes.labelcolor", "text.color", "xtick.color", "ytick.color", "grid.color")
     return dict.fromkeys(inked, INK) | {
-        "svg.fonttype": "none", "svg.hashsalt": "launcher", "font.family": list(installed_fonts()), "font.size": FONT_SIZE,
-        "axes.labelsize": FONT_SIZE, "xtick.labelsize": FONT_SIZE - 1, "ytick.labelsize": FONT_SIZE - 1,
-        "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.7, "axes.grid": True, "grid.alpha": 0.14,
-        "grid.linewidth": 0.7, "axes.axisbelow": True, "xtick.major.size": 3, "ytick.major.size": 0, "lines.linewidth": 1.8,
-        "lines.solid_capstyle": "round", "legend.frameon": False, "legend.fontsize": FONT_SIZE - 1,
-        "legend.handlelength": 1.2, "text.parse_math": False, "axes.formatter.useoffset": False,
-    }  # fmt: skip
+        "svg.fonttype": "none",
+        "svg.hashsalt": "launcher",
+        "font.family": list(installed_fonts()),
+        "font.size": FONT_SIZE,
+        "axes.labelsize": FONT_SIZE,
+        "xtick.labelsize": FONT_SIZE - 1,
+        "ytick.labelsize": FONT_SIZE - 1,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.linewidth": 0.7,
+        "axes.grid": True,
+        "grid.alpha": 0.14,
+        "grid.linewidth": 0.7,
+        "axes.axisbelow": True,
+        "xtick.major.size": 3,
+        "ytick.major.size": 0,
+        "lines.linewidth": 1.8,
+        "lines.solid_capstyle": "round",
+        "legend.frameon": False,
+        "legend.fontsize": FONT_SIZE - 1,
+        "legend.handlelength": 1.2,
+        "text.parse_math": False,
+        "axes.formatter.useoffset": False,
+    }
 
 
 def to_svg(drawing: Any, *, name: str, alt: str) -> str:
-    """Return the figure as an ``<svg>`` element for an HTML page; ``name`` keeps its ids apart from other figures', ``alt`` describes it."""
+    """Return the figure as an ``<svg>`` element for an HTML page; ``name`` keeps its ids apart from other figures',
+    ``alt`` describes it."""
     buffer = io.StringIO()
-    drawing.savefig(buffer, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    drawing.savefig(
+        buffer, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    )
     return _compact(buffer.getvalue(), name=name, alt=alt)
 
 

@@ -40,8 +40,8 @@ def verdict_sentence(evaluation: Evaluation | Mapping[str, Any] | None) -> str:
 def verdict(evaluation: Evaluation | Mapping[str, Any] | None) -> Verdict:
     """Judge the model against the baseline with the best first headline metric.
 
-    One label per row: by McNemar's exact test. Otherwise by whether the interval of the difference contains 0, and by the
-    exact test where there are no intervals. The level is 1 - confidence. None stands for a run without evaluation.
+    One label per row: by McNemar's exact test. Otherwise by whether the interval of the difference contains 0, and by
+    the exact test where there are no intervals. The level is 1 - confidence. None stands for a run without evaluation.
     """
     if evaluation is None:
         return Verdict("unknown", "The model has not been evaluated, so how good it is is not known.")
@@ -50,7 +50,9 @@ def verdict(evaluation: Evaluation | Mapping[str, Any] | None) -> Verdict:
     if not e.labelled:
         return Verdict("unknown", f"How good the model is cannot be said: the {_count(e)} have no labels.")
     if metric is None:
-        return Verdict("unknown", f"How good the model is cannot be said: no headline metric is defined on the {_count(e)}.")
+        return Verdict(
+            "unknown", f"How good the model is cannot be said: no headline metric is defined on the {_count(e)}."
+        )
     reference = strongest_baseline(e, metric)
     if reference is None:
         return Verdict("unknown", _alone(e, metric))
@@ -80,7 +82,9 @@ def _against(e: Evaluation, metric: str, reference: dict[str, Any]) -> Verdict:
         f"{METRIC_WORDS[metric]} {_value(e, metric)} against {metric_text(metric, reference['metrics'][metric])}, "
         f"a difference of {_difference(metric, difference)} ({_certainty(e, comparison)})."
     )
-    return Verdict(state, f"{_opening(state, reference)}: {evidence}{_second(e, state, metric, comparison)}{_caution(e)}")
+    return Verdict(
+        state, f"{_opening(state, reference)}: {evidence}{_second(e, state, metric, comparison)}{_caution(e)}"
+    )
 
 
 def _opening(state: str, reference: dict[str, Any]) -> str:
@@ -161,7 +165,8 @@ def _difference(metric: str, d: Mapping[str, float]) -> str:
 
 
 def number(value: float) -> str:
-    """Return ``value`` with three decimals, or three significant digits where it is large or tiny; a true minus sign."""
+    """Return ``value`` with three decimals, or three significant digits where it is large or tiny; a true minus
+    sign."""
     size = abs(value)
     if size < 1e-12 or 0.001 <= size < 100:
         text = f"{value:.3f}"

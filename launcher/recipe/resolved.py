@@ -12,22 +12,39 @@ from launcher.recipe.tree import KeyPath, dotted
 
 _HEAD = "# Every value of this run's recipe, base files, overrides and defaults included.\n"
 
+# Texts that readers of YAML 1.1 take for something else; quoted, every reader sees a text.
+_AMBIGUOUS = re.compile(r"(?i)y|n|yes|no|on|off|[-+]?[\d.][\d_.]*([:e][-+\d:._]*)?|\d{4}-\d\d?-\d\d?.*")
+
 
 def resolved_text(recipe: Recipe) -> str:
     """Return YAML that loads to the same recipe.
 
     Defaults that have no effect in this recipe are left out, because written out they would be refused as such.
     """
-    from ruamel.yaml import YAML
-
     idle = values_without_effect(recipe)
     stream = io.StringIO()
+    _yaml().dump(_without(recipe.model_dump(mode="python"), idle, ()), stream)
+    return _HEAD + stream.getvalue()
+
+
+def _yaml() -> Any:
+    from ruamel.yaml import YAML
+    from ruamel.yaml.representer import SafeRepresenter
+
+    class Representer(SafeRepresenter):
+        """Quotes what would not come back as it is."""
+
+    def represent(representer: Any, text: str) -> Any:
+        style = None if text.isprintable() else '"'
+        return representer.represent_scalar("tag:yaml.org,2002:str", text, style="'" if _AMBIGUOUS.fullmatch(text) else style)
+
+    Representer.add_representer(str, represent)
     yaml = YAML(typ="safe", pure=True)
+    yaml.Representer = Representer
     yaml.default_flow_style = False
     yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
     yaml.width = 10**6
-    yaml.dump(_without(recipe.model_dump(mode="python"), idle, ()), stream)
-    return _HEAD + stream.getvalue()
+    return yaml
 
 
 def _without(values: Any, idle: frozenset[str], path: KeyPath) -> Any:

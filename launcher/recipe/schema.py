@@ -215,7 +215,7 @@ class TrainingSection(BaseModel):
     """Whether more of that metric is better; null: known from its name."""
     early_stopping_patience: int | None = Field(None, ge=1)
     """Stop after this many evaluations without a better metric; null: never."""
-    logging_steps: float = Field(10, gt=0)
+    logging_steps: float = Field(10.0, gt=0)
     """Steps between log lines; below 1 a share of all steps."""
     seed: int = Field(42, ge=0)
     """Seed of initialisation, order and dropout."""

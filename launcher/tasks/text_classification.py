@@ -11,7 +11,7 @@ import numpy as np
 from launcher.contracts import Predictions, Prepared
 from launcher.data.labels import LabelSet, make_labels
 from launcher.data.prepare import cache_folder, fingerprint_of, load_prepared, prepared_folder, tokenize
-from launcher.data.sources import SplitSet, load_splits
+from launcher.data.sources import SplitSet, load_rows, load_splits
 from launcher.errors import DataError, ModelError
 from launcher.recipe.schema import Recipe
 from launcher.tasks.models import LoadedModel, load_config, load_model, load_tokenizer, locate, revision_of, token_limit
@@ -117,6 +117,7 @@ class TextClassification:
             "problem_type": labels.problem_type,
             "label_names": list(labels.names),
             "max_length": max_length,
+            "pairs": "text_pair" in splits.train.column_names,
             "splits": counts,
         }
         return prepared, facts
@@ -150,6 +151,37 @@ class TextClassification:
                 counts["labels"] = encoded.sum(axis=0).astype(int).tolist()
         return Dataset.from_dict(columns), counts
 
+    def prepare_texts(self, texts: list[str], pairs: list[str] | None, facts: Mapping[str, Any]) -> tuple[Any, Prepared]:
+        """Return rows of features for new texts, and what they are to be read with.
+
+        Raises:
+            DataError: the model was trained on pairs and gets single texts, or the other way round.
+        """
+        from datasets import Dataset
+
+        if (pairs is not None) != facts["pairs"]:
+            wanted = "pairs of texts" if facts["pairs"] else "single texts"
+            raise DataError(f"this model was trained on {wanted}; give it {wanted}")
+        columns, _ = self.tokenize_rows(texts, pairs, row_ids=list(range(len(texts))), max_length=facts["max_length"])
+        self.problem_type = facts["problem_type"]
+        rows = Dataset.from_dict(columns)
+        return rows, Prepared(rows, rows, rows, "", tuple(facts["label_names"]), facts["problem_type"])
+
+    def read_rows(self, source: str) -> dict[str, list[Any]]:
+        """Return the columns of a file under our names; labels are not needed. Raises DataError."""
+        data = self.recipe.data
+        kept = {ours: theirs for ours, theirs in data.columns.items() if ours != "label"}
+        reading = data.model_copy(update={"columns": kept})
+        return load_rows(source, data=reading, base_folder=Path(), optional=("text_pair", "id")).columns
+
+    def load_trained(self, folder: Path, facts: Mapping[str, Any]) -> Any:
+        """Return a saved model in evaluation mode."""
+        from transformers import AutoModelForSequenceClassification
+
+        self.problem_type = facts["problem_type"]
+        config = load_config(self.recipe.model.model_copy(update={"config": None}))
+        return load_model(AutoModelForSequenceClassification, self.recipe.model, config).model.eval()
+
     def model_facts(self, prepared: Prepared) -> dict[str, Any]:
         """Return what has to be known to use the saved model without its run."""
         return {
@@ -157,6 +189,7 @@ class TextClassification:
             "problem_type": prepared.problem_type,
             "label_names": list(prepared.label_names),
             "max_length": prepared.facts["max_length"],
+            "pairs": prepared.facts["pairs"],
         }
 
     def model_revision(self, model: Any) -> str:

@@ -2,8 +2,126 @@
 
 from __future__ import annotations
 
-from launcher.rundir import RunDir
+import json
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from launcher.errors import RunStateError
+from launcher.evaluation.assessment import Evaluation
+from launcher.evaluation.report import ReportFacts, render_report
+from launcher.rundir import RunDir, read_jsonl, write_text
+
+METRICS_FILE = "metrics.json"
+PREDICTIONS_FILE = "predictions.parquet"
 
 
-def write_report(run: RunDir) -> None:
-    """Write report.html."""
+def write_report(run: RunDir) -> Path:
+    """Write report.html and return its path. Raises RunStateError before the run has a plan."""
+    write_text(run.report, render_report(report_facts(run)))
+    return run.report
+
+
+def read_evaluation(run: RunDir) -> tuple[Evaluation, Mapping[str, Any]]:
+    """Return the evaluation that a run's metrics.json holds, and the facts beside it."""
+    path = run.evaluation / METRICS_FILE
+    if not path.is_file():
+        raise RunStateError(f"{run.path} has not been evaluated; finish it with `launcher resume {run.path}`")
+    values = json.loads(path.read_text())
+    known = {name: value for name, value in values.items() if name in Evaluation.__dataclass_fields__}
+    return Evaluation.from_json(known), {name: value for name, value in values.items() if name not in known}
+
+
+def report_facts(run: RunDir) -> ReportFacts:
+    """Collect what the report shows."""
+    if not run.plan.is_file():
+        raise RunStateError(f"{run.path} has no plan yet: it ended before its first step; see {run.log(run.last_attempt, 0)}")
+    plan = json.loads(run.plan.read_text())
+    evaluation, extra = read_evaluation(run) if (run.evaluation / METRICS_FILE).is_file() else (None, {})
+    events = read_jsonl(run.events)
+    return ReportFacts(
+        run_name=run.id,
+        created=datetime.fromtimestamp(events[0]["time"]).strftime("%Y-%m-%d %H:%M"),
+        recipe_text=run.recipe.read_text(),
+        evaluation=evaluation.to_json() if evaluation else None,
+        progress=_without_replayed(read_jsonl(run.progress)),
+        tuning_table=tuning_rows(plan),
+        phase_names=[phase["name"] for phase in plan["phases"]],
+        data=_data_facts(plan["facts"]),
+        environment=_environment(run, plan),
+        commands=_commands(run),
+        timing={"training": _training_seconds(events), "whole_run": extra.get("worker_seconds")},
+        metric_for_best_model=extra.get("metric_for_best_model", ""),
+    )
+
+
+def tuning_rows(plan: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the rows of the tuning tables of plan.json, as the report and `launcher plan` show them."""
+    several = len(plan["phases"]) > 1
+    return [
+        {
+            "group": group["name"],
+            "depth": "-".join(str(d) for d in dict.fromkeys(group["depths"])),
+            "parameters": group["numel"],
+            "trainable": group["trainable"],
+            "lr": group["lr"],
+            "weight_decay": group["weight_decay"],
+            **({"rank": group["rank"]} if group["rank"] is not None else {}),
+            **({"phase": phase["name"]} if several else {}),
+        }
+        for phase in plan["phases"]
+        for group in phase["table"]["groups"]
+    ]
+
+
+def _without_replayed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Leave out rows of steps that a later attempt trained again."""
+    kept: list[dict[str, Any]] = []
+    for row in rows:
+        while kept and kept[-1]["attempt"] < row["attempt"] and kept[-1]["step"] >= row["step"]:
+            kept.pop()
+        kept.append(row)
+    return kept
+
+
+def _data_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
+    splits = facts["splits"]
+    return {
+        "splits": {name: split["rows"] for name, split in splits.items()},
+        "truncated": {name: split["cut"] for name, split in splits.items()},
+        "fingerprint": facts["fingerprint"],
+        "warnings": facts["warnings"],
+        "max_length": facts["max_length"],
+        "provenance": facts["provenance"],
+    }
+
+
+def _environment(run: RunDir, plan: Mapping[str, Any]) -> dict[str, Any]:
+    path = run.attempt(run.last_attempt) / "environment.json"
+    found = json.loads(path.read_text()) if path.is_file() else {}
+    launch = plan["launch"]
+    return {
+        "processes": launch["nodes"] * launch["processes_per_node"],
+        "engine": launch["engine"] + (f" ZeRO-{launch['zero_stage']}" if launch["zero_stage"] is not None else ""),
+        "precision": launch["precision"],
+        "device": launch["device"],
+        "model_revision": plan["facts"].get("model_revision"),
+        **found,
+    }
+
+
+def _commands(run: RunDir) -> list[str]:
+    folder = Path("runs") / run.id
+    return [f"launcher run {folder}/resolved.yaml", f"launcher predict {folder} 'a text'"]
+
+
+def _training_seconds(events: list[dict[str, Any]]) -> float | None:
+    """Seconds between the start of training and its end, over all attempts."""
+    total, started = 0.0, None
+    for row in events:
+        if row["event"] == "running":
+            started = row["time"]
+        elif row["event"] in ("trained", "interrupted", "failed") and started is not None:
+            total, started = total + row["time"] - started, None
+    return total or None

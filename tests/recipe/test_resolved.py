@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from launcher.recipe.load import parse_recipe, resolved_text
@@ -34,7 +34,7 @@ _recipes = st.fixed_dictionaries({
 })  # fmt: skip
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=50, deadline=None, derandomize=True, phases=(Phase.explicit, Phase.generate, Phase.shrink))
 @given(_recipes)
 def test_round_trip(values: dict[str, Any]) -> None:
     recipe = Recipe.model_validate(values, strict=True)

@@ -1,0 +1,144 @@
+"""What this machine has of what launcher needs: each finding with a verdict and a remedy, without importing torch."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from launcher.data.prepare import cache_folder
+from launcher.engine.tracking import can_reach, has_key, server
+from launcher.planning.hardware import detect_hardware
+
+# What the project was tested with; another version may work, and is reported.
+TESTED = {
+    "torch": "2.13.0",
+    "transformers": "5.23.0",
+    "accelerate": "1.15.0",
+    "deepspeed": "0.19.8",
+    "datasets": "5.2.0",
+    "peft": "0.21.2",
+    "wandb": "0.31.0",
+}
+_WANTED_DISK = 10 * 2**30
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at."""
+
+    name: str
+    verdict: Literal["ok", "warning", "missing"]
+    found: str
+    remedy: str = ""
+
+
+def examine_machine() -> list[Finding]:
+    """Return all findings, in the order in which a reader wants them."""
+    checks: Iterable[Callable[[], list[Finding]]] = (
+        _python, _packages, _devices, _compilers, _disk, _hub, _wandb, _slurm,
+    )  # fmt: skip
+    return [finding for check in checks for finding in check()]
+
+
+def _python() -> list[Finding]:
+    version = platform.python_version()
+    if sys.version_info >= (3, 11):
+        return [Finding("python", "ok", version)]
+    return [Finding("python", "missing", version, "install Python 3.11 or newer")]
+
+
+def _packages() -> list[Finding]:
+    findings = []
+    for name, tested in TESTED.items():
+        try:
+            version = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            findings.append(Finding(name, "missing", "not installed", f"pip install {name}=={tested}"))
+            continue
+        same = version.split("+")[0] == tested
+        remedy = "" if same else f"tested with {tested}; in doubt: pip install -c constraints.txt {name}"
+        findings.append(Finding(name, "ok" if same else "warning", version, remedy))
+    return findings
+
+
+def _devices() -> list[Finding]:
+    hardware = detect_hardware()
+    memory = f"{hardware.memory_bytes / 2**30:.0f} GiB memory"
+    bf16 = "fast bf16" if hardware.cpu_has_fast_bf16 else "no fast bf16"
+    findings = [Finding("processor", "ok", f"{hardware.cpu_count} cores, {memory}, {bf16}")]
+    for number, gpu in enumerate(hardware.gpus):
+        text = f"{gpu.name}, {gpu.memory_bytes / 2**30:.0f} GiB, compute capability {gpu.compute_capability}"
+        findings.append(Finding(f"gpu {number}", "ok", text))
+    if not hardware.gpus:
+        findings.append(Finding("gpu", "warning", "none visible", "runs go to the processor; check nvidia-smi and CUDA_VISIBLE_DEVICES"))
+    return findings
+
+
+def _compilers() -> list[Finding]:
+    findings = []
+    for tool, remedy in (("g++", "apt-get install g++"), ("ninja", "pip install ninja")):
+        path = shutil.which(tool) or _beside_python(tool)
+        if path:
+            findings.append(Finding(tool, "ok", path))
+        else:
+            findings.append(Finding(tool, "warning", "not found", f"DeepSpeed builds its operations with it: {remedy}"))
+    return findings
+
+
+def _beside_python(tool: str) -> str | None:
+    path = Path(sys.executable).with_name(tool)
+    return str(path) if path.exists() else None
+
+
+def _disk() -> list[Finding]:
+    findings = []
+    for name, folder in (("disk for runs", Path.cwd()), ("disk for prepared data", cache_folder()), ("disk for models", _hub_cache())):
+        place = next(p for p in (folder, *folder.parents) if p.exists())
+        free = shutil.disk_usage(place).free
+        enough = free >= _WANTED_DISK and os.access(place, os.W_OK)
+        remedy = "" if enough else "free some space, or work from a folder on another disk"
+        findings.append(Finding(name, "ok" if enough else "warning", f"{free / 2**30:.0f} GiB free at {folder}", remedy))
+    return findings
+
+
+def _hub_cache() -> Path:
+    return Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
+
+
+def _hub() -> list[Finding]:
+    token = bool(os.environ.get("HF_TOKEN")) or (_hub_cache() / "token").is_file()
+    login = Finding("hub login", "ok", "a token is set") if token else Finding(
+        "hub login", "warning", "no token", "only needed for gated or private models: hf auth login"
+    )  # fmt: skip
+    endpoint = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+    if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
+        return [Finding("hub", "warning", "HF_HUB_OFFLINE is set", "only models and data on this machine can be used"), login]
+    if can_reach(endpoint):
+        return [Finding("hub", "ok", f"{endpoint} answers"), login]
+    return [Finding("hub", "warning", f"{endpoint} does not answer", "use folders and package: models, or mend the network"), login]
+
+
+def _wandb() -> list[Finding]:
+    if not has_key():
+        return [Finding("W&B", "warning", "no key", "runs are logged offline; to upload them: wandb login, then wandb sync")]
+    if not can_reach(server()):
+        return [Finding("W&B", "warning", f"{server()} does not answer", "runs are logged offline; upload them later with wandb sync")]
+    return [Finding("W&B", "ok", f"a key is set and {server()} answers")]
+
+
+def _slurm() -> list[Finding]:
+    if shutil.which("sbatch") is None:
+        return [Finding("Slurm", "warning", "sbatch not found", "only needed to submit jobs to a cluster")]
+    try:
+        done = subprocess.run(["sinfo", "--version"], capture_output=True, text=True, timeout=10)
+        return [Finding("Slurm", "ok", done.stdout.strip())]
+    except (OSError, subprocess.SubprocessError):
+        return [Finding("Slurm", "warning", "sinfo does not answer", "ask the cluster's administrators")]

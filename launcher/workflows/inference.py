@@ -1,0 +1,132 @@
+"""Use a finished run's model in one process: evaluate it again, or predict new texts."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from launcher import registry
+from launcher.contracts import Predictions, Prepared
+from launcher.engine.predicting import predict_logits
+from launcher.errors import DataError, RunStateError
+from launcher.evaluation.assessment import Evaluation
+from launcher.evaluation.metrics import decide
+from launcher.evaluation.predictions_io import write_predictions
+from launcher.recipe.load import load_recipe
+from launcher.recipe.schema import Recipe
+from launcher.rundir import RunDir, write_text
+from launcher.workflows.evaluate import assess, final_split, save_evaluation
+from launcher.workflows.report import read_evaluation, write_report
+
+
+class FinishedModel:
+    """The model of a run, loaded for use."""
+
+    def __init__(self, path: Path) -> None:
+        import torch
+
+        self.run = RunDir.open(path)
+        if not (self.run.model / "launcher.json").is_file():
+            raise RunStateError(f"{path} has no finished model; finish it with `launcher resume {path}`")
+        self.facts: dict[str, Any] = json.loads((self.run.model / "launcher.json").read_text())
+        trained = load_recipe(self.run.resolved).recipe
+        # The tokenizer and the weights are the run's own; everything else is as it was trained.
+        self.recipe: Recipe = trained.model_copy(
+            update={"model": trained.model.model_copy(update=_own_model(self.run.model))}
+        )
+        self.task = registry.load(registry.TASKS, self.recipe.task.type)(self.recipe, base_folder=self._base_folder())
+        self.model = self.task.load_trained(self.run.model, self.facts)
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.model.to(self.device)
+
+    def _base_folder(self) -> Path:
+        return Path(json.loads(self.run.launch_plan(self.run.last_attempt).read_text())["base_folder"])
+
+    def predict_split(self, split: Any, prepared: Prepared) -> Predictions:
+        """Return predictions for prepared rows."""
+        logits, _ = predict_logits(
+            self.model, split, self.task.collator(),
+            batch_size=self.recipe.training.per_device_eval_batch_size, device=self.device,
+        )  # fmt: skip
+        result: Predictions = self.task.predictions(logits, split, prepared)
+        return result
+
+    def predict_texts(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> Predictions:
+        """Return predictions for texts, or pairs of texts. Raises DataError where pairs are missing or too many."""
+        split, prepared = self.task.prepare_texts(list(texts), list(pairs) if pairs is not None else None, self.facts)
+        return self.predict_split(split, prepared)
+
+
+def evaluate_run(path: Path) -> Evaluation:
+    """Evaluate a finished run's model again on its final split, and write evaluation/ and report.html anew."""
+    finished = FinishedModel(path)
+    _, facts = read_evaluation(finished.run)
+    _, prepared = finished.task.prepare_data()
+    plan = json.loads(finished.run.plan.read_text())
+    if prepared.fingerprint != plan["facts"]["fingerprint"]:
+        raise DataError(
+            f"the data have changed since {finished.run.id} was trained (fingerprint {prepared.fingerprint[:12]} instead of "
+            f"{plan['facts']['fingerprint'][:12]}); restore them, or predict them with `launcher predict --file`"
+        )
+    name, split = final_split(prepared)
+    predictions = finished.predict_split(split, prepared)
+    evaluation = assess(finished.recipe, prepared, predictions, split=name)
+    save_evaluation(finished.run, evaluation, predictions, **facts)
+    write_report(finished.run)
+    return evaluation
+
+
+def predict_file(finished: FinishedModel, source: str) -> Predictions:
+    """Return predictions for the rows of a file, read with the recipe's columns; labels in it are not needed."""
+    rows = finished.task.read_rows(source)
+    return finished.predict_texts(rows["text"], rows.get("text_pair"))
+
+
+def prediction_rows(predictions: Predictions) -> list[dict[str, Any]]:
+    """Return a dict per row: text, prediction (a label, a list of labels, or a number), and scores by label."""
+    decided = decide(predictions)
+    rows = []
+    for i, text in enumerate(predictions.texts):
+        row: dict[str, Any] = {"text": text}
+        if predictions.problem_type == "regression":
+            row["prediction"] = float(predictions.scores[i, 0])
+        else:
+            names = predictions.label_names
+            several = predictions.problem_type == "multi_label_classification"
+            row["prediction"] = (
+                [n for n, on in zip(names, decided[i], strict=True) if on] if several else names[int(decided[i])]
+            )
+            row["scores"] = {n: round(float(s), 6) for n, s in zip(names, predictions.scores[i], strict=True)}
+        rows.append(row)
+    return rows
+
+
+def write_rows(predictions: Predictions, path: Path) -> None:
+    """Write predictions as .jsonl, .csv or .parquet, told by the ending. Raises DataError for another."""
+    if path.suffix == ".parquet":
+        write_predictions(predictions, path)
+    elif path.suffix in (".jsonl", ".json"):
+        write_text(path, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in prediction_rows(predictions)))
+    elif path.suffix == ".csv":
+        write_text(path, _csv(prediction_rows(predictions)))
+    else:
+        raise DataError(f"predictions cannot be written to {path}: its ending must be .jsonl, .csv or .parquet")
+
+
+def _csv(rows: list[dict[str, Any]]) -> str:
+    stream = io.StringIO()
+    writer = csv.writer(stream)
+    writer.writerow(["text", "prediction", "score"])
+    for row in rows:
+        prediction = row["prediction"]
+        shown = ",".join(prediction) if isinstance(prediction, list) else prediction
+        writer.writerow([row["text"], shown, max(row.get("scores", {"": ""}).values())])
+    return stream.getvalue()
+
+
+def _own_model(folder: Path) -> dict[str, Any]:
+    return {"name_or_path": str(folder), "tokenizer_name_or_path": None, "revision": None}
