@@ -5,7 +5,7 @@ Nothing here imports torch: arrays are numpy's, models and tokenizers are named 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -231,37 +231,82 @@ class Prepared:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
-class Task(Protocol):
-    """What a model learns: its data, its model, its loss and its metrics."""
+class BuiltModel(Protocol):
+    """A model and the names of its parameters that no checkpoint gave."""
 
-    default_metric: str
-
-    def prepare_data(self, recipe: Recipe, *, progress: Any = None) -> Prepared:
-        """Read, check, split and tokenize the rows; cached. Raises DataError."""
+    @property
+    def model(self) -> Any:
+        """A torch.nn.Module."""
         ...
 
-    def build_model(self, recipe: Recipe, prepared: Prepared, *, skeleton: bool = False) -> Any:
+    @property
+    def newly_initialized(self) -> frozenset[str]:
+        """Names of parameters that have to train."""
+        ...
+
+
+class Task(Protocol):
+    """What a model learns: its data, its model, its loss and its metrics. Made as ``Task(recipe, base_folder=...)``."""
+
+    tokenizer: Any
+
+    @property
+    def default_metric(self) -> str:
+        """Validation metric that chooses the best checkpoint unless the recipe names one; known once data are loaded."""
+        ...
+
+    def prepare_data(self) -> tuple[Path, Prepared]:
+        """Read, check, split and tokenize the rows, or find them in the cache; also return their folder. Raises DataError."""
+        ...
+
+    def load_data(self, folder: Path) -> Prepared:
+        """Return the data that ``prepare_data`` left in ``folder``: what the ranks but the first do."""
+        ...
+
+    def build_model(self, prepared: Prepared, *, skeleton: bool = False) -> BuiltModel:
         """Return the model with its head; ``skeleton``: on the meta device, without weights. Raises ModelError."""
         ...
 
-    def collator(self, recipe: Recipe, prepared: Prepared) -> Any:
-        """Return a callable: list of rows -> batch of tensors."""
+    def model_revision(self, model: Any) -> str:
+        """Return what identifies the pretrained weights."""
+        ...
+
+    def model_facts(self, prepared: Prepared) -> dict[str, Any]:
+        """Return what has to be known to use the saved model without its run."""
+        ...
+
+    def collator(self) -> Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]]:
+        """Return a callable: list of rows -> batch of tensors, with ``sample_weight`` float32 [rows]."""
         ...
 
     def items(self, batch: Mapping[str, Any]) -> Any:
         """Return the total weight of a batch, a scalar tensor: what the summed loss is divided by over the global batch."""
         ...
 
-    def loss(self, outputs: Any, batch: Mapping[str, Any]) -> Any:
+    def loss(self, outputs: Any, batch: Mapping[str, Any], *, label_smoothing: float = 0.0) -> Any:
         """Return the weighted sum of the rows' losses, a scalar tensor in float32."""
         ...
 
-    def predictions(self, outputs: Any, prepared_split: Any, prepared: Prepared) -> Predictions:
-        """Turn raw outputs [rows, outputs] into Predictions."""
+    def predictions(self, logits: np.ndarray, split: Any, prepared: Prepared) -> Predictions:
+        """Turn raw outputs [rows, outputs] for the rows of ``split`` into Predictions."""
         ...
 
     def metrics(self, predictions: Predictions) -> dict[str, float]:
         """Return the task's metrics. Raises DataError where the rows have no labels."""
+        ...
+
+    def prepare_texts(
+        self, texts: list[str], pairs: list[str] | None, facts: Mapping[str, Any]
+    ) -> tuple[Any, Prepared]:
+        """Return rows of features for new texts, and what they are to be read with. Raises DataError."""
+        ...
+
+    def read_rows(self, source: str) -> dict[str, list[Any]]:
+        """Return the columns of a file under our names; labels are not needed. Raises DataError."""
+        ...
+
+    def load_trained(self, folder: Path, facts: Mapping[str, Any]) -> Any:
+        """Return a saved model in evaluation mode."""
         ...
 
 

@@ -36,7 +36,7 @@ def write_bytes(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         # mkstemp makes files private; these are for the group to read, as any file that a program writes.
-        os.chmod(temporary, 0o666 & ~_umask())
+        os.chmod(temporary, default_file_mode())
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
@@ -268,6 +268,11 @@ def is_complete(checkpoint: Path) -> bool:
 def _number(folder: str, name: str) -> int:
     match = re.fullmatch(re.escape(name) + r"-(\d+)", folder)
     return int(match[1]) if match else 0
+
+
+def default_file_mode() -> int:
+    """Return the permissions that a file gets which a program simply opens."""
+    return 0o666 & ~_umask()
 
 
 def _umask() -> int:

@@ -85,11 +85,20 @@ def free_port() -> int:
 def _command(run: RunDir, attempt: int) -> tuple[list[str], dict[str, str]]:
     plan = LaunchPlan.from_json(json.loads(run.launch_plan(attempt).read_text())["plan"])
     port = free_port() if plan.engine != "single" else None
-    environment = {}
-    if plan.world_size > 1 and plan.device == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+    return worker_command(run.path, attempt=attempt, plan=plan, port=port), _thread_settings(plan)
+
+
+def _thread_settings(plan: LaunchPlan) -> dict[str, str]:
+    """Return OpenMP's settings for ranks on the processor; those that the user has exported stay."""
+    if plan.device != "cpu":
+        return {}
+    wanted = {
+        # Threads that spin while they wait take the processor from each other once anything else runs on the machine.
+        "OMP_WAIT_POLICY": "PASSIVE",
         # torchrun would set one thread; each rank may have its share of the cores.
-        environment["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // plan.processes_per_node))
-    return worker_command(run.path, attempt=attempt, plan=plan, port=port), environment
+        "OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // plan.processes_per_node)),
+    }
+    return {name: value for name, value in wanted.items() if name not in os.environ}
 
 
 @dataclass

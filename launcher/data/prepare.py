@@ -15,7 +15,7 @@ import numpy as np
 from launcher.rundir import replace_folder, write_json
 
 # Raise when the prepared form changes, so that older caches are not read.
-FORMAT = 1
+FORMAT = 2
 
 
 def cache_folder(chosen: str | None = None) -> Path:

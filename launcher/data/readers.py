@@ -181,8 +181,15 @@ def read_file(path: Path, *, spec: SourceSpec, shown: str | None = None) -> Tabl
 
 
 def file_format(path: Path) -> str | None:
-    """Return the format that the ending of ``path`` stands for, or None."""
-    return FORMATS.get(path.suffix.lower())
+    """Return the format that the ending of ``path`` stands for, or None; text may be packed by gzip (.csv.gz)."""
+    name = path.name.lower()
+    kind = FORMATS.get(Path(name.removesuffix(".gz")).suffix)
+    return None if kind == "parquet" and name.endswith(".gz") else kind
+
+
+def bare_stem(path: Path) -> str:
+    """Return the name of a file without its endings, such as ``train`` for train.csv.gz."""
+    return Path(path.name.removesuffix(".gz")).stem
 
 
 def _guess(decoded: DecodedText, *, shown: str) -> str:

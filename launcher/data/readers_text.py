@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import codecs
+import gzip
 import re
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,10 +42,7 @@ def read_text(path: Path, *, encoding: str | None = None) -> DecodedText:
     Raises:
         DataError: the file cannot be read, the encoding is unknown, or the bytes do not fit it (the line is named).
     """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from None
+    data = _read_bytes(path)
     if encoding is not None:
         return _decode_as(data, path=path, encoding=encoding)
     marked = next((name for mark, name in _MARKS if data.startswith(mark)), None)
@@ -53,6 +52,15 @@ def read_text(path: Path, *, encoding: str | None = None) -> DecodedText:
         return DecodedText(data.decode("utf-8"), "utf-8", guessed=False)
     except UnicodeDecodeError as error:
         return _decode_by_detection(data, path=path, error=error)
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        data = path.read_bytes()
+        return gzip.decompress(data) if path.name.lower().endswith(".gz") else data
+    except (OSError, EOFError, zlib.error) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"{path}: cannot be read ({reason}); check the file and its permissions") from None
 
 
 def _decode_as(data: bytes, *, path: Path, encoding: str) -> DecodedText:

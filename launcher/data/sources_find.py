@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
+import socket
+import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from launcher.data.builtin import PREFIX, make_builtin
-from launcher.data.readers import FORMATS, ArrowTable, ColumnsTable, Places, Table, file_format, read_file
+from launcher.data.readers import FORMATS, ArrowTable, ColumnsTable, Places, Table, bare_stem, file_format, read_file
 from launcher.errors import DataError
 from launcher.registry import suggest
 
@@ -128,8 +131,9 @@ def _split_files(folder: Path) -> dict[str, list[Path]]:
     if not folder.is_dir():
         return found
     for path in sorted(folder.iterdir()):
-        shard = _SHARD.fullmatch(path.stem)
-        split = split_name(shard["split"] if shard else path.stem)
+        stem = bare_stem(path)
+        shard = _SHARD.fullmatch(stem)
+        split = split_name(shard["split"] if shard else stem)
         if split and path.is_file() and file_format(path):
             found.setdefault(split, []).append(path)
     for split, paths in found.items():
@@ -138,7 +142,7 @@ def _split_files(folder: Path) -> dict[str, list[Path]]:
 
 
 def _check_shards(split: str, *, paths: list[Path]) -> None:
-    shards = [_SHARD.fullmatch(path.stem) for path in paths]
+    shards = [_SHARD.fullmatch(bare_stem(path)) for path in paths]
     if len(paths) > 1 and not all(shards):
         names = " and ".join(path.name for path in paths)
         raise DataError(
@@ -189,12 +193,44 @@ def _open_hub(spec: SourceSpec, *, path: Path) -> OpenSource:
     if spec.format or spec.encoding or spec.delimiter or spec.header:
         raise DataError(f"{spec.source}: is a hub id; remove format, encoding, delimiter and header, or give a path")
     shown = spec.source + (f" ({spec.name})" if spec.name else "")
+    if not _cached(spec.source) and not _hub_has_address():
+        raise DataError(_hub_fault(spec, error=ConnectionError(f"no address for {_hub_host()}"), path=path))
     try:
         loaded = datasets.load_dataset(spec.source, name=spec.name, split=spec.split, revision=spec.revision)
     except Exception as error:  # noqa: BLE001 - the hub's client, its cache and every builder have their own errors
         raise DataError(_hub_fault(spec, error=error, path=path)) from None
     some = next(iter(loaded.values())) if isinstance(loaded, dict) else loaded
     return _of_datasets(loaded, shown=shown, facts={"format": "hub", "revision": _commit(some) or spec.revision})
+
+
+def _cached(source: str) -> bool:
+    """Whether `datasets` has prepared this data set before, in whatever version."""
+    import datasets
+    from datasets.naming import camelcase_to_snakecase
+
+    *owner, name = source.split("/")
+    folder = "___".join([*owner, camelcase_to_snakecase(name)])
+    return (Path(datasets.config.HF_DATASETS_CACHE).expanduser() / folder).is_dir()
+
+
+def _hub_host() -> str:
+    import datasets
+
+    return urlsplit(datasets.config.HF_ENDPOINT).hostname or ""
+
+
+def _hub_has_address() -> bool:
+    """Whether the hub's name resolves: without a network its client would try for 20 seconds and more.
+
+    A proxy resolves names itself.
+    """
+    if urllib.request.getproxies():
+        return True
+    try:
+        socket.getaddrinfo(_hub_host(), 443)
+    except OSError:
+        return False
+    return True
 
 
 def _commit(dataset: Any) -> str | None:
@@ -231,7 +267,7 @@ def _refuse_hub_options(spec: SourceSpec) -> None:
 def _looks_like_path(source: str) -> bool:
     return (
         source.startswith((".", "/", "~"))
-        or Path(source).suffix.lower() in FORMATS
+        or file_format(Path(source)) is not None
         or source.endswith("/")
         or not _HUB_ID.fullmatch(source)
     )

@@ -204,7 +204,8 @@ def without_hidden_labels(test: RowSet, *, train: RowSet | None = None) -> tuple
     Hidden labels are null, empty, or -1 where train has no such label. Raises DataError where only some rows have one.
     """
     if "label" not in test.columns:
-        return test, ["the test rows have no labels: they are for prediction only"] if train else []
+        expected = train is not None and "label" in train.columns
+        return test, ["the test rows have no labels: they are for prediction only"] if expected else []
     labels = test.columns["label"]
     known = set(map(str, train.columns.get("label", ()))) if train else set()
     hidden = [label is None or (str(label).strip() in ("", "-1") and str(label) not in known) for label in labels]

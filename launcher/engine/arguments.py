@@ -32,6 +32,8 @@ def training_arguments(recipe: Recipe, plan: LaunchPlan, *, output_dir: str) -> 
         "gradient_accumulation_steps": plan.batch.accumulation,
         # The task names its metric once its data are known; Trainer only wants some name here.
         "metric_for_best_model": recipe.training.metric_for_best_model or "loss",
+        # Without checkpoints chosen by evaluations there is no best one.
+        "load_best_model_at_end": recipe.training.chooses_best,
         "bf16": plan.precision == "bf16",
         "fp16": plan.precision == "fp16",
         # Also what makes torch.distributed use gloo under DeepSpeed on a machine without GPUs.

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from launcher.rundir import fsync_tree, replace_folder, write_json
+from launcher.rundir import default_file_mode, fsync_tree, replace_folder, write_json
 
 MANIFEST = "MANIFEST.json"
 
@@ -45,6 +45,9 @@ def save_model_folder(model: Any, tokenizer: Any, target: Path, *, state_dict: A
         model.save_pretrained(folder, state_dict=state_dict)
         tokenizer.save_pretrained(folder)
         write_json(folder / "launcher.json", facts)
+        # safetensors makes its files private; a model is for the group to load.
+        for path in folder.iterdir():
+            path.chmod(default_file_mode())
 
     replace_folder(target, fill)
 

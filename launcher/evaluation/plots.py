@@ -370,9 +370,9 @@ def class_f1_bars(records: Rows) -> str:
         return ""
     shown = sorted(with_rows, key=lambda r: (r["f1"], r["name"]))[:MOST_BARS]
     labels = [shorten(str(r["name"]), most=28) for r in shown]
-    left = 14 + max(width_of(label, size=FONT_SIZE - 1) for label in labels)
+    left = 12 + max(width_of(label) for label in labels)
     height = 17 * len(shown)
-    with figure(left + 330, height + 46, margins=(left, 78, 4, 42)) as (drawing, axes):
+    with figure(left + 290, height + 46, margins=(left, 78, 4, 42)) as (drawing, axes):
         axes.barh(range(len(shown)), [r["f1"] for r in shown], color=BLUE, height=0.68, linewidth=0)
         for y, r in enumerate(shown):
             axes.annotate(

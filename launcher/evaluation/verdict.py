@@ -140,7 +140,7 @@ def _second(e: Evaluation, state: str, metric: str, comparison: dict[str, Any]) 
 def _caution(e: Evaluation) -> str:
     if e.split == "test":
         return ""
-    return f" These are {e.split} rows, on which the best checkpoint was chosen: the numbers are a little too good."
+    return f" These are {e.split} rows, which helped to choose the model: the numbers are a little too good."
 
 
 # --- numbers in words ----------------------------------------------------------------------------------------------

@@ -42,7 +42,8 @@ def _further(draft: Draft, problems: Sequence[Problem]) -> list[Problem]:
     # In a section that lost a key, a rule may miss just that key.
     lost = {problem.key.partition(".")[0] for problem in problems if problem.fix is None or problem.fix.new_key is None}
     found = [*check_recipe(partial), *check_files(partial)]
-    return [problem for problem in found if problem.key.partition(".")[0] not in lost]
+    named = {problem.key for problem in problems}
+    return [problem for problem in found if problem.key.partition(".")[0] not in lost and problem.key not in named]
 
 
 def _mended(tree: Tree, problems: Sequence[Problem]) -> Tree:

@@ -20,7 +20,9 @@ def explain(error: ValidationError, tree: Tree) -> list[Problem]:
     """Return one Problem for each fault that pydantic found in ``tree``, in no particular order."""
     found = _by_path(error, tree.values)
     problems = [_problem(details, path, tree) for path, details in found.items() if _is_innermost(path, found)]
-    untyped = [problem.key.removesuffix("type") for problem in problems if problem.key in ("task.type", "strategy.type")]
+    untyped = [
+        problem.key.removesuffix("type") for problem in problems if problem.key in ("task.type", "strategy.type")
+    ]
     # Of a section whose type is unknown, nothing else can be judged.
     problems = [p for p in problems if p.key.endswith(".type") or not p.key.startswith(tuple(untyped))]
     renamed = {problem.fix.new_key for problem in problems if problem.fix and problem.fix.new_key}

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launcher.errors import Problem
-from launcher.recipe.checks import FILE_ENDINGS, sources
 from launcher.recipe.keys import shown
+from launcher.recipe.view import FILE_ENDINGS, sources
 from launcher.registry import suggest
 
 if TYPE_CHECKING:
@@ -43,7 +43,11 @@ def _data(loaded: LoadedRecipe) -> Iterator[Lack]:
 def _labels(loaded: LoadedRecipe) -> Iterator[Lack]:
     labels = loaded.recipe.data.labels
     if isinstance(labels, str) and not _path(labels).is_file():
-        yield "data.labels", f"{shown('data.labels', labels)}; there is no such file", "name a file with one label a line, or list the labels: [a, b]"
+        yield (
+            "data.labels",
+            f"{shown('data.labels', labels)}; there is no such file",
+            "name a file with one label a line, or list the labels: [a, b]",
+        )
 
 
 def _path(text: str) -> Path:
@@ -73,7 +77,11 @@ def _package(key: str, text: str) -> Iterator[Lack]:
     package, _, inside = text.removeprefix("package:").partition("/")
     spec = importlib.util.find_spec(package) if package.isidentifier() else None
     if spec is None or not spec.submodule_search_locations:
-        yield key, f"{shown(key, text)}; there is no installed package {package!r}", f"pip install {package.replace('_', '-')}"
+        yield (
+            key,
+            f"{shown(key, text)}; there is no installed package {package!r}",
+            f"pip install {package.replace('_', '-')}",
+        )
         return
     yield from _folder(key, text, Path(spec.submodule_search_locations[0]) / inside, "name_or_path")
 

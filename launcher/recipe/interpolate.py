@@ -53,7 +53,12 @@ def _refusal(tree: Tree, path: KeyPath, text: str) -> Problem | None:
     try:
         resolvers = [inner for kind, inner in _contexts(text) if kind == "InterpolationResolverContext"]
     except GrammarParseError:
-        return Problem(place, f"{key} has an interpolation that cannot be read: {text!r}", f"write ${{section.key}}, or {_LITERAL}", key)
+        return Problem(
+            place,
+            f"{key} has an interpolation that cannot be read: {text!r}",
+            f"write ${{section.key}}, or {_LITERAL}",
+            key,
+        )
     if not resolvers:
         return None
     remedy = f"interpolation reaches keys of the recipe only; write the value, or {_LITERAL}"
@@ -93,4 +98,6 @@ def _unknown_key(tree: Tree, path: KeyPath) -> Problem:
     wrong = next((name for name in names if name not in known), text)
     near = suggest(wrong, known)
     remedy = f"did you mean ${{{near}}}?" if near else "name a key that the recipe sets, from the top: ${section.key}"
-    return Problem(tree.place(path), f"{dotted(path)} names {wrong!r}, which the recipe does not set", remedy, dotted(path))
+    return Problem(
+        tree.place(path), f"{dotted(path)} names {wrong!r}, which the recipe does not set", remedy, dotted(path)
+    )

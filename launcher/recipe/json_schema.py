@@ -9,7 +9,15 @@ from launcher.recipe.schema import Recipe, TextClassificationOptions
 from launcher.recipe.training_fields import TrainingField, enum_values, passthrough_fields
 
 _DRAFT = "https://json-schema.org/draft/2020-12/schema"
-_TYPES = {"bool": "boolean", "int": "integer", "float": "number", "str": "string", "list": "array", "dict": "object", "None": "null"}
+_TYPES = {
+    "bool": "boolean",
+    "int": "integer",
+    "float": "number",
+    "str": "string",
+    "list": "array",
+    "dict": "object",
+    "None": "null",
+}
 
 
 def json_schema() -> dict[str, Any]:
@@ -50,7 +58,10 @@ def _property(field: TrainingField) -> dict[str, Any]:
 
 def _base() -> dict[str, Any]:
     description = "Recipes that this one starts from, relative to this file; of several, the later one wins."
-    return {"description": description, "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "minItems": 1}]}
+    return {
+        "description": description,
+        "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "minItems": 1}],
+    }
 
 
 def _task(mapping: dict[str, Any]) -> dict[str, Any]:

@@ -19,8 +19,25 @@ from launcher.registry import NEAR_MISSES, suggest
 
 # Words of later versions, so that nobody looks for a spelling mistake.
 LATER = {
-    "strategy": {"layerwise", "layer-wise", "layer_wise", "freeze", "discriminative", "lora", "qlora", "gradual-unfreezing"},
-    "task": {"token-classification", "summarization", "translation", "sft", "dpo", "question-answering", "image-classification"},
+    "strategy": {
+        "layerwise",
+        "layer-wise",
+        "layer_wise",
+        "freeze",
+        "discriminative",
+        "lora",
+        "qlora",
+        "gradual-unfreezing",
+    },
+    "task": {
+        "token-classification",
+        "summarization",
+        "translation",
+        "sft",
+        "dpo",
+        "question-answering",
+        "image-classification",
+    },
     "distributed": {"fsdp", "fsdp2"},
     "training.lr_scheduler_type": {"step", "exponential", "cyclic", "one_cycle", "slanted_triangular"},
 }
@@ -118,7 +135,9 @@ def _wanted(member: Any) -> str:
 
 def choices(annotation: Any) -> tuple[Any, ...]:
     """Return the values that the literals of an annotation name."""
-    return tuple(choice for member in members(annotation) if get_origin(member) is Literal for choice in get_args(member))
+    return tuple(
+        choice for member in members(annotation) if get_origin(member) is Literal for choice in get_args(member)
+    )
 
 
 def sentence(field: FieldInfo | None) -> str:
@@ -172,6 +191,8 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return ``did you mean X?``, or the names there are."""
     known = list(known)
     near = suggest(word, known)
+    if near is None and len(known) > 20:
+        return "'launcher schema' lists the names"
     return f"did you mean {near}?" if near else f"the names here are {', '.join(known)}"
 
 

@@ -10,8 +10,7 @@ from pydantic import ValidationError
 
 from launcher.errors import Problem, RecipeError
 from launcher.recipe.explain import explain
-from launcher.recipe.find import find_recipe as find_recipe
-from launcher.recipe.find import list_recipes as list_recipes
+from launcher.recipe.find import find_recipe as find_recipe, list_recipes as list_recipes
 from launcher.recipe.interpolate import interpolate
 from launcher.recipe.merge import apply_overrides, load_tree
 from launcher.recipe.resolved import resolved_text as resolved_text
@@ -109,7 +108,7 @@ def in_order(problems: Sequence[Problem]) -> list[Problem]:
 def _sort_key(place: str) -> tuple[bool, str, int, int]:
     if place.startswith("command line"):
         return True, place, 0, 0
-    name, line, column = (place.rsplit(":", 2) + ["0", "0"])[:3]
+    name, line, column = [*place.rsplit(":", 2), "0", "0"][:3]
     return False, name, int(line) if line.isdigit() else 0, int(column) if column.isdigit() else 0
 
 

@@ -27,7 +27,9 @@ def merge(lower: Tree, upper: Tree, notes: list[str], *, where: str = "") -> Tre
 
 def _merged(lower: Any, upper: Any, path: KeyPath, places: dict[KeyPath, str]) -> Any:
     if isinstance(lower, dict) and isinstance(upper, dict):
-        changed = {key: _merged(lower[key], value, (*path, key), places) for key, value in upper.items() if key in lower}
+        changed = {
+            key: _merged(lower[key], value, (*path, key), places) for key, value in upper.items() if key in lower
+        }
         return {**lower, **upper, **changed}
     _forget(places, path)
     return upper
@@ -96,7 +98,9 @@ def _load_base(base: str, place: str, trail: tuple[Path, ...], notes: list[str])
     path = Path(os.path.normpath(trail[-1].parent / base))
     if path.resolve() in [passed.resolve() for passed in trail]:
         circle = " -> ".join(str(passed) for passed in (*trail, path))
-        raise RecipeError([Problem(place, f"base files form a circle: {circle}", "remove one of these base: lines", "base")])
+        raise RecipeError(
+            [Problem(place, f"base files form a circle: {circle}", "remove one of these base: lines", "base")]
+        )
     return load_tree(read_text(path, named_at=place), str(path), notes, trail)
 
 
@@ -109,7 +113,7 @@ def _without_base(tree: Tree) -> Tree:
 
 
 def apply_overrides(tree: Tree, overrides: Sequence[str], notes: list[str]) -> tuple[Tree, list[Problem]]:
-    """Lay ``key=value`` overrides over a tree, those that name a ``type`` first; return it with the overrides' faults."""
+    """Lay ``key=value`` overrides over a tree, those that name a ``type`` first; return it with their faults."""
     problems: list[Problem] = []
     for override in sorted(overrides, key=lambda text: not _names_type(text)):
         place = f"command line: {override}"
@@ -129,9 +133,13 @@ def _override_tree(tree: Tree, override: str, place: str) -> Tree:
     key, equals, text = override.partition("=")
     path = tuple(key.strip().split("."))
     if not equals or not all(path):
-        raise RecipeError([Problem(place, f"{override!r} is not of the form key=value", "write, for example, training.seed=1")])
+        raise RecipeError(
+            [Problem(place, f"{override!r} is not of the form key=value", "write, for example, training.seed=1")]
+        )
     if path[0] == "base":
-        raise RecipeError([Problem(place, "base cannot be set on the command line", "write it into the recipe", "base")])
+        raise RecipeError(
+            [Problem(place, "base cannot be set on the command line", "write it into the recipe", "base")]
+        )
     _refuse_passing_through(tree, path, place)
     value = parse_value(text, place)
     places: dict[KeyPath, str] = {path[: depth + 1]: place for depth in range(len(path))}
@@ -147,4 +155,6 @@ def _refuse_passing_through(tree: Tree, path: tuple[str, ...], place: str) -> No
         if value is not None and not isinstance(value, dict):
             above = dotted(path[: depth + 1])
             message = f"{dotted(path)} cannot be set, because {above} is {show(value)}, not a mapping"
-            raise RecipeError([Problem(place, message, f"set {above} as a whole: {above}={{{path[depth + 1]}: ...}}", dotted(path))])
+            raise RecipeError(
+                [Problem(place, message, f"set {above} as a whole: {above}={{{path[depth + 1]}: ...}}", dotted(path))]
+            )

@@ -36,7 +36,9 @@ def _yaml() -> Any:
 
     def represent(representer: Any, text: str) -> Any:
         style = None if text.isprintable() else '"'
-        return representer.represent_scalar("tag:yaml.org,2002:str", text, style="'" if _AMBIGUOUS.fullmatch(text) else style)
+        return representer.represent_scalar(
+            "tag:yaml.org,2002:str", text, style="'" if _AMBIGUOUS.fullmatch(text) else style
+        )
 
     Representer.add_representer(str, represent)
     yaml = YAML(typ="safe", pure=True)
@@ -55,4 +57,6 @@ def _without(values: Any, idle: frozenset[str], path: KeyPath) -> Any:
         return [_without(value, idle, (*path, index)) for index, value in enumerate(values)]
     if not isinstance(values, dict):
         return values
-    return {key: _without(value, idle, (*path, key)) for key, value in values.items() if dotted((*path, key)) not in idle}
+    return {
+        key: _without(value, idle, (*path, key)) for key, value in values.items() if dotted((*path, key)) not in idle
+    }

@@ -1,7 +1,8 @@
 """The sections of a recipe: every key, its unit and its effect.
 
-All sections are frozen and refuse unknown keys. ``training`` also takes every field of transformers' ``TrainingArguments``
-that no other section owns; ``recipe.training_fields`` reads those from the installed source, without importing it.
+All sections are frozen and refuse unknown keys. ``training`` also takes every field of transformers'
+``TrainingArguments`` that no other section owns; ``recipe.training_fields`` reads those from the installed source,
+without importing it.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field
 class Section(BaseModel):
     """Base of all sections: immutable, and an unknown key is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True, protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True, protected_namespaces=()
+    )
 
 
 # --- task ----------------------------------------------------------------------------------------------------------
@@ -28,8 +31,8 @@ class TextClassificationOptions(Section):
         "auto", "single_label_classification", "multi_label_classification", "binary_classification", "regression"
     ] = "auto"
     """What a label is. ``auto``: lists or delimited labels mean multi-label, numbers with a fraction mean regression,
-    anything else single-label. ``binary_classification`` trains one logit for two classes (sigmoid); ``regression`` trains
-    one output with the mean squared error."""
+    anything else single-label. ``binary_classification`` trains one logit for two classes (sigmoid); ``regression``
+    trains one output with the mean squared error."""
     class_weights: Literal["none", "balanced"] | dict[str, float] = "none"
     """Weight of each class in the loss: ``balanced`` is rows / (classes * rows of the class), a mapping names its own.
     Not for regression."""
@@ -37,7 +40,6 @@ class TextClassificationOptions(Section):
     """What separates the labels of one row in a multi-label text column."""
     head_dropout: float | None = Field(None, ge=0, lt=1)
     """Dropout before the classifier (a probability); null keeps the model's own."""
-
 
 
 # --- model ---------------------------------------------------------------------------------------------------------
@@ -54,7 +56,9 @@ class ModelSection(Section):
     """Where the tokenizer lies, if not with the model."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
     """Type of the weights as loaded. float32 keeps full-precision weights under mixed precision."""
-    attn_implementation: Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"] | None = None
+    attn_implementation: Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"] | None = (
+        None
+    )
     """Attention kernel; null leaves the choice to transformers."""
     trust_remote_code: bool = False
     """Whether code that comes with the model may run on this machine."""
@@ -143,7 +147,7 @@ class FullOptions(Section):
 
 
 class EncoderOptions(Section):
-    """The encoder's blocks train; embeddings and the pretrained task part keep their values. A new head always trains."""
+    """The encoder's blocks train; embeddings and the pretrained task part keep theirs. A new head always trains."""
 
     type: Literal["encoder"]
     components: list[Literal["attention", "mlp", "norm"]] = Field(default=["attention", "mlp", "norm"], min_length=1)
@@ -173,7 +177,9 @@ StrategyOptions = Annotated[FullOptions | EncoderOptions | HeadOptions, Field(di
 class TrainingSection(BaseModel):
     """How to train: these keys, and every other field of transformers' TrainingArguments under its own name."""
 
-    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False, use_attribute_docstrings=True, protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True, extra="allow", allow_inf_nan=False, use_attribute_docstrings=True, protected_namespaces=()
+    )
 
     num_train_epochs: float = Field(3.0, gt=0)
     """Passes over the training rows. Not used when max_steps is set."""
@@ -223,6 +229,11 @@ class TrainingSection(BaseModel):
     """Order of rows: texts of like length together (least padding), shuffled, or as they are."""
     activation_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
+
+    @property
+    def chooses_best(self) -> bool:
+        """Whether the model that is kept is the best checkpoint: only where evaluations and checkpoints exist."""
+        return self.load_best_model_at_end and "no" not in (self.eval_strategy, self.save_strategy)
 
     @property
     def passthrough(self) -> dict[str, Any]:

@@ -36,7 +36,9 @@ _ENUMS = ("OptimizerNames", "SchedulerType", "IntervalStrategy", "SaveStrategy",
 def _source(name: str) -> ast.Module:
     spec = importlib.util.find_spec("transformers")
     if spec is None or not spec.submodule_search_locations:
-        raise InstallationError("transformers is not installed; install launcher's dependencies: pip install finetune-launcher")
+        raise InstallationError(
+            "transformers is not installed; install launcher's dependencies: pip install finetune-launcher"
+        )
     path = Path(spec.submodule_search_locations[0]) / name
     return ast.parse(path.read_text(encoding="utf-8"))
 
@@ -47,7 +49,7 @@ def _class(module: ast.Module, name: str) -> ast.ClassDef | None:
 
 @cache
 def enum_values(name: str) -> tuple[str, ...]:
-    """Return the values of one of transformers' enums of words, such as OptimizerNames; none if there is no such enum."""
+    """Return the values of one of transformers' enums of words, such as OptimizerNames; none without such an enum."""
     found = _class(_source("training_args.py"), name) or _class(_source("trainer_utils.py"), name)
     rows = [node.value for node in found.body if isinstance(node, ast.Assign)] if found else []
     return tuple(row.value for row in rows if isinstance(row, ast.Constant) and isinstance(row.value, str))

@@ -13,7 +13,7 @@ from launcher.recipe.values import wrong_type
 
 
 def training_verdict(path: KeyPath, tree: Tree) -> Problem | None:
-    """Return the problem of a TrainingArguments field that a recipe does not take under that name; None for other words."""
+    """Return the problem of a TrainingArguments field that a recipe does not take under that name, or None."""
     name, key = str(path[-1]), dotted(path)
     if name in tables.RENAMED:
         return _earlier_name(path, tree)
@@ -48,9 +48,15 @@ def _earlier_name(path: KeyPath, tree: Tree) -> Problem:
     if changed is None:
         return Problem(tree.place(path), message, tables.ADVICE.get(name, f"use {short} instead"), key)
     if changed is tables.KEEP:
-        fix, remedy = rename(path, target, tree.values), f"write {short}: {show(value)}" if _is_plain(value) else f"write {short}"
+        fix, remedy = (
+            rename(path, target, tree.values),
+            f"write {short}: {show(value)}" if _is_plain(value) else f"write {short}",
+        )
     else:
-        fix, remedy = rename(path, target, tree.values, new_value=changed, keep_value=False), f"write {short}: {changed}"
+        fix, remedy = (
+            rename(path, target, tree.values, new_value=changed, keep_value=False),
+            f"write {short}: {changed}",
+        )
     return Problem(tree.place(path), message, remedy, key, fix)
 
 
@@ -88,7 +94,15 @@ def _out_of_bounds(path: KeyPath, value: float, field: TrainingField, tree: Tree
 
 
 _PYTHON = {"bool": bool, "int": int, "float": (int, float), "str": str, "list": list, "dict": dict, "None": type(None)}
-_WORDS = {"bool": "true or false", "int": "a whole number", "float": "a number", "str": "text", "list": "a list", "dict": "a mapping", "None": "null"}
+_WORDS = {
+    "bool": "true or false",
+    "int": "a whole number",
+    "float": "a number",
+    "str": "text",
+    "list": "a list",
+    "dict": "a mapping",
+    "None": "null",
+}
 
 
 def _fits(value: Any, kinds: tuple[str, ...]) -> bool:
@@ -109,9 +123,15 @@ def _wrong_choice(path: KeyPath, value: Any, known: tuple[Any, ...], tree: Tree)
     key = dotted(path)
     foreign = isinstance(value, str) and value.startswith(tables.FOREIGN_OPTIMIZERS) and path[-1] == "optim"
     if later_word(key, value) or foreign:
-        remedy = f"choose one of {', '.join(map(str, known))}" if len(known) < 15 else "'launcher schema' lists those that are"
+        remedy = (
+            f"choose one of {', '.join(map(str, known))}"
+            if len(known) < 15
+            else "'launcher schema' lists those that are"
+        )
         return Problem(tree.place(path), f"{shown(key, value)}, which is not in this version", remedy, key)
     names = [str(choice) for choice in known if isinstance(choice, str) and choice]
     sure = clear_match(str(value), names)
     fix = Fix(key, key, sure, keep_value=False) if sure else None
-    return Problem(tree.place(path), f"{shown(key, value)}; there is no such choice", did_you_mean(str(value), names), key, fix)
+    return Problem(
+        tree.place(path), f"{shown(key, value)}; there is no such choice", did_you_mean(str(value), names), key, fix
+    )

@@ -1,7 +1,7 @@
 """Who answers for each field of transformers' TrainingArguments; a test holds these tables to the installed version.
 
-``training`` names some fields itself (schema.TrainingSection); the rest are here: passed through, owned by another part of
-the recipe, without effect in our worker, or an earlier name of something else.
+``training`` names some fields itself (schema.TrainingSection); the rest are here: passed through, owned by another part
+of the recipe, without effect in our worker, or an earlier name of something else.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ PASSTHROUGH = frozenset({
     # optimizer and schedule
     "optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon", "lr_scheduler_kwargs", "neftune_noise_alpha",
     # the computation
-    "activation_checkpointing_kwargs", "torch_compile", "torch_compile_backend", "torch_compile_mode", "use_liger_kernel",
-    "liger_kernel_config", "use_cache", "torch_empty_cache_steps", "full_determinism", "debug",
+    "activation_checkpointing_kwargs", "torch_compile", "torch_compile_backend", "torch_compile_mode",
+    "use_liger_kernel", "liger_kernel_config", "use_cache", "torch_empty_cache_steps", "full_determinism", "debug",
     # data loading
     "data_seed", "dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers",
     "dataloader_prefetch_factor", "dataloader_multiprocessing_context",
     # when to log and evaluate
-    "eval_delay", "eval_on_start", "logging_strategy", "logging_first_step", "include_num_input_tokens_seen", "log_level",
-    "log_level_replica",
+    "eval_delay", "eval_on_start", "logging_strategy", "logging_first_step", "include_num_input_tokens_seen",
+    "log_level", "log_level_replica",
 })  # fmt: skip
 
 # Least and greatest value of a number that is passed through; the type is in transformers, the bounds are not.
@@ -71,46 +71,86 @@ OWNED: dict[str, Refused] = {
     **_all("bf16 fp16 bf16_full_eval fp16_full_eval tf32", "'precision' is the owner", _PRECISION, removable=False),
     **_all(
         "deepspeed fsdp fsdp_config parallelism_config accelerator_config local_rank",
-        "'distributed' is the owner", _DISTRIBUTED, removable=False,
+        "'distributed' is the owner",
+        _DISTRIBUTED,
+        removable=False,
     ),
     **_all(
         "ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph ddp_backend ddp_timeout",
-        "'distributed' is the owner and sets it as the engine needs", "remove it",
+        "'distributed' is the owner and sets it as the engine needs",
+        "remove it",
     ),
-    **_all("use_cpu", "'distributed' is the owner", "remove it; hide the GPUs (CUDA_VISIBLE_DEVICES='') to train on the CPU", removable=False),
-    **_all("report_to", "'tracking' is the owner", "write tracking: {report_to: [...]}, or tracking: {wandb: {...}}", removable=False),
+    **_all(
+        "use_cpu",
+        "'distributed' is the owner",
+        "remove it; hide the GPUs (CUDA_VISIBLE_DEVICES='') to train on the CPU",
+        removable=False,
+    ),
+    **_all(
+        "report_to",
+        "'tracking' is the owner",
+        "write tracking: {report_to: [...]}, or tracking: {wandb: {...}}",
+        removable=False,
+    ),
     **_all(
         "project trackio_space_id trackio_bucket_id trackio_static_space_id",
-        "'tracking' is the owner", "write tracking: {wandb: {project: ...}}", removable=False,
+        "'tracking' is the owner",
+        "write tracking: {wandb: {project: ...}}",
+        removable=False,
     ),
     **_all("resume_from_checkpoint", "the verb resume is the owner", "remove it; type 'launcher resume RUN'"),
     **_all(
         "push_to_hub hub_model_id hub_strategy hub_private_repo hub_always_push hub_revision hub_token",
-        "a run uploads nothing; exporting a finished model is a step of its own", "remove it",
+        "a run uploads nothing; exporting a finished model is a step of its own",
+        "remove it",
     ),
-}  # fmt: skip
+}
 
 WITHOUT_EFFECT: dict[str, Refused] = {
     **_all("do_train do_eval do_predict", "the verbs decide: run, evaluate, predict", "remove it"),
     **_all("logging_nan_inf_filter", "it is off: a loss that is NaN ends the run instead of being hidden", "remove it"),
-    **_all("average_tokens_across_devices", "the loss is always divided by the weight of the whole global batch", "remove it"),
-    **_all("auto_find_batch_size", "the batch is what the plan says", "set per_device_train_batch_size as a cap instead", removable=False),
-    **_all("optim_target_modules", "parameter groups come from the tuning table, which GaLore and APOLLO would replace", "remove it"),
+    **_all(
+        "average_tokens_across_devices",
+        "the loss is always divided by the weight of the whole global batch",
+        "remove it",
+    ),
+    **_all(
+        "auto_find_batch_size",
+        "the batch is what the plan says",
+        "set per_device_train_batch_size as a cap instead",
+        removable=False,
+    ),
+    **_all(
+        "optim_target_modules",
+        "parameter groups come from the tuning table, which GaLore and APOLLO would replace",
+        "remove it",
+    ),
     **_all("log_on_each_node", "every process writes a log of its own", "remove it"),
     **_all("disable_tqdm", "progress is shown by launcher itself", "remove it"),
     **_all("prediction_loss_only", "evaluation always computes the task's metrics", "remove it"),
     **_all(
         "eval_do_concat_batches eval_use_gather_object eval_accumulation_steps include_for_metrics batch_eval_metrics",
-        "evaluation runs in launcher's own loop", "remove it",
+        "evaluation runs in launcher's own loop",
+        "remove it",
     ),
     **_all(
-        "save_only_model save_on_each_node enable_jit_checkpoint restore_callback_states_from_checkpoint ignore_data_skip",
-        "checkpoints are launcher's own: complete, and resumed at the exact row", "remove it",
+        "save_only_model save_on_each_node enable_jit_checkpoint ignore_data_skip"
+        " restore_callback_states_from_checkpoint",
+        "checkpoints are launcher's own: complete, and resumed at the exact row",
+        "remove it",
     ),
-    **_all("dataloader_drop_last dataloader_in_order", "every row is used exactly once an epoch, in the planned order", "remove it"),
-    **_all("remove_unused_columns label_names length_column_name", "the task prepares the columns that the model takes", "remove it"),
+    **_all(
+        "dataloader_drop_last dataloader_in_order",
+        "every row is used exactly once an epoch, in the planned order",
+        "remove it",
+    ),
+    **_all(
+        "remove_unused_columns label_names length_column_name",
+        "the task prepares the columns that the model takes",
+        "remove it",
+    ),
     **_all("skip_memory_metrics", "memory is measured and logged by launcher itself", "remove it"),
-}  # fmt: skip
+}
 
 # --- earlier names -------------------------------------------------------------------------------------------------
 
@@ -162,7 +202,10 @@ RENAMED: dict[str, Rename] = {
     "lr_scheduler": _same("training.lr_scheduler_type"),
     "scheduler": _same("training.lr_scheduler_type"),
     "label_smoothing": _same("training.label_smoothing_factor"),
-    "early_stopping": ("training.early_stopping_patience", lambda value: KEEP if type(value) is int and value > 0 else None),
+    "early_stopping": (
+        "training.early_stopping_patience",
+        lambda value: KEEP if type(value) is int and value > 0 else None,
+    ),
     "patience": _same("training.early_stopping_patience"),
     "torchdynamo": _same("training.torch_compile_backend"),
     "split_batches": _gone(),

@@ -18,15 +18,35 @@ _TAG = "tag:yaml.org,2002:"
 _SYNTAX = (
     ("character '\\t'", "a tab is not allowed as indentation", "indent with spaces", False),
     ("cannot start any token", "a value cannot start with this character", "put the value in quotes", False),
-    ("mapping values are not allowed", "a second ': ' on the line", "put a text that contains ': ' in quotes, or break the line", False),
-    ("could not find expected ':'", "a key without ': ' after it", "write 'key: value', with a space after the colon", True),
+    (
+        "mapping values are not allowed",
+        "a second ': ' on the line",
+        "put a text that contains ': ' in quotes, or break the line",
+        False,
+    ),
+    (
+        "could not find expected ':'",
+        "a key without ': ' after it",
+        "write 'key: value', with a space after the colon",
+        True,
+    ),
     ("expected ',' or ']'", "a '[' that is not closed", "close it with ']', with commas between the items", True),
     ("expected ',' or '}'", "a '{' that is not closed", "close it with '}', with commas between the items", True),
     ("found unexpected end of stream", "a quoted text that is not closed", "close the quote", True),
-    ("expected <block end>", "a line that does not line up with the lines before it", "indent the keys of a section alike", False),
-    ("found undefined alias", "an alias (*name) without its anchor (&name)", "put a text that starts with * in quotes", False),
+    (
+        "expected <block end>",
+        "a line that does not line up with the lines before it",
+        "indent the keys of a section alike",
+        False,
+    ),
+    (
+        "found undefined alias",
+        "an alias (*name) without its anchor (&name)",
+        "put a text that starts with * in quotes",
+        False,
+    ),
     ("but found another document", "a second document", "keep one recipe in a file; remove the line '---'", False),
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True)
@@ -93,7 +113,11 @@ def read_text(path: Path, *, named_at: str | None = None) -> str:
     try:
         raw = path.read_bytes()
     except FileNotFoundError:
-        remedy = "paths are relative to the file that names them" if named_at else "'launcher recipes' lists the shipped recipes"
+        remedy = (
+            "paths are relative to the file that names them"
+            if named_at
+            else "'launcher recipes' lists the shipped recipes"
+        )
         raise _one(place, f"there is no file {str(path)!r}", remedy) from None
     except IsADirectoryError:
         raise _one(place, f"{str(path)!r} is a folder", "name the YAML file in it") from None
@@ -162,7 +186,9 @@ def _compose(text: str, name: str) -> Any:
     except MarkedYAMLError as error:
         raise _syntax_error(error, name) from None
     except YAMLError as error:
-        raise _one(f"{name}:1:1", f"not a YAML text ({str(error).splitlines()[0]})", "save the recipe as plain text") from None
+        raise _one(
+            f"{name}:1:1", f"not a YAML text ({str(error).splitlines()[0]})", "save the recipe as plain text"
+        ) from None
 
 
 def _syntax_error(error: Any, name: str) -> RecipeError:
@@ -209,12 +235,21 @@ class _Builder:
         for key_node, value_node in node.value:
             key = key_node.value
             if not isinstance(key, str):
-                self.problem(key_node, path, "a key that is itself a mapping or a list", "put text with braces or brackets in quotes")
+                self.problem(
+                    key_node,
+                    path,
+                    "a key that is itself a mapping or a list",
+                    "put text with braces or brackets in quotes",
+                )
             elif key_node.tag == _TAG + "merge":
-                self.problem(key_node, path, "'<<' is no part of YAML 1.2", "write the keys out, or keep them in a base: file")
+                self.problem(
+                    key_node, path, "'<<' is no part of YAML 1.2", "write the keys out, or keep them in a base: file"
+                )
             elif key in values:
                 first = self.places[(*path, key)].removeprefix(self.name + ":")
-                self.problem(key_node, (*path, key), f"{dotted((*path, key))} is set twice, first at {first}", "keep one of them")
+                self.problem(
+                    key_node, (*path, key), f"{dotted((*path, key))} is set twice, first at {first}", "keep one of them"
+                )
             else:
                 self.places[(*path, key)] = self.at(key_node)
                 values[key] = self.value(value_node, (*path, key))
@@ -235,7 +270,9 @@ class _Builder:
         return convert(node.value)
 
     def foreign(self, node: Any, path: KeyPath) -> None:
-        self.problem(node, path, f"the YAML tag {node.tag!s} is not used in recipes", "put a text that starts with ! in quotes")
+        self.problem(
+            node, path, f"the YAML tag {node.tag!s} is not used in recipes", "put a text that starts with ! in quotes"
+        )
 
 
 def _null(text: str) -> None:

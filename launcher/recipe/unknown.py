@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from pydantic import BaseModel
+
 from launcher.errors import Problem
 from launcher.recipe.keys import clear_match, homes, rename, section_for, sections_in, spot, type_names
 from launcher.recipe.schema import Recipe, SourceSpec, TrainingSection
@@ -14,26 +16,62 @@ from launcher.registry import suggest
 
 # Names that other programs and earlier years use for our keys, by section.
 _ALIASES = {
-    "": {"seed": "training.seed", "model_name_or_path": "model.name_or_path", "dataset": "data.source", "wandb": "tracking.wandb"},
-    "model": {"name": "name_or_path", "model_name_or_path": "name_or_path", "path": "name_or_path", "torch_dtype": "dtype"},
-    "data": {
-        "max_seq_length": "max_length", "max_seq_len": "max_length", "max_len": "max_length", "dataset": "source",
-        "train_file": "train", "validation_file": "validation", "test_file": "test", "val": "validation", "dev": "validation",
-        "eval": "validation", "val_share": "validation_share", "validation_split": "validation_share", "label_names": "labels",
+    "Recipe": {"seed": "training.seed", "model_name_or_path": "model.name_or_path", "dataset": "data.source"},
+    "ModelSection": {
+        "name": "name_or_path",
+        "model_name_or_path": "name_or_path",
+        "path": "name_or_path",
+        "torch_dtype": "dtype",
     },
-    "task": {"dropout": "head_dropout", "classifier_dropout": "head_dropout", "separator": "label_delimiter"},
-    "distributed": {"num_nodes": "nodes", "nnodes": "nodes", "nproc_per_node": "processes_per_node", "num_processes": "processes_per_node",
-                    "stage": "zero_stage", "gpus": "processes_per_node"},
-    "evaluation": {"bootstrap_samples": "bootstrap", "n_bootstrap": "bootstrap", "baseline": "baselines"},
-    "slurm": {"time_limit": "time"},
-}  # fmt: skip
+    "DataSection": {
+        "max_seq_length": "max_length",
+        "max_seq_len": "max_length",
+        "max_len": "max_length",
+        "dataset": "source",
+        "train_file": "train",
+        "validation_file": "validation",
+        "test_file": "test",
+        "val": "validation",
+        "dev": "validation",
+        "eval": "validation",
+        "val_share": "validation_share",
+        "validation_split": "validation_share",
+        "label_names": "labels",
+    },
+    "SourceSpec": {
+        "path": "source",
+        "file": "source",
+        "dataset": "source",
+        "sep": "delimiter",
+        "separator": "delimiter",
+        "max_rows": "limit",
+        "config": "name",
+    },
+    "TextClassificationOptions": {
+        "dropout": "head_dropout",
+        "classifier_dropout": "head_dropout",
+        "separator": "label_delimiter",
+    },
+    "DistributedSection": {
+        "num_nodes": "nodes",
+        "nnodes": "nodes",
+        "nproc_per_node": "processes_per_node",
+        "num_processes": "processes_per_node",
+        "gpus": "processes_per_node",
+        "stage": "zero_stage",
+    },
+    "EvaluationSection": {"bootstrap_samples": "bootstrap", "n_bootstrap": "bootstrap", "baseline": "baselines"},
+    "SlurmSection": {"time_limit": "time"},
+}
 
 
 def unknown_key(path: KeyPath, tree: Tree) -> Problem:
-    """Return the problem of a key that stands where no such key belongs, with the name or the section that was meant."""
-    if str(path[-1]) in _ALIASES.get(dotted(path[:-1]), {}):
+    """Return the problem of a key that stands where no such key belongs, with the name or section that was meant."""
+    if str(path[-1]) in _aliases(path, tree):
         return _misnamed(path, tree)
-    return _special(path, tree) or _belongs_elsewhere(path, tree) or training_verdict(path, tree) or _misnamed(path, tree)
+    return (
+        _special(path, tree) or _belongs_elsewhere(path, tree) or training_verdict(path, tree) or _misnamed(path, tree)
+    )
 
 
 def _where(path: KeyPath) -> str:
@@ -43,7 +81,7 @@ def _where(path: KeyPath) -> str:
 def _misnamed(path: KeyPath, tree: Tree) -> Problem:
     name, key = str(path[-1]), dotted(path)
     known = _known_keys(path[:-1], tree)
-    alias = _ALIASES.get(dotted(path[:-1]), {}).get(name)
+    alias = _aliases(path, tree).get(name)
     near, sure = alias or suggest(name, known), alias or clear_match(name, known)
     fix = rename(path, (*path[:-1], *sure.split(".")), tree.values) if sure else None
     if near is None:
@@ -52,9 +90,17 @@ def _misnamed(path: KeyPath, tree: Tree) -> Problem:
     return Problem(tree.place(path), _where(path), f"did you mean {near}?", key, fix)
 
 
-def _known_keys(path: KeyPath, tree: Tree) -> list[str]:
+def _section(path: KeyPath, tree: Tree) -> type[BaseModel]:
     here = spot(tree.values, path)
-    section = section_for(here.annotation if here else Recipe, value_at(tree.values, path)) or Recipe
+    return section_for(here.annotation if here else Recipe, value_at(tree.values, path)) or Recipe
+
+
+def _aliases(path: KeyPath, tree: Tree) -> dict[str, str]:
+    return _ALIASES.get(_section(path[:-1], tree).__name__, {})
+
+
+def _known_keys(path: KeyPath, tree: Tree) -> list[str]:
+    section = _section(path, tree)
     if section is TrainingSection:
         return list(named_training_keys())
     return [*section.model_fields, *(("base",) if section is Recipe else ())]
@@ -69,10 +115,14 @@ def _special(path: KeyPath, tree: Tree) -> Problem | None:
     if above == "training":
         return training_verdict(path, tree)
     if above == "data" and name in SourceSpec.model_fields:
-        return Problem(place, f"{_where(path)}; it belongs to one source", f"write source: {{source: ..., {name}: ...}}", key)
+        return Problem(
+            place, f"{_where(path)}; it belongs to one source", f"write source: {{source: ..., {name}: ...}}", key
+        )
     if above == "strategy" and (owners := _types_with(name)):
         own = tree.values["strategy"].get("type", "full")
-        return Problem(place, f"strategy.{name} is no option of {own}, but of {owners}", "remove it, or change strategy.type", key)
+        return Problem(
+            place, f"strategy.{name} is no option of {own}, but of {owners}", "remove it, or change strategy.type", key
+        )
     return None
 
 
@@ -88,7 +138,9 @@ def _belongs_elsewhere(path: KeyPath, tree: Tree) -> Problem | None:
 
 def _types_with(name: str) -> str:
     annotation = Recipe.model_fields["strategy"].annotation
-    owners = [kind for section in sections_in(annotation) if name in section.model_fields for kind in type_names(section)]
+    owners = [
+        kind for section in sections_in(annotation) if name in section.model_fields for kind in type_names(section)
+    ]
     return ", ".join(owners)
 
 
@@ -97,7 +149,11 @@ def check_training(tree: Tree) -> list[Problem]:
     training = tree.values.get("training")
     if not isinstance(training, dict):
         return []
-    problems = [_judge(("training", name), value, tree) for name, value in training.items() if name not in TrainingSection.model_fields]
+    problems = [
+        _judge(("training", name), value, tree)
+        for name, value in training.items()
+        if name not in TrainingSection.model_fields
+    ]
     schedule = training.get("lr_scheduler_type")
     if isinstance(schedule, str):
         problems.append(check_scheduler(schedule, tree))

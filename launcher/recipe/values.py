@@ -12,6 +12,9 @@ from launcher.errors import Fix
 from launcher.recipe.keys import Spot, choices, clear_match, did_you_mean, later_word, members, sentence, shown, wanted
 from launcher.recipe.tree import show
 
+# The key that a text stands for where a section should be.
+_MAIN_KEYS = {"model": "name_or_path", "data": "source", "tracking.wandb": "project", "distributed": "engine"}
+
 _BOUNDS = ("greater_than", "greater_than_equal", "less_than", "less_than_equal")
 
 Words = tuple[str, str, Fix | None]
@@ -28,11 +31,19 @@ def value_fault(details: ErrorDetails, key: str, here: Spot) -> Words:
     if kind == "finite_number":
         return f"{shown(key, value)}; it must be finite", _default(here.field), None
     if kind == "string_pattern_mismatch":
-        return f"{shown(key, value)}; it must consist of letters, digits, '.', '_' and '-'", "begin with a letter or digit; at most 80", None
+        return (
+            f"{shown(key, value)}; it must consist of letters, digits, '.', '_' and '-'",
+            "begin with a letter or digit; at most 80",
+            None,
+        )
     if kind in ("string_too_short", "too_short"):
-        return f"{shown(key, value)}; it must not be empty", _default(here.field) or "give it a value, or remove the key", None
+        return (
+            f"{shown(key, value)}; it must not be empty",
+            _default(here.field) or "give it a value, or remove the key",
+            None,
+        )
     if kind == "string_too_long":
-        return f"{shown(key, value)}; it must be one character", "write a tab as \"\\t\"", None
+        return f"{shown(key, value)}; it must be one character", 'write a tab as "\\t"', None
     return wrong_type(key, value, here.annotation, here.field)
 
 
@@ -46,7 +57,11 @@ def wrong_choice(key: str, value: Any, known: tuple[Any, ...]) -> Words:
     near = same[0] if same else clear_match(str(value), [str(choice) for choice in known])
     if near is None:
         hint = did_you_mean(str(value), [str(choice) for choice in known])
-        return message, hint if hint.startswith("did") else f"write {known[0]}" if len(known) == 1 else "choose one of them", None
+        return (
+            message,
+            hint if hint.startswith("did") else f"write {known[0]}" if len(known) == 1 else "choose one of them",
+            None,
+        )
     return message, f"did you mean {near}?", Fix(key, key, near, keep_value=False)
 
 
@@ -57,6 +72,12 @@ def wrong_type(key: str, value: Any, annotation: Any, field: FieldInfo | None) -
     if value is None and field is not None and not field.is_required():
         keys = "; or give it keys" if wanted(annotation) == "a mapping" else ""
         return message, f"remove the key for its default{keys}", Fix(key, None)
+    if isinstance(value, str) and value and key in _MAIN_KEYS:
+        return (
+            message,
+            f"write {key}: {{{_MAIN_KEYS[key]}: {value}}}",
+            Fix(key, key, {_MAIN_KEYS[key]: value}, keep_value=False),
+        )
     meant = _meant(value, members(annotation))
     if meant is not None:
         name = "" if key.endswith("]") else f"{key.rpartition('.')[2]}: "
@@ -95,7 +116,7 @@ def _number(word: str, wanted_types: list[Any]) -> int | float | None:
 
 def _default(field: FieldInfo | None) -> str:
     if field is None or field.is_required():
-        return ""
+        return sentence(field)
     default = field.get_default(call_default_factory=True, validated_data={})
     if default is None or isinstance(default, BaseModel | list | dict):
         return sentence(field)
@@ -105,11 +126,12 @@ def _default(field: FieldInfo | None) -> str:
 def _bounds(field: FieldInfo | None, details: ErrorDetails) -> str:
     found: dict[str, Any] = {}
     for limit in field.metadata if field else ():
-        found |= {name: getattr(limit, name) for name in ("gt", "ge", "lt", "le") if getattr(limit, name, None) is not None}
+        found |= {
+            name: getattr(limit, name) for name in ("gt", "ge", "lt", "le") if getattr(limit, name, None) is not None
+        }
     low, high = found.get("gt", found.get("ge")), found.get("lt", found.get("le"))
     if low is not None and high is not None:
         return f"lie in {'(' if 'gt' in found else '['}{low:g}, {high:g}{')' if 'lt' in found else ']'}"
     limit = next(iter(details.get("ctx", {}).values()), low)
     words = {"greater_than": "greater than", "greater_than_equal": "at least", "less_than": "less than"}
     return f"be {words.get(details['type'], 'at most')} {show(limit)}"
-

@@ -27,7 +27,7 @@ def evaluate_and_report(trainer: Any, *, worker_seconds: float) -> None:
         return
     predictions = context.task.predictions(logits, split, prepared)
     evaluation = assess(context.recipe, prepared, predictions, split=name)
-    chosen_by = trainer.args.metric_for_best_model if context.recipe.training.load_best_model_at_end else ""
+    chosen_by = trainer.args.metric_for_best_model if context.recipe.training.chooses_best else ""
     save_evaluation(run, evaluation, predictions, worker_seconds=worker_seconds, metric_for_best_model=chosen_by)
     report = write_report(run)
     sentence = verdict_sentence(evaluation)

@@ -10,7 +10,8 @@ from launcher.errors import RunStateError
 from launcher.recipe.load import find_recipe
 from launcher.rundir import write_text
 
-_SCHEMA_LINE = re.compile(r"^# yaml-language-server:.*\n", re.MULTILINE)
+# What a shipped recipe says about itself: the comment lines at its top.
+_HEAD = re.compile(r"\A(?:#.*\n)+")
 
 
 def starter_recipe(path: Path, *, source: str, data: str | None, model: str | None) -> None:
@@ -26,7 +27,9 @@ def starter_recipe(path: Path, *, source: str, data: str | None, model: str | No
     yaml = YAML()
     yaml.preserve_quotes = True
     yaml.width = 10**6  # type: ignore[assignment]
-    text = _SCHEMA_LINE.sub("", find_recipe(source).read_text(encoding="utf-8"))
+    found = find_recipe(source)
+    text = _HEAD.sub(f"# Started from {found.stem}; every key is explained by `launcher schema` and in the guide.\n",
+                     found.read_text(encoding="utf-8"))
     recipe = yaml.load(text)
     recipe["name"] = re.sub(r"[^A-Za-z0-9._-]", "-", path.stem).lstrip("._-") or "my-run"
     if data is not None:

@@ -117,10 +117,17 @@ def test_everything_from_data_is_escaped() -> None:
     p = single(60, names=names, skill=0.0, texts=[HOSTILE] * 60)
     baseline = as_baseline(p, note=HOSTILE)
     given = facts(
-        p, [baseline], run_name=HOSTILE, created=HOSTILE, recipe_text=HOSTILE, commands=[HOSTILE], phase_names=[HOSTILE] * 2,
-        data={"splits": {HOSTILE: 3}, "warnings": [HOSTILE], HOSTILE: {HOSTILE: [HOSTILE]}}, environment={HOSTILE: HOSTILE},
+        p,
+        [baseline],
+        run_name=HOSTILE,
+        created=HOSTILE,
+        recipe_text=HOSTILE,
+        commands=[HOSTILE],
+        phase_names=[HOSTILE] * 2,
+        data={"splits": {HOSTILE: 3}, "warnings": [HOSTILE], HOSTILE: {HOSTILE: [HOSTILE]}},
+        environment={HOSTILE: HOSTILE},
         progress=[{"step": 1, f"lr/{HOSTILE}": 0.1, "loss": 1.0}, {"step": 2, f"lr/{HOSTILE}": 0.2}],
-    )  # fmt: skip
+    )
     text = render_report(given)
     assert_loads_nothing(text)
     assert "<script" not in text and "<img" not in text

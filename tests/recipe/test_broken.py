@@ -1,6 +1,6 @@
 """tests/recipes_broken: every file says in its head which faults it has, and has no others.
 
-A line ``# expect: LINE:COLUMN | part of the message | part of the remedy``; a fault in a base file names that file first.
+A line ``# expect: LINE:COLUMN | part of the message | part of the remedy``; in a base file, FILE:LINE:COLUMN.
 """
 
 from __future__ import annotations
@@ -18,7 +18,10 @@ BROKEN = sorted(FOLDER.glob("*.yaml"))
 def _expected(path: Path) -> list[tuple[str, str, str]]:
     lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("# expect: ")]
     rows = [line.removeprefix("# expect: ").split(" | ") for line in lines]
-    return [(f"{path}:{place}" if place.count(":") == 1 else f"{FOLDER}/{place}", message, remedy) for place, message, remedy in rows]
+    return [
+        (f"{path}:{place}" if place.count(":") == 1 else f"{FOLDER}/{place}", message, remedy)
+        for place, message, remedy in rows
+    ]
 
 
 def test_there_are_enough() -> None:

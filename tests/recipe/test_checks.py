@@ -47,7 +47,13 @@ WITHOUT_EFFECT = {
     "evaluation.confidence": "evaluation: {bootstrap: 0, confidence: 0.9}",
     **{
         f"tracking.wandb.{name}": f"tracking: {{wandb: {{mode: disabled, {name}: {value}}}}}"
-        for name, value in (("project", "p"), ("entity", "e"), ("group", "g"), ("tags", "[t]"), ("log_predictions", "true"))
+        for name, value in (
+            ("project", "p"),
+            ("entity", "e"),
+            ("group", "g"),
+            ("tags", "[t]"),
+            ("log_predictions", "true"),
+        )
     },
 }
 
@@ -57,11 +63,16 @@ def _recipe(lines: str) -> str:
     for line in lines.split("\n"):
         word, _, rest = line.partition(" ")
         if word == "TASK":
-            head = head.replace("task: text-classification", f"task: {{type: text-classification, problem_type: {rest}}}")
+            head = head.replace(
+                "task: text-classification", f"task: {{type: text-classification, problem_type: {rest}}}"
+            )
         elif word == "DATA":
             head = head.replace("data: {source: ag_news}", f"data: {{train: ag_news, {rest}}}")
         elif word == "MODEL":
-            head = head.replace("model: {name_or_path: bert-base-uncased}", f"model: {{name_or_path: '{rest.split(',')[0]}',{rest.partition(',')[2]}}}")
+            head = head.replace(
+                "model: {name_or_path: bert-base-uncased}",
+                f"model: {{name_or_path: '{rest.split(',')[0]}',{rest.partition(',')[2]}}}",
+            )
         else:
             head += line + "\n"
     return head
@@ -94,7 +105,8 @@ def test_a_setting_without_effect_is_refused(key: str) -> None:
         "distributed: {zero_stage: 2}", "distributed: {engine: deepspeed, zero_stage: 0}",
         "distributed: {nodes: 2, processes_per_node: 8}", "TASK multi_label_classification, label_delimiter: ';'",
         "DATA columns: {text: [a, b], text_pair: c, label: d, id: e}", "tracking: {wandb: {mode: disabled}}",
-        "tracking: {wandb: null}", "DATA validation: {source: rows.csv, delimiter: ';', encoding: gbk}", "precision: fp16",
+        "tracking: {wandb: null}", "precision: fp16",
+        "DATA validation: {source: rows.csv, delimiter: ';', encoding: gbk}",
     ],
 )  # fmt: skip
 def test_sound_combinations_pass(lines: str) -> None:

@@ -15,7 +15,9 @@ from tests.recipe.conftest import SOUND, Write
 
 
 def test_yaml_is_read_as_1_2(write: Write) -> None:
-    path = write("training: {learning_rate: 3e-4, eval_strategy: no, seed: 012}\nslurm: {profile: 2026-01-01, time: 02:00:00}\n")
+    path = write(
+        "training: {learning_rate: 3e-4, eval_strategy: no, seed: 012}\nslurm: {profile: 2026-01-01, time: 02:00:00}\n"
+    )
     recipe = load_recipe(path).recipe
     assert recipe.training.learning_rate == 3e-4
     assert recipe.training.eval_strategy == "no"
@@ -24,7 +26,9 @@ def test_yaml_is_read_as_1_2(write: Write) -> None:
 
 
 def test_keys_are_text_as_written() -> None:
-    text = SOUND.replace("task: text-classification", "task: {type: text-classification, class_weights: {0: 1.0, no: 2}}")
+    text = SOUND.replace(
+        "task: text-classification", "task: {type: text-classification, class_weights: {0: 1.0, no: 2}}"
+    )
     assert parse_recipe(text, "r.yaml").recipe.task.class_weights == {"0": 1.0, "no": 2.0}
 
 
@@ -123,7 +127,10 @@ def test_shipped_recipes_are_listed(shipped: Path) -> None:
     assert list_recipes()[0] == ("glue/mrpc", shipped / "glue/mrpc.yaml", "About glue/mrpc")
 
 
-@pytest.mark.parametrize(("name", "fragment"), [("glue", "could be glue/mrpc, glue/sst2"), ("quickstrt/api-topics", "did you mean quickstart/api-topics")])
+@pytest.mark.parametrize(
+    ("name", "fragment"),
+    [("glue", "could be glue/mrpc, glue/sst2"), ("quickstrt/api-topics", "did you mean quickstart/api-topics")],
+)
 def test_names_that_are_not_clear(shipped: Path, name: str, fragment: str) -> None:
     with pytest.raises(RecipeError, match=fragment):
         find_recipe(name)

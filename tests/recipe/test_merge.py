@@ -12,7 +12,9 @@ from tests.recipe.conftest import Write
 
 
 def test_mappings_merge_and_the_rest_is_replaced(write: Write) -> None:
-    base = write("training: {seed: 1, learning_rate: 1e-3}\nevaluation: {baselines: [majority, tfidf]}\n", name="bases/base.yaml")
+    base = write(
+        "training: {seed: 1, learning_rate: 1e-3}\nevaluation: {baselines: [majority, tfidf]}\n", name="bases/base.yaml"
+    )
     path = write("base: bases/base.yaml\ntraining:\n  seed: 2\nevaluation: {baselines: [tfidf]}\n", head="")
     loaded = load_recipe(path)
     assert (loaded.recipe.training.seed, loaded.recipe.training.learning_rate) == (2, 1e-3)
@@ -62,7 +64,9 @@ def test_base_must_name_files(write: Write, base: str) -> None:
 
 
 def test_overrides_are_yaml_with_their_own_place(write: Write) -> None:
-    loaded = load_recipe(write(), ["training.learning_rate=3e-5", "evaluation.baselines=[tfidf]", "training.eval_strategy=no"])
+    loaded = load_recipe(
+        write(), ["training.learning_rate=3e-5", "evaluation.baselines=[tfidf]", "training.eval_strategy=no"]
+    )
     assert loaded.recipe.training.learning_rate == 3e-5
     assert loaded.recipe.evaluation.baselines == ["tfidf"]
     assert loaded.recipe.training.eval_strategy == "no"
@@ -123,7 +127,12 @@ def test_faults_of_overrides(write: Write, override: str, fragment: str) -> None
 
 
 def test_interpolation_keeps_types_and_joins_text(write: Write) -> None:
-    tail = "training: {seed: 7, data_seed: '${training.seed}'}\nslurm: {profile: 'seed-${training.seed}'}\ntracking: {wandb: {tags: '${evaluation.baselines}'}}\nevaluation: {baselines: [tfidf]}\n"
+    tail = (
+        "training: {seed: 7, data_seed: '${training.seed}'}\n"
+        "slurm: {profile: 'seed-${training.seed}'}\n"
+        "tracking: {wandb: {tags: '${evaluation.baselines}'}}\n"
+        "evaluation: {baselines: [tfidf]}\n"
+    )
     recipe = load_recipe(write(tail)).recipe
     assert recipe.training.passthrough == {"data_seed": 7}
     assert recipe.slurm.profile == "seed-7"
@@ -140,7 +149,9 @@ def test_an_escaped_interpolation_is_text(write: Write) -> None:
     assert load_recipe(write("slurm: {profile: '\\${HOME}'}\n")).recipe.slurm.profile == "${HOME}"
 
 
-@pytest.mark.parametrize("text", ["${oc.env:HOME}", "${env:HOME}", "x ${oc.env:HOME,none}", "${${name}:x}", "${oc.decode:${oc.env:HOME}}"])
+@pytest.mark.parametrize(
+    "text", ["${oc.env:HOME}", "${env:HOME}", "x ${oc.env:HOME,none}", "${${name}:x}", "${oc.decode:${oc.env:HOME}}"]
+)
 def test_no_resolver_is_run(write: Write, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "a-secret")
     path = write(f"slurm:\n  profile: '{text}'\n")
@@ -152,7 +163,10 @@ def test_no_resolver_is_run(write: Write, text: str, monkeypatch: pytest.MonkeyP
     assert "a-secret" not in str(problem)
 
 
-@pytest.mark.parametrize(("text", "fragment"), [("${training.nothing}", "does not set"), ("${", "cannot be read"), ("${slurm.profile}", "circle")])
+@pytest.mark.parametrize(
+    ("text", "fragment"),
+    [("${training.nothing}", "does not set"), ("${", "cannot be read"), ("${slurm.profile}", "circle")],
+)
 def test_faults_of_interpolation(write: Write, text: str, fragment: str) -> None:
     with pytest.raises(RecipeError, match=fragment):
         load_recipe(write(f"slurm: {{profile: '{text}'}}\n"))

@@ -72,7 +72,8 @@ def test_present_names_exist(row: str) -> None:
     [
         "optim: adamw_torch_fused", "adam_beta1: 0", "neftune_noise_alpha: 5", "lr_scheduler_kwargs: {num_cycles: 2}",
         "torch_compile: true", "data_seed: null", "include_num_input_tokens_seen: all", "liger_kernel_config: null",
-        "logging_strategy: epoch", "log_level: debug", "eval_delay: 1", "optim_args: rank=2", "debug: underflow_overflow",
+        "logging_strategy: epoch", "log_level: debug", "eval_delay: 1", "optim_args: rank=2",
+        "debug: underflow_overflow",
     ],
 )  # fmt: skip
 def test_sound_values_pass_through(write: Write, line: str) -> None:
