@@ -28,6 +28,15 @@ _POLL_SECONDS = 0.05
 
 
 @dataclass(frozen=True)
+class Place:
+    """Where a rank writes."""
+
+    run: RunDir
+    attempt: int
+    rank: int
+
+
+@dataclass(frozen=True)
 class Session:
     """One rank of one attempt."""
 
@@ -158,18 +167,19 @@ def main(argv: list[str] | None = None) -> int:
     started = time.time()
     options = _parse(sys.argv[1:] if argv is None else argv)
     rank = int(os.environ.get("RANK", "0"))
-    session: Session | None = None
+    place = Place(RunDir(options.run.resolve()), options.attempt, rank) if options.run is not None else None
     error: BaseException | None = None
+    terminal: TextIO | None = None
     try:
-        if options.run is not None:
-            session = _started_by_launcher(options, rank, started)
-            arguments = _arguments(session.recipe, session.launch, session.run.path)
+        if place is not None:
+            session, arguments = _started_by_launcher(place, started)
         else:
-            session, arguments = _started_by_accelerate(options, rank, started)
+            session, arguments, terminal = _started_by_accelerate(options, rank, started)
+            place = Place(session.run, session.attempt, rank)
         train(session, arguments)
-    except BaseException as caught:  # noqa: BLE001 - whatever ended this rank has to reach its verdict
+    except BaseException as caught:  # whatever ended this rank has to reach its verdict
         error = caught
-    code = _end(session, error, shown_by_parent=options.run is not None)
+    code = _end(place, error, terminal)
     _leave_group()
     return code
 
@@ -187,31 +197,31 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     return options
 
 
-def _started_by_launcher(options: argparse.Namespace, rank: int, started: float) -> Session:
+def _started_by_launcher(place: Place, started: float) -> tuple[Session, Any]:
     die_with_parent()
-    run = RunDir.open(options.run)
-    stop = StopFlag(run.stop_request(options.attempt))
+    run, attempt, rank = place.run, place.attempt, place.rank
+    stop = StopFlag(run.stop_request(attempt))
     stop.install()
-    write_start(run.verdict(options.attempt, rank))
-    terminal = write_output_to(run.log(options.attempt, rank))
-    launch = json.loads(run.launch_plan(options.attempt).read_text())
-    recipe = load_recipe(run.resolved).recipe
+    write_start(run.verdict(attempt, rank))
+    terminal = write_output_to(run.log(attempt, rank))
+    launch = json.loads(run.launch_plan(attempt).read_text())
     session = Session(
         run=run,
-        attempt=options.attempt,
+        attempt=attempt,
         rank=rank,
-        recipe=recipe,
+        recipe=load_recipe(run.resolved).recipe,
         base_folder=Path(launch["base_folder"]),
         launch=LaunchPlan.from_json(launch["plan"]),
         stop=stop,
         terminal=terminal if rank == 0 else None,
         started=started,
     )
+    arguments = _arguments(session.recipe, session.launch, run.path)
     _write_environment(session)
-    return session
+    return session, arguments
 
 
-def _started_by_accelerate(options: argparse.Namespace, rank: int, started: float) -> tuple[Session, Any]:
+def _started_by_accelerate(options: argparse.Namespace, rank: int, started: float) -> tuple[Session, Any, TextIO]:
     from launcher.launching.under_accelerate import plan_under_accelerate
     from launcher.planning.hardware import detect_hardware
     from launcher.recipe.examine import examine
@@ -235,7 +245,7 @@ def _started_by_accelerate(options: argparse.Namespace, rank: int, started: floa
         run, attempt, rank, loaded.recipe, base, launch, stop, terminal if rank == 0 else None, started
     )
     _write_environment(session)
-    return session, arguments
+    return session, arguments, terminal
 
 
 def _arguments(recipe: Recipe, launch: LaunchPlan, output: Path) -> Any:
@@ -266,33 +276,33 @@ def _write_environment(session: Session) -> None:
         write_json(session.run.attempt(session.attempt) / "environment.json", facts)
 
 
-def _end(session: Session | None, error: BaseException | None, *, shown_by_parent: bool) -> int:
-    """Write the verdict, show an error that no parent will show, and return the exit code."""
-    if session is None:
+def _end(place: Place | None, error: BaseException | None, terminal: TextIO | None) -> int:
+    """Write the verdict, show an error on ``terminal`` where no parent will show it, and return the exit code."""
+    if place is None:
+        # Before a run directory exists, a recipe's faults are all that a user should meet.
         if isinstance(error, LauncherError):
             print(error, file=sys.stderr)
             return error.exit_code
         assert error is not None
         raise error
-    code = write_verdict(session.run.verdict(session.attempt, session.rank), error)
-    if session.rank == 0:
-        _add_final_event(session, error)
-    if error is None:
-        return 0
-    verdict = session.run.verdicts(session.attempt)[session.rank]
-    text = verdict["traceback"] or verdict["error"]
-    print(text, file=sys.stderr, flush=True)
-    if not shown_by_parent and session.terminal is not None:
-        print(text, file=session.terminal, flush=True)
+    code = write_verdict(place.run.verdict(place.attempt, place.rank), error)
+    if place.rank == 0:
+        _add_final_event(place, error)
+    if error is not None:
+        verdict = place.run.verdicts(place.attempt)[place.rank]
+        text = verdict["traceback"] or verdict["error"]
+        print(text, file=sys.stderr, flush=True)
+        if terminal is not None:
+            print(text, file=terminal, flush=True)
     return code
 
 
-def _add_final_event(session: Session, error: BaseException | None) -> None:
+def _add_final_event(place: Place, error: BaseException | None) -> None:
     if error is None:
-        session.run.add_event("finished", attempt=session.attempt)
+        place.run.add_event("finished", attempt=place.attempt)
     else:
         state = "interrupted" if isinstance(error, (Interrupted, KeyboardInterrupt)) else "failed"
-        session.run.add_event(state, attempt=session.attempt, reason=str(error) or type(error).__name__)
+        place.run.add_event(state, attempt=place.attempt, reason=str(error) or type(error).__name__)
 
 
 def _leave_group() -> None:

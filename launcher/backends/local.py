@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -160,10 +161,8 @@ def _base_folder(run: RunDir, attempt: int) -> str:
 
 
 def _signal(send: Any, pid: int, number: signal.Signals) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError):
         send(pid, number)
-    except ProcessLookupError:
-        pass
 
 
 def _is_alive(pid: int) -> bool:

@@ -33,13 +33,14 @@ MASK = "[library]"
 _SHORTEST, _LONGEST = 40, 300
 _CONTENT_WORDS = 4
 _SKIPPED_FOLDERS = {"tests", "test", "testing", "_testing", "__pycache__"}
-_STOP_WORDS = frozenset(
+_STOP_TEXT = (
     "a an the of to in for and or is are be by with from as at on that this it its if not can which return returns given "
     "used using use into when whether than then each all any will may been has have was were do does such only one two "
-    "also".split()
+    "also"
 )
+_STOP_WORDS = frozenset(_STOP_TEXT.split())
 _ROLE = re.compile(r":[a-zA-Z:]+:`~?([^`<]*?)(?:\s*<[^`>]*>)?`")
-_NAMES = re.compile(rf"\b({'|'.join(LIBRARY_NAMES)})\b", re.IGNORECASE)
+_NAMES = re.compile(rf"\b({LIBRARY_NAMES})\b", re.IGNORECASE)
 _GRAM = 3
 
 

@@ -71,10 +71,11 @@ TOPICS: dict[str, tuple[Part, ...]] = {
     "file systems": _all("fsspec"),
 }
 
+# A regular expression, compared whatever the case.
 LIBRARY_NAMES = (
-    "scipy sympy torch pytorch deepspeed numpy networkx matplotlib pyplot pandas sqlalchemy alembic httpx urllib3 httpcore "
-    "nltk fsspec mpmath transformers huggingface mpl pylab dateutil mplot3d axes_grid1 np pd plt nx"
-).split()
+    "scipy|sympy|torch|pytorch|deepspeed|numpy|networkx|matplotlib|pyplot|pandas|sqlalchemy|alembic|httpx|urllib3|httpcore|"
+    "nltk|fsspec|mpmath|transformers|huggingface|mpl|pylab|dateutil|mplot3d|axes_grid1|np|pd|plt|nx"
+)
 
 # The packages that are read, at the versions of constraints.txt, and the sha256 of the rows that they give.
 VERSIONS = {

@@ -164,7 +164,8 @@ def _open_saved(path: Path, *, spec: SourceSpec) -> OpenSource:
         )
     try:
         loaded = datasets.load_from_disk(str(path))
-    except Exception as error:  # noqa: BLE001 - a damaged folder raises whatever its reader met
+    except Exception as error:
+        # A damaged folder raises whatever its reader met.
         raise DataError(
             f"{path}: cannot be loaded as saved by `datasets` ({_first_line(error)}); save it again"
         ) from None
@@ -197,7 +198,8 @@ def _open_hub(spec: SourceSpec, *, path: Path) -> OpenSource:
         raise DataError(_hub_fault(spec, error=ConnectionError(f"no address for {_hub_host()}"), path=path))
     try:
         loaded = datasets.load_dataset(spec.source, name=spec.name, split=spec.split, revision=spec.revision)
-    except Exception as error:  # noqa: BLE001 - the hub's client, its cache and every builder have their own errors
+    except Exception as error:
+        # The hub's client, its cache and every builder have errors of their own.
         raise DataError(_hub_fault(spec, error=error, path=path)) from None
     some = next(iter(loaded.values())) if isinstance(loaded, dict) else loaded
     return _of_datasets(loaded, shown=shown, facts={"format": "hub", "revision": _commit(some) or spec.revision})

@@ -52,6 +52,7 @@ class RunMixin:
     control: Any
     accelerator: Any
     optimizer: Any
+    loss_is_scaled_for_ga: Any
 
     def start(self, context: RunContext) -> None:
         """Take over a phase."""

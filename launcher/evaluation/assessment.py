@@ -162,7 +162,8 @@ def _comparison(
     predictions: Predictions, baseline: Baseline, draws: Draws, other: Draws, *, confidence: float
 ) -> dict[str, Any]:
     """Equal seeds gave equal resamples, so the draws are paired and their difference is the difference's own
-    bootstrap."""
+    bootstrap.
+    """
     ours, theirs = metrics_for(predictions), baseline.metrics
     intervals = _intervals({name: draws[name] - other[name] for name in draws}, confidence=confidence)
     return {

@@ -248,7 +248,8 @@ def _linear_models(
     features: Any, labels: np.ndarray, problem_type: str, classes: int, choices: Sequence[float]
 ) -> Iterator[tuple[float, Predict]]:
     """Yield (C, features [n, d] -> scores [n, outputs]) for each C; a model is valid until the next one is asked
-    for."""
+    for.
+    """
     if is_regression(problem_type):
         yield from _ridge_models(features, labels, choices)
     elif is_multilabel(problem_type):

@@ -38,7 +38,8 @@ MOST_BARS = 30
 
 def series(progress: Rows, key: str) -> tuple[np.ndarray, np.ndarray]:
     """Return the steps and values of ``key``, sorted; of a step that was run twice (after resume) the later row
-    counts."""
+    counts.
+    """
     found = {int(row["step"]): float(row[key]) for row in progress if "step" in row and _is_number(row.get(key))}
     steps = sorted(found)
     return np.array(steps, dtype=float), np.array([found[step] for step in steps])
@@ -81,7 +82,8 @@ def gradient_norm_curve(progress: Rows) -> str:
 
 def rate_curve(progress: Rows) -> str:
     """Return the learning rate over steps: one line for each ``lr/GROUP``, or ``learning_rate`` where there are
-    none."""
+    none.
+    """
     names = list(dict.fromkeys(key for row in progress for key in row if key.startswith("lr/")))
     found = [(name.removeprefix("lr/"), *series(progress, name)) for name in names]
     found = [line for line in found if len(line[1])] or [("", *series(progress, "learning_rate"))]

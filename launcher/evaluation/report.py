@@ -67,7 +67,8 @@ class ReportFacts:
 
 def render_report(facts: ReportFacts) -> str:
     """Return the page as HTML text; it loads nothing: styles and plots are inside, and everything from data is
-    escaped."""
+    escaped.
+    """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     pages = Environment(

@@ -169,7 +169,8 @@ def correlation_statistic(predicted: np.ndarray, labels: np.ndarray, *, ranks: b
 
 def statistics_for(predictions: Predictions) -> dict[str, Statistic]:
     """Return the metrics of a problem type that get intervals, by name; each agrees with ``metrics_for`` on all
-    rows."""
+    rows.
+    """
     labels, predicted = require_labels(predictions), decide(predictions)
     if is_regression(predictions.problem_type):
         return _regression_statistics(predicted, np.asarray(labels, dtype=np.float64))
@@ -236,7 +237,8 @@ def _binomial_test(a_only: int, b_only: int) -> PairedTest:
 
 def paired_test_for(a: Predictions, b: Predictions) -> PairedTest:
     """Return the exact test that fits the problem type: McNemar's on right rows, or the sign test on absolute
-    errors."""
+    errors.
+    """
     labels = require_labels(a)
     if is_regression(a.problem_type):
         return sign_test(decide(a) - labels, decide(b) - labels)

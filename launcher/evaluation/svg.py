@@ -101,7 +101,8 @@ def _style() -> Any:
 
 def to_svg(drawing: Any, *, name: str, alt: str) -> str:
     """Return the figure as an ``<svg>`` element for an HTML page; ``name`` keeps its ids apart from other figures',
-    ``alt`` describes it."""
+    ``alt`` describes it.
+    """
     buffer = io.StringIO()
     drawing.savefig(
         buffer, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))

@@ -166,7 +166,8 @@ def _difference(metric: str, d: Mapping[str, float]) -> str:
 
 def number(value: float) -> str:
     """Return ``value`` with three decimals, or three significant digits where it is large or tiny; a true minus
-    sign."""
+    sign.
+    """
     size = abs(value)
     if size < 1e-12 or 0.001 <= size < 100:
         text = f"{value:.3f}"

@@ -203,7 +203,7 @@ class TextClassification:
         from transformers import AutoModelForSequenceClassification
 
         config = load_config(self.recipe.model, **self._head_fields(prepared))
-        if config.pad_token_id is None or not 0 <= config.pad_token_id:
+        if config.pad_token_id is None:
             config.pad_token_id = self.tokenizer.pad_token_id
         self._set_head_dropout(config)
         loaded = load_model(AutoModelForSequenceClassification, self.recipe.model, config, skeleton=skeleton)

@@ -49,10 +49,7 @@ def examine_machine() -> list[Finding]:
 
 
 def _python() -> list[Finding]:
-    version = platform.python_version()
-    if sys.version_info >= (3, 11):
-        return [Finding("python", "ok", version)]
-    return [Finding("python", "missing", version, "install Python 3.11 or newer")]
+    return [Finding("python", "ok", platform.python_version())]
 
 
 def _packages() -> list[Finding]:
