@@ -65,7 +65,7 @@ make_venv() {
 
 # --- packages ----------------------------------------------------------------------------------------------------------
 
-pip_install() { "$python" -m pip install --quiet --disable-pip-version-check -c constraints.txt "$@"; }
+pip_install() { "$python" -m pip install --quiet --quiet --disable-pip-version-check -c constraints.txt "$@"; }
 
 has_gpu() { command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -q '^GPU'; }
 

@@ -37,6 +37,7 @@ class LocalBackend:
         script.chmod(0o755)
         code = _Ranks(directory, attempt).wait(command, environment)
         failed = first_failure(directory, attempt)
+        # The ranks' own verdicts are the truth: launchers turn every code into 1.
         return int(failed[1].get("exit_code") or code or 1) if failed else code
 
     def status(self, run: Path) -> JobStatus:

@@ -33,6 +33,13 @@ class RunCallback(TrainerCallback):
             control.should_save = True
             control.should_evaluate = False
             control.should_training_stop = True
+            # Whoever asked to stop may not wait for long; the best checkpoint is loaded when the run is resumed.
+            args.load_best_model_at_end = False
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """After a stop, do not take the place where it happened for the end of an epoch."""
+        if self.stopped_early:
+            control.should_evaluate = control.should_save = False
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """Hand rows of metrics on."""

@@ -49,7 +49,11 @@ def write_start(path: Path) -> None:
 
 
 def write_verdict(path: Path, error: BaseException | None) -> int:
-    """Write down how a rank ended, and return its exit code."""
+    """Write down how a rank ended, and return the code that its process shall exit with.
+
+    A rank that stopped because it was asked to exits with 0: any other code makes launchers kill the remaining ranks, also
+    in the middle of their saving. The verdict keeps the true code.
+    """
     if error is None:
         write_json(path, {"verdict": "finished", "exit_code": 0, "time": time.time()})
         return 0
@@ -66,7 +70,7 @@ def write_verdict(path: Path, error: BaseException | None) -> int:
             "time": time.time(),
         },
     )
-    return code
+    return 0 if isinstance(error, Interrupted) else code
 
 
 def _verdict(error: BaseException) -> str:

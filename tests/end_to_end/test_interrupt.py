@@ -81,7 +81,7 @@ def weights(run: Path) -> dict:
     return load_file(run / "model/model.safetensors")
 
 
-def test_ctrl_c_leaves_a_checkpoint_and_resume_ends_as_if_nothing_had_been(place, finished, tmp_path):
+def test_ctrl_c_leaves_a_checkpoint_and_resume_ends_as_if_nothing_had_been(place, finished):
     import torch
 
     recipe = place.recipe("whole", tracking={"wandb": {"project": "tests", "group": "g", "tags": ["t"], "mode": "offline"}})
@@ -102,7 +102,6 @@ def test_ctrl_c_leaves_a_checkpoint_and_resume_ends_as_if_nothing_had_been(place
     assert 5 <= stopped_at < STEPS and max(tiny.ledger(run)) == stopped_at
     assert not (run / "model").exists() and RunDir.open(run).status().state == "interrupted"
 
-    # From another folder: the data's relative path counts from where the run was started.
     done = tiny.launcher("resume", run, cwd=place.folder)
     assert done.returncode == 0, done.stderr
     assert f"continuing from step-{stopped_at}" in done.stdout
@@ -114,21 +113,21 @@ def test_ctrl_c_leaves_a_checkpoint_and_resume_ends_as_if_nothing_had_been(place
     assert ours.keys() == wanted.keys() and all(torch.equal(ours[name], wanted[name]) for name in wanted)
 
 
-def test_resume_works_from_another_folder(place):
-    """The data's relative path counts from where the run was started."""
-    started = Started("run", place.recipe("elsewhere"), cwd=place.folder)
+@pytest.mark.slow
+def test_stopped_before_the_first_step_a_run_begins_anew(place):
+    started = Started("run", place.recipe("early"), cwd=place.folder)
     run = started.run
-    # Before the first step: there is no checkpoint, and resume starts from the beginning.
     wait_for(lambda: (run / "attempts/1/verdict.rank-0.json").exists(), process=started.process)
     started.process.send_signal(signal.SIGTERM)
     code, _, err = started.end()
     assert code == 130 and "launcher resume" in err, err
-    other = place.folder.parent / "other"
-    other.mkdir(exist_ok=True)
-    done = tiny.launcher("resume", run, cwd=other)
+    assert tiny.ledger(run) == {}
+    done = tiny.launcher("resume", run, cwd=place.folder)
     assert done.returncode == 0, done.stderr
+    assert sorted(tiny.ledger(run)) == list(range(1, STEPS + 1))
 
 
+@pytest.mark.slow
 def test_second_ctrl_c_stops_at_once(place):
     started = Started("run", place.recipe("twice"), cwd=place.folder)
     run = started.run
@@ -169,6 +168,7 @@ def test_a_killed_launcher_of_two_ranks_leaves_no_orphan(place):
     wait_for(lambda: processes_of(run) == [], timeout=60)
 
 
+@pytest.mark.slow
 def test_a_killed_rank_is_named_and_the_run_can_be_resumed(place):
     """Killed without a word, as the kernel does when memory runs out."""
     started = Started("run", place.recipe("rank-killed", training={"num_train_epochs": 50}), cwd=place.folder)
