@@ -212,11 +212,12 @@ def run(recipe: RecipeName, overrides: Overrides = None, runs_dir: RunsDir = Pat
 def resume(run: RunPath) -> None:
     """Continue a run that was interrupted or failed, from its newest complete checkpoint."""
     from launcher.planning.hardware import detect_hardware
+    from launcher.recipe.load import load_recipe
     from launcher.rundir import RunDir
     from launcher.workflows.start import resume_run
 
-    loaded = _load(str(RunDir.open(run).resolved), None)
-    directory, attempt = resume_run(run.resolve(), recipe=loaded.recipe, hardware=detect_hardware())
+    recipe = load_recipe(RunDir.open(run).resolved).recipe
+    directory, attempt = resume_run(run.resolve(), recipe=recipe, hardware=detect_hardware())
     typer.echo(f"run: {_short(directory.path)}, attempt {attempt}")
     _submit(directory, attempt)
 

@@ -50,39 +50,71 @@ def write_json(path: Path, value: Any) -> None:
 
 def append_json(path: Path, row: Mapping[str, Any]) -> None:
     """Append one line of JSON in a single write; NaN and infinity become null."""
-    line = json.dumps(_finite(dict(row)), ensure_ascii=False, default=str) + "\n"
-    with path.open("ab") as file:
-        file.write(line.encode())
+    line = json.dumps(_finite(dict(row)), ensure_ascii=False, default=str).encode() + b"\n"
+    with path.open("a+b") as file:
+        # A crash may have left half a line; this row must not be glued to it.
+        if file.seek(0, os.SEEK_END) and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
+            line = b"\n" + line
+        file.write(line)
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a JSON-lines file; a half-written last line (a crash) is left out."""
+    """Return the rows of a JSON-lines file; a half-written line (a crash) is left out."""
     if not path.exists():
         return []
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_bytes().split(b"\n"):
         try:
             rows.append(json.loads(line))
-        except json.JSONDecodeError:
+        except ValueError:
             continue
     return rows
 
 
 def replace_folder(target: Path, fill: Callable[[Path], object]) -> None:
     """Let ``fill`` write a new folder beside ``target``, then put it in its place; a failure leaves the old one."""
+    temporary = _filled(target, fill)
+    old = temporary.with_name(temporary.name + ".old")
+    try:
+        if target.exists():
+            target.rename(old)
+        try:
+            temporary.rename(target)
+        except OSError:
+            if old.exists():
+                old.rename(target)
+            raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def make_folder(target: Path, fill: Callable[[Path], object]) -> bool:
+    """Let ``fill`` write a new folder ``target``; where another process made it first, keep that one and return False."""
+    temporary = _filled(target, fill)
+    try:
+        # Renaming onto a folder that is not empty fails, so the first one stays.
+        temporary.rename(target)
+        return True
+    except OSError:
+        if not target.is_dir():
+            raise
+        return False
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _filled(target: Path, fill: Callable[[Path], object]) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
-    old = temporary.with_name(temporary.name + ".old")
     try:
         fill(temporary)
         fsync_tree(temporary)
         temporary.chmod(0o777 & ~_umask())
-        if target.exists():
-            target.rename(old)
-        temporary.rename(target)
-    finally:
+    except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+        raise
+    return temporary
 
 
 def fsync_tree(folder: Path) -> None:

@@ -18,9 +18,10 @@ from typing import Any
 
 from launcher.contracts import JobStatus, LaunchPlan
 from launcher.launching.render import launch_script, worker_command
-from launcher.rundir import RunDir, write_text
+from launcher.rundir import RunDir, read_jsonl, write_text
 
 _KILL_AFTER_SECONDS = 10.0
+_ENDS = ("finished", "interrupted", "failed")
 # What a rank says when another one has gone: not the cause, and not to be shown as it.
 _ECHOES = ("connection closed by peer", "connection reset by peer", "broken pipe", "gloo", "nccl", "socket timeout")
 
@@ -35,8 +36,10 @@ class LocalBackend:
         script = directory.attempt(attempt) / "launch.sh"
         write_text(script, launch_script(command, environment=environment))
         script.chmod(0o755)
-        code = _Ranks(directory, attempt).wait(command, environment)
+        ranks = _Ranks(directory, attempt)
+        code = ranks.wait(command, environment)
         failed = first_failure(directory, attempt)
+        _close_events(directory, attempt, failed, was_stopped=ranks.requests > 0)
         # The ranks' own verdicts are the truth: launchers turn every code into 1.
         return int(failed[1].get("exit_code") or code or 1) if failed else code
 
@@ -54,6 +57,17 @@ class LocalBackend:
         """Ask the newest attempt to save and stop at its next step."""
         directory = RunDir.open(run)
         directory.stop_request(directory.last_attempt).touch()
+
+
+def _close_events(
+    run: RunDir, attempt: int, failed: tuple[int, dict[str, Any]] | None, *, was_stopped: bool
+) -> None:
+    """Add how an attempt ended, where its rank 0 was killed before it could."""
+    if failed is None or any(row.get("attempt") == attempt and row["event"] in _ENDS for row in read_jsonl(run.events)):
+        return
+    rank, verdict = failed
+    event = "interrupted" if was_stopped else "failed"
+    run.add_event(event, attempt=attempt, reason=f"rank {rank} {verdict['verdict']}: {verdict['error']}")
 
 
 def first_failure(run: RunDir, attempt: int) -> tuple[int, dict[str, Any]] | None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from launcher.rundir import replace_folder, write_json
+from launcher.rundir import make_folder, write_json
 
 # Raise when the prepared form changes, so that older caches are not read.
 FORMAT = 2
@@ -52,12 +52,7 @@ def prepared_folder(
             rows.save_to_disk(str(target / name))
         write_json(target / "facts.json", dict(facts))
 
-    try:
-        replace_folder(folder, fill)
-    except OSError:
-        # The other maker's rename came first; its content is the same.
-        if not (folder / "facts.json").is_file():
-            raise
+    make_folder(folder, fill)
     return folder, False
 
 
