@@ -141,6 +141,8 @@ class Hardware:
     memory_bytes: int
     cpu_has_fast_bf16: bool
     """Whether the processor has bf16 dot products (AVX512-BF16 or AMX)."""
+    has_cxx_compiler: bool = True
+    """Whether operations that are built on first use can be."""
 
 
 @dataclass(frozen=True)

@@ -165,6 +165,7 @@ def _stop_if_asked(session: Session) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Run one rank; return its exit code."""
     started = time.time()
+    _find_tools_beside_python()
     options = _parse(sys.argv[1:] if argv is None else argv)
     rank = int(os.environ.get("RANK", "0"))
     place = Place(RunDir(options.run.resolve()), options.attempt, rank) if options.run is not None else None
@@ -179,9 +180,16 @@ def main(argv: list[str] | None = None) -> int:
         train(session, arguments)
     except BaseException as caught:  # whatever ended this rank has to reach its verdict
         error = caught
-    code = _end(place, error, terminal)
+    code = _end(place, rank, error, terminal)
     _leave_group()
     return code
+
+
+def _find_tools_beside_python() -> None:
+    """Let DeepSpeed find ninja in a virtual environment that is not activated."""
+    folder = str(Path(sys.executable).parent)
+    if folder not in os.environ.get("PATH", "").split(os.pathsep):
+        os.environ["PATH"] = os.pathsep.join(filter(None, [folder, os.environ.get("PATH")]))
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
@@ -229,9 +237,9 @@ def _started_by_accelerate(options: argparse.Namespace, rank: int, started: floa
     loaded, problems = examine(options.recipe, options.overrides)
     if loaded is None or problems:
         raise RecipeError(problems)
-    launch = plan_under_accelerate(loaded.recipe, detect_hardware(), os.environ)
-    arguments = _arguments(loaded.recipe, launch, options.runs_dir)
-    run, attempt = _share_run(loaded, options.runs_dir, rank)
+    recipe, launch = plan_under_accelerate(loaded.recipe, detect_hardware(), os.environ)
+    arguments = _arguments(recipe, launch, options.runs_dir)
+    run, attempt = _share_run(recipe, loaded.source_text, options.runs_dir, rank)
     arguments.output_dir = str(run.path)
     stop = StopFlag(run.stop_request(attempt))
     stop.install()
@@ -242,7 +250,7 @@ def _started_by_accelerate(options: argparse.Namespace, rank: int, started: floa
         write_json(run.launch_plan(attempt), {"plan": asdict(launch), "base_folder": str(base)})
         print(f"run: {run.path}", file=terminal)
     session = Session(
-        run, attempt, rank, loaded.recipe, base, launch, stop, terminal if rank == 0 else None, started
+        run, attempt, rank, recipe, base, launch, stop, terminal if rank == 0 else None, started
     )
     _write_environment(session)
     return session, arguments, terminal
@@ -254,15 +262,13 @@ def _arguments(recipe: Recipe, launch: LaunchPlan, output: Path) -> Any:
     return training_arguments(recipe, launch, output_dir=str(output))
 
 
-def _share_run(loaded: Any, runs: Path, rank: int) -> tuple[RunDir, int]:
+def _share_run(recipe: Recipe, text: str, runs: Path, rank: int) -> tuple[RunDir, int]:
     """Rank 0 makes the run directory and tells the others where it is."""
     import torch.distributed as dist
 
     where: list[Any] = [None]
     if rank == 0:
-        run = RunDir.create(
-            runs.resolve(), loaded.recipe.name, recipe_text=loaded.source_text, resolved_text=resolved_text(loaded.recipe)
-        )
+        run = RunDir.create(runs.resolve(), recipe.name, recipe_text=text, resolved_text=resolved_text(recipe))
         where = [(str(run.path), run.new_attempt())]
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         dist.broadcast_object_list(where)
@@ -276,12 +282,13 @@ def _write_environment(session: Session) -> None:
         write_json(session.run.attempt(session.attempt) / "environment.json", facts)
 
 
-def _end(place: Place | None, error: BaseException | None, terminal: TextIO | None) -> int:
+def _end(place: Place | None, rank: int, error: BaseException | None, terminal: TextIO | None) -> int:
     """Write the verdict, show an error on ``terminal`` where no parent will show it, and return the exit code."""
     if place is None:
         # Before a run directory exists, a recipe's faults are all that a user should meet.
         if isinstance(error, LauncherError):
-            print(error, file=sys.stderr)
+            if rank == 0:
+                print(error, file=sys.stderr)
             return error.exit_code
         assert error is not None
         raise error

@@ -8,6 +8,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# The first example of a test may import torch, and other work may share the machine.
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
 
 # Helpers of the tests (tiny.py) are imported by name; import mode importlib leaves sys.path as it is.
 sys.path.insert(0, str(Path(__file__).resolve().parent))

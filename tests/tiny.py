@@ -97,7 +97,7 @@ def write_data(folder: Path, *, train: int = 50, validation: int = 18, test: int
     return folder
 
 
-def recipe_values(model: Path | str, data: Path | str, **changes: Any) -> dict[str, Any]:
+def recipe_values(model: Path | str, data: Path | str, /, **changes: Any) -> dict[str, Any]:
     """A recipe for the tiny model as plain values; ``changes`` are sections laid over it."""
     values: dict[str, Any] = {
         "version": 1,

@@ -48,11 +48,12 @@ class SplitSet:
     warnings: tuple[str, ...]
     label_names: tuple[str, ...] = ()
     """Names of the classes in the source's own order, where it declares them (ClassLabel)."""
-    row_sets: dict[str, RowSet] = field(default_factory=dict, repr=False)
+    places: dict[str, RowSet] = field(default_factory=dict, repr=False)
+    """Where the rows of each split stand, without their texts."""
 
     def origin(self, split: str) -> Callable[[int], str]:
         """Return a function: position of a row in ``split`` (from 0) -> its file and row, for an error message."""
-        return self.row_sets[split].place
+        return self.places[split].place
 
 
 def load_splits(
@@ -107,7 +108,7 @@ def load_rows(
     ``split`` is what to take from a source that has several. Labels are left out where no row has one.
     Raises DataError as ``load_splits`` does.
     """
-    check_keys(data.columns, known=(*needs, *optional))
+    check_keys(data.columns, known=tuple(dict.fromkeys((*needs, *optional, *NEEDS, *OPTIONAL))))
     parts = [_part(source, data=data, base_folder=base_folder, split=split)]
     rows, _ = without_hidden_labels(read_split("test", parts=parts, data=data, needs=needs, optional=optional))
     return rows
@@ -188,5 +189,5 @@ def _finish(sets: dict[str, RowSet], *, notes: list[str]) -> SplitSet:
         provenance={split: list(rows.provenance) for split, rows in ordered.items()},
         warnings=tuple(dict.fromkeys(notes)),
         label_names=ordered["train"].class_names,
-        row_sets=ordered,
+        places={split: rows.places_only() for split, rows in ordered.items()},
     )

@@ -54,6 +54,10 @@ class RowSet:
         """Return the rows without their labels."""
         return replace(self, columns={name: values for name, values in self.columns.items() if name != "label"})
 
+    def places_only(self) -> RowSet:
+        """Return the rows without what they hold: enough for ``place``."""
+        return replace(self, columns={"row_id": self.columns["row_id"]})
+
     def keys(self) -> list[tuple[str, ...]]:
         """Return what makes two rows the same text: [rows] text and pair, case and spacing folded."""
         texts = [self.columns[name] for name in ("text", "text_pair") if name in self.columns]
@@ -79,20 +83,31 @@ def read_split(
     split: str, *, parts: Sequence[Part], data: DataSection, needs: Sequence[str], optional: Sequence[str]
 ) -> RowSet:
     """Read the sources of a split, one after the other. Raises DataError naming file and row."""
-    if split == "test":
+    if split == "test" and "label" in needs:
         needs, optional = [name for name in needs if name != "label"], [*optional, "label"]
     pieces: list[RowSet] = []
     start = 0
     for part in parts:
-        kept = 0
+        kept = read = 0
         for table in part.reader():
             limit = None if part.spec.limit is None else part.spec.limit - kept
-            piece = _read_table(table, part=part, start=start, limit=limit, data=data, needs=needs, optional=optional)
+            # Rows to predict on come without the label column that the recipe names.
+            mapped = {
+                ours: theirs
+                for ours, theirs in data.columns.items()
+                if split != "test" or _is_there(ours, theirs, table)
+            }
+            chosen = choose_columns(table, columns=mapped, needs=needs, optional=optional) if table.names else {}
+            piece = _read_table(table, part=part, start=start, limit=limit, chosen=chosen, join=data.join)
             pieces.append(piece)
-            kept, start = kept + piece.rows, start + table.rows
+            kept, read, start = kept + piece.rows, read + table.rows, start + table.rows
         if not kept:
-            raise DataError(_no_rows(split, part=part, read=sum(piece.provenance[0]["rows_read"] for piece in pieces)))
+            raise DataError(_no_rows(split, part=part, read=read))
     return _join(split, pieces=pieces, warnings=[note for part in parts for note in part.warnings])
+
+
+def _is_there(ours: str, theirs: str | list[str], table: Table) -> bool:
+    return ours != "label" or theirs in table.names
 
 
 def _no_rows(split: str, *, part: Part, read: int) -> str:
@@ -108,19 +123,17 @@ def _read_table(
     part: Part,
     start: int,
     limit: int | None,
-    data: DataSection,
-    needs: Sequence[str],
-    optional: Sequence[str],
+    chosen: Mapping[str, list[str]],
+    join: str,
 ) -> RowSet:
     rows = _kept_rows(table, spec=part.spec)[:limit]
     facts = {"source": part.spec.source, "place": table.places.shown, **table.facts}
     counts = {"rows_read": table.rows, "rows": len(rows)}
     columns: dict[str, list[Any]] = {"row_id": [start + row for row in rows]}
     names: tuple[str, ...] = ()
-    if table.names:
-        chosen = choose_columns(table, columns=data.columns, needs=needs, optional=optional)
+    if chosen:
         facts["columns"] = {ours: theirs[0] if len(theirs) == 1 else theirs for ours, theirs in chosen.items()}
-        columns = _our_columns(table, chosen=chosen, rows=rows, join=data.join) | columns
+        columns = _our_columns(table, chosen=chosen, rows=rows, join=join) | columns
         names = table.class_names.get(chosen["label"][0], ()) if "label" in chosen else ()
     return RowSet(columns, ((start, table.places),), ({**facts, **counts},), table.warnings, names)
 

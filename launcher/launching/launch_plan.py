@@ -17,12 +17,17 @@ def plan_launch(recipe: Recipe, hardware: Hardware, *, world_size: int | None = 
         world_size: number of processes that are already running (under ``accelerate launch``); None: to be decided.
 
     Raises:
-        InstallationError: more processes than GPUs, or a precision that the device cannot compute in.
+        InstallationError: more processes than GPUs, a precision that the device cannot compute in, or no compiler.
     """
     processes = _processes_per_node(recipe, hardware, world_size)
     world = processes * recipe.distributed.nodes
     device: Literal["cpu", "cuda"] = "cuda" if hardware.gpus else "cpu"
     engine = _engine(recipe, world)
+    if engine == "deepspeed" and device == "cpu" and not hardware.has_cxx_compiler:
+        raise InstallationError(
+            "DeepSpeed on the processor builds its communication on first use, and there is no C++ compiler here; install "
+            "one (apt-get install g++), or leave distributed.zero_stage out"
+        )
     return LaunchPlan(
         engine=engine,
         zero_stage=recipe.distributed.zero_stage if engine == "deepspeed" else None,

@@ -14,8 +14,8 @@ from launcher.recipe.schema import Recipe
 _PRECISION = {"no": "fp32", "bf16": "bf16", "fp16": "fp16"}
 
 
-def plan_under_accelerate(recipe: Recipe, hardware: Hardware, environment: Mapping[str, str]) -> LaunchPlan:
-    """Return the launch plan that agrees with the recipe and with what accelerate has set up.
+def plan_under_accelerate(recipe: Recipe, hardware: Hardware, environment: Mapping[str, str]) -> tuple[Recipe, LaunchPlan]:
+    """Return the launch plan that agrees with the recipe and with what accelerate has set up, and the recipe that says so.
 
     Args:
         environment: as left by accelerate: WORLD_SIZE, LOCAL_WORLD_SIZE, ACCELERATE_USE_DEEPSPEED, ...
@@ -41,7 +41,7 @@ def plan_under_accelerate(recipe: Recipe, hardware: Hardware, environment: Mappi
     )
     chosen = _PRECISION[precision] if recipe.precision == "auto" and precision in ("bf16", "fp16") else recipe.precision
     adapted = recipe.model_copy(update={"distributed": distributed, "precision": chosen})
-    return plan_launch(adapted, hardware, world_size=world)
+    return adapted, plan_launch(adapted, hardware, world_size=world)
 
 
 def _zero_stage(environment: Mapping[str, str]) -> int | None:

@@ -20,6 +20,7 @@ def detect_hardware() -> Hardware:
         cpu_count=len(os.sched_getaffinity(0)),
         memory_bytes=os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
         cpu_has_fast_bf16=bool(_BF16_FLAGS & _cpu_flags()),
+        has_cxx_compiler=shutil.which(os.environ.get("CXX") or "c++") is not None,
     )
 
 

@@ -81,7 +81,7 @@ def _devices() -> list[Finding]:
 
 def _compilers() -> list[Finding]:
     findings = []
-    for tool, remedy in (("g++", "apt-get install g++"), ("ninja", "pip install ninja")):
+    for tool, remedy in (("c++", "apt-get install g++"), ("ninja", "pip install ninja")):
         path = shutil.which(tool) or _beside_python(tool)
         if path:
             findings.append(Finding(tool, "ok", path))

@@ -236,6 +236,18 @@ def test_rows_to_predict_on(tmp_path: Path) -> None:
     assert rows.columns == {"text": ["one", "two"], "row_id": [0, 1]} and rows.place(1).endswith("lines.txt:2 (row 2)")
 
 
+def test_the_label_column_may_be_missing_from_rows_to_predict_on_only(tmp_path: Path) -> None:
+    csv(tmp_path, "a.csv", header="text,kind")
+    csv(tmp_path, "bare.csv", [("q",)], "text")
+    columns = {"label": "kind"}
+    splits = load(tmp_path, train="a.csv", validation="a.csv", test="bare.csv", columns=columns)
+    assert splits.test.column_names == ["text", "row_id"]
+    data = DataSection(source="unused", columns=columns)
+    assert "label" not in load_rows("bare.csv", data=data, base_folder=tmp_path, optional=("id",)).columns
+    assert "label" not in load_rows("a.csv", data=data, base_folder=tmp_path, optional=("id",)).columns
+    assert "has no column 'kind'" in fault(tmp_path, train="a.csv", validation="bare.csv", columns=columns)
+
+
 def test_empty_splits(tmp_path: Path) -> None:
     csv(tmp_path, "a.csv")
     csv(tmp_path, "none.csv", [])
@@ -285,7 +297,7 @@ def test_the_fingerprint_is_of_the_rows_not_of_their_files(tmp_path: Path) -> No
     assert one.fingerprint == two.fingerprint and len(one.fingerprint) == 64
     swapped = load(tmp_path, train=str(csv(tmp_path, "c.csv", ROWS[::-1])), validation="b.jsonl")
     assert swapped.fingerprint != one.fingerprint
-    assert one.fingerprint.startswith("PINNED")
+    assert one.fingerprint.startswith("e31d8307b2cf768b")
 
 
 # --- real data -----------------------------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ class Place:
     def model(self) -> Path:
         return self.folder / "bert"
 
-    def recipe(self, name: str = "recipe", **changes: object) -> Path:
+    def recipe(self, name: str = "recipe", /, **changes: object) -> Path:
         """Write a recipe whose data path is relative to the folder."""
         return tiny.write_recipe(self.folder / f"{name}.yaml", tiny.recipe_values("./bert", "./data", **changes))
 

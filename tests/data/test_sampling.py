@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings, strategies as st
+
+from launcher.data.sampling import GlobalBatches, RankBatches, evaluation_batches
+
+ORDERS = ("group_by_length", "random", "sequential")
+
+
+def lengths_of(rows: int, seed: int = 0) -> np.ndarray:
+    """Lengths of texts as they are: many short ones, few long ones."""
+    return np.clip(np.random.default_rng(seed).lognormal(3.2, 0.7, rows).astype(np.int64), 3, 256)
+
+
+def make(rows: int, batch: int, order: str = "group_by_length", seed: int = 0) -> GlobalBatches:
+    return GlobalBatches(lengths_of(rows), batch, seed, order)  # type: ignore[arg-type]
+
+
+@settings(max_examples=150)
+@given(
+    rows=st.integers(1, 300), batch=st.integers(1, 40), order=st.sampled_from(ORDERS), epoch=st.integers(0, 3),
+    seed=st.integers(0, 99),
+)  # fmt: skip
+def test_each_row_is_in_exactly_one_batch_of_an_epoch(rows, batch, order, epoch, seed):
+    batches = make(rows, batch, order, seed)
+    found = batches.epoch(epoch)
+    assert sorted(np.concatenate(found).tolist()) == list(range(rows))
+    assert len(found) == len(batches) and all(0 < len(b) <= batch for b in found)
+    assert sum(len(b) < batch for b in found) <= 1
+
+
+@settings(max_examples=200)
+@given(
+    rows=st.integers(1, 120), batch=st.integers(1, 24), world=st.integers(1, 4), accumulation=st.integers(1, 3),
+    order=st.sampled_from(ORDERS),
+)  # fmt: skip
+def test_the_ranks_together_have_one_ranks_global_batch_at_every_step(rows, batch, world, accumulation, order):
+    batches = make(rows, batch, order)
+    ranks = [RankBatches(batches, accumulation=accumulation, rank=r, world_size=world) for r in range(world)]
+    one = RankBatches(batches, accumulation=1, rank=0, world_size=1)
+    for rank in (*ranks, one):
+        rank.set_epoch(2)
+    shares = [list(rank) for rank in ranks]
+    assert all(
+        len(share) == len(rank) == len(batches) * accumulation for share, rank in zip(shares, ranks, strict=True)
+    )
+    assert all(micro for share in shares for micro in share), "an empty list would end a collator"
+    widest = -(-(-(-batch // world)) // accumulation) + 1
+    for step, whole in enumerate(one):
+        parts = [micro for share in shares for micro in share[step * accumulation : (step + 1) * accumulation]]
+        real = [row for micro in parts for row in micro if row >= 0]
+        assert sorted(real) == sorted(whole), "each row once, padding rows not counted"
+        padding = [row for micro in parts for row in micro if row < 0]
+        assert all(-1 - row in whole for row in padding)
+        # A padding row stands alone: where a rank has rows of its own it needs none.
+        assert all(len(micro) == 1 for micro in parts if micro[0] < 0)
+        assert max(map(len, parts)) <= widest
+
+
+@settings(max_examples=100)
+@given(batch=st.integers(1, 300), world=st.integers(1, 8), cap=st.integers(1, 64), rows=st.integers(1, 300))
+def test_no_rank_holds_more_rows_than_planned(batch, world, cap, rows):
+    from launcher.launching.batch import plan_batch
+
+    plan = plan_batch(global_batch_size=batch, world_size=world, cap=cap)
+    whole = np.arange(min(rows, batch))
+    for rank in range(world):
+        sampler = RankBatches(make(rows, batch), accumulation=plan.accumulation, rank=rank, world_size=world)
+        assert max(map(len, sampler.share(whole))) <= plan.micro_batch_size
+
+
+def test_equal_seeds_give_equal_orders_and_epochs_differ():
+    first, again, other = make(200, 8, seed=1), make(200, 8, seed=1), make(200, 8, seed=2)
+
+    def rows(batches: GlobalBatches, epoch: int) -> list[list[int]]:
+        return [b.tolist() for b in batches.epoch(epoch)]
+
+    assert rows(first, 0) == rows(again, 0) and rows(first, 5) == rows(again, 5)
+    assert rows(first, 0) != rows(first, 1) and rows(first, 0) != rows(other, 0)
+    # Not only the order of the batches: rows meet others.
+    assert {tuple(sorted(b)) for b in rows(first, 0)} != {tuple(sorted(b)) for b in rows(first, 1)}
+
+
+def test_sequential_keeps_the_order_and_random_is_a_shuffle():
+    assert np.concatenate(make(50, 8, "sequential").epoch(3)).tolist() == list(range(50))
+    assert np.concatenate(make(50, 8, "random").epoch(3)).tolist() != list(range(50))
+
+
+# A small set is sorted in small chunks, so that its batches still vary from epoch to epoch.
+@pytest.mark.parametrize("rows, share", [(300, 0.9), (2000, 0.5), (20000, 0.25)])
+def test_grouping_pads_far_less_than_a_shuffle(rows, share):
+    def padding(order: str) -> float:
+        lengths = lengths_of(rows)
+        batches = GlobalBatches(lengths, 32, 0, order).epoch(0)  # type: ignore[arg-type]
+        places = sum(int(lengths[b].max()) * len(b) for b in batches)
+        return 1 - int(lengths.sum()) / places
+
+    assert padding("group_by_length") < share * padding("random")
+
+
+@given(rows=st.integers(1, 300), batch=st.integers(1, 40), epoch=st.integers(0, 3))
+def test_the_longest_batch_comes_first(rows, batch, epoch):
+    lengths = lengths_of(rows)
+    places = [int(lengths[b].max()) * len(b) for b in make(rows, batch).epoch(epoch)]
+    assert places[0] == max(places)
+
+
+def test_length_says_nothing_about_when_a_row_comes():
+    """Batches are shuffled: a run would otherwise see the long texts first."""
+    lengths = lengths_of(4000)
+    means = [lengths[b].mean() for b in GlobalBatches(lengths, 16, 0).epoch(0)][1:]
+    assert abs(np.corrcoef(means, np.arange(len(means)))[0, 1]) < 0.2
+
+
+@given(rows=st.integers(1, 200), batch=st.integers(1, 64))
+def test_evaluation_batches_hold_every_row_once_longest_first(rows, batch):
+    lengths = lengths_of(rows)
+    found = evaluation_batches(lengths, batch_size=batch)
+    assert sorted(np.concatenate(found).tolist()) == list(range(rows))
+    assert all(np.diff(lengths[np.concatenate(found)]) <= 0)
+
+
+# --- padding rows weigh nothing --------------------------------------------------------------------------------------
+
+
+def test_a_padding_row_is_a_copy_of_weight_0():
+    from datasets import Dataset
+
+    from launcher.engine.loading import Rows, WithRowIds
+
+    split = Dataset.from_dict(
+        {"input_ids": [[1], [2, 3]], "labels": [0, 1], "length": [1, 2], "row_id": [70, 71], "text": ["a", "b"]}
+    )
+    rows = Rows(split)
+    real, padding = rows.__getitems__([1, -2])
+    assert real == {"input_ids": [2, 3], "labels": 1, "row_id": 1, "weight": 1.0}
+    assert padding == {**real, "weight": 0.0}
+    assert rows[-1] == {"input_ids": [1], "labels": 0, "row_id": 0, "weight": 0.0}
+    batch = WithRowIds(lambda found: {"weights": [row["weight"] for row in found]})([real, padding])
+    assert batch == {"weights": [1.0, 0.0], "row_numbers": [1]}
