@@ -237,8 +237,9 @@ def _started_by_accelerate(options: argparse.Namespace, rank: int, started: floa
     loaded, problems = examine(options.recipe, options.overrides)
     if loaded is None or problems:
         raise RecipeError(problems)
-    recipe, launch = plan_under_accelerate(loaded.recipe, detect_hardware(), os.environ)
-    arguments = _arguments(recipe, launch, options.runs_dir)
+    adapted = plan_under_accelerate(loaded.recipe, detect_hardware(), os.environ)
+    recipe, launch = adapted.recipe, adapted.launch
+    arguments = _arguments(recipe, launch, options.runs_dir, deepspeed=adapted.deepspeed)
     run, attempt = _share_run(recipe, loaded.source_text, options.runs_dir, rank)
     arguments.output_dir = str(run.path)
     stop = StopFlag(run.stop_request(attempt))
@@ -256,10 +257,12 @@ def _started_by_accelerate(options: argparse.Namespace, rank: int, started: floa
     return session, arguments, terminal
 
 
-def _arguments(recipe: Recipe, launch: LaunchPlan, output: Path) -> Any:
+def _arguments(
+    recipe: Recipe, launch: LaunchPlan, output: Path, *, deepspeed: dict[str, Any] | None = None
+) -> Any:
     from launcher.engine.arguments import training_arguments
 
-    return training_arguments(recipe, launch, output_dir=str(output))
+    return training_arguments(recipe, launch, output_dir=str(output), deepspeed=deepspeed)
 
 
 def _share_run(recipe: Recipe, text: str, runs: Path, rank: int) -> tuple[RunDir, int]:

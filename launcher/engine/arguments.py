@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from launcher.contracts import LaunchPlan
@@ -20,8 +21,13 @@ _OURS = {
 }
 
 
-def training_arguments(recipe: Recipe, plan: LaunchPlan, *, output_dir: str) -> Any:
-    """Return TrainingArguments; creating them starts torch.distributed where there are several ranks."""
+def training_arguments(
+    recipe: Recipe, plan: LaunchPlan, *, output_dir: str, deepspeed: Mapping[str, Any] | None = None
+) -> Any:
+    """Return TrainingArguments; creating them starts torch.distributed where there are several ranks.
+
+    ``deepspeed``: the user's own DeepSpeed configuration; None: the shipped one of the plan's stage.
+    """
     from transformers import TrainingArguments
 
     values = {k: v for k, v in recipe.training.model_dump().items() if k not in _OURS and v is not None}
@@ -38,7 +44,7 @@ def training_arguments(recipe: Recipe, plan: LaunchPlan, *, output_dir: str) -> 
         "fp16": plan.precision == "fp16",
         # Also what makes torch.distributed use gloo under DeepSpeed on a machine without GPUs.
         "use_cpu": plan.device == "cpu",
-        "deepspeed": deepspeed_config(recipe, plan) if plan.engine == "deepspeed" else None,
+        "deepspeed": deepspeed_config(recipe, plan, base=deepspeed) if plan.engine == "deepspeed" else None,
         "report_to": recipe.tracking.report_to or "none",
         "disable_tqdm": True,
         "remove_unused_columns": False,

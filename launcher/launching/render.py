@@ -2,29 +2,58 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shlex
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from launcher.contracts import LaunchPlan
+from launcher.errors import PlanMismatch
 from launcher.recipe.schema import Recipe
 from launcher.shipped import shipped_folder
 
 
-def deepspeed_config(recipe: Recipe, plan: LaunchPlan) -> dict[str, Any]:
-    """Return ds_configs/zeroN.json with everything resolved that does not depend on the model's size."""
+def deepspeed_config(recipe: Recipe, plan: LaunchPlan, *, base: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return a DeepSpeed configuration with everything resolved that does not depend on the model's size.
+
+    Args:
+        base: the user's own configuration; None: ds_configs/zeroN.json.
+
+    Raises:
+        PlanMismatch: ``base`` has an optimizer or scheduler, or a value that contradicts the recipe.
+    """
     assert plan.zero_stage is not None
-    config: dict[str, Any] = json.loads((shipped_folder("ds_configs") / f"zero{plan.zero_stage}.json").read_text())
-    batch = plan.batch
-    config["train_micro_batch_size_per_gpu"] = batch.micro_batch_size
-    config["gradient_accumulation_steps"] = batch.accumulation
-    config["train_batch_size"] = batch.micro_batch_size * batch.accumulation * batch.world_size
-    config["gradient_clipping"] = recipe.training.max_grad_norm
-    config["bf16"]["enabled"] = plan.precision == "bf16"
-    config["fp16"]["enabled"] = plan.precision == "fp16"
+    if base is None:
+        base = json.loads((shipped_folder("ds_configs") / f"zero{plan.zero_stage}.json").read_text())
+    for block in ("optimizer", "scheduler"):
+        if block in base:
+            raise PlanMismatch(
+                f"the DeepSpeed file has a block {block!r}; with it all parameters would share one rate, whatever the tuning "
+                "table says; remove it"
+            )
+    config = copy.deepcopy(dict(base))
+    batch, training = plan.batch, recipe.training
+    _set(config, "train_micro_batch_size_per_gpu", batch.micro_batch_size, "training.per_device_train_batch_size")
+    _set(config, "gradient_accumulation_steps", batch.accumulation, "training.global_batch_size")
+    rows = batch.micro_batch_size * batch.accumulation * batch.world_size
+    _set(config, "train_batch_size", rows, "training.global_batch_size")
+    _set(config, "gradient_clipping", training.max_grad_norm, "training.max_grad_norm")
+    _set(config.setdefault("bf16", {}), "enabled", plan.precision == "bf16", "precision")
+    _set(config.setdefault("fp16", {}), "enabled", plan.precision == "fp16", "precision")
     return config
+
+
+def _set(config: dict[str, Any], name: str, value: object, key: str) -> None:
+    """Resolve an entry that is left to the recipe. Raises PlanMismatch where it says something else."""
+    if config.get(name, "auto") not in ("auto", value):
+        raise PlanMismatch(
+            f"the DeepSpeed file's {name} is {config[name]}, but the recipe's {key} makes it {value}; change one of them, or "
+            f"write \"auto\" in the DeepSpeed file"
+        )
+    config[name] = value
 
 
 def accelerate_config(plan: LaunchPlan, *, deepspeed_file: Path | None) -> dict[str, Any]:

@@ -1,0 +1,296 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+import torch
+import transformers as tf
+from torch import nn
+
+from launcher.contracts import Prepared
+from launcher.errors import DataError, ModelError
+from launcher.recipe.schema import Recipe
+from launcher.tasks.text_classification import Collator, TextClassification, probabilities
+
+SINGLE, MULTI = "single_label_classification", "multi_label_classification"
+BINARY, REGRESSION = "binary_classification", "regression"
+SMALL = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_hidden_layers": 1}
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory) -> Path:
+    return tiny.save_bert(tmp_path_factory.mktemp("bert"))
+
+
+def make_task(bert: Path, *, data: Path | str = "data", task: dict | None = None, **options: Any) -> TextClassification:
+    """``options``: keys of the section ``data``."""
+    values = tiny.recipe_values(bert, data, data=options)
+    values |= {"task": {"type": "text-classification", **(task or {})}, "strategy": {"type": "full"}}
+    return TextClassification(Recipe.model_validate(values))
+
+
+# --- loss ------------------------------------------------------------------------------------------------------------
+
+LOGITS = torch.tensor([[2.0, -1.0, 0.3], [0.1, 0.2, -0.7], [-1.5, 2.5, 0.0], [0.0, 0.4, 1.1]])
+NAMES = {SINGLE: ("a", "b", "c"), MULTI: ("a", "b", "c"), BINARY: ("no", "yes"), REGRESSION: ()}
+LABELS = {
+    SINGLE: torch.tensor([0, 2, 1, 1]),
+    MULTI: torch.tensor([[1.0, 0, 1], [0, 0, 0], [0, 1, 1], [1, 1, 1]]),
+    BINARY: torch.tensor([0, 1, 1, 0]),
+    REGRESSION: torch.tensor([0.5, -1.0, 2.0, 3.5]),
+}
+WEIGHTS = {SINGLE: torch.tensor([1.0, 0.25, 3.0]), MULTI: torch.tensor([1.0, 0.25, 3.0]), BINARY: torch.tensor([0.5, 2.0])}
+
+
+def task_with(bert: Path, problem: str, *, weights: bool) -> TextClassification:
+    names = NAMES[problem]
+    chosen = dict(zip(names, WEIGHTS[problem].tolist(), strict=True)) if weights else "none"
+    task = make_task(bert, task={"problem_type": problem, "class_weights": chosen})
+    task.problem_type = problem
+    task.class_weights = task._class_weights(Prepared(None, None, None, "", names, problem))
+    return task
+
+
+def mean_loss(task: TextClassification, logits: torch.Tensor, labels: torch.Tensor, weight=None, smoothing: float = 0.0) -> float:
+    batch = {"labels": labels, "sample_weight": torch.ones(len(labels)) if weight is None else weight}
+    summed = task.loss({"logits": logits}, batch, label_smoothing=smoothing)
+    assert summed.dtype == torch.float32 and summed.shape == ()
+    return float(summed / task.items(batch))
+
+
+def torch_mean(problem: str, logits: torch.Tensor, labels: torch.Tensor, weights, smoothing: float) -> float:
+    if problem == SINGLE:
+        return float(nn.CrossEntropyLoss(weight=weights, label_smoothing=smoothing)(logits, labels))
+    if problem == MULTI:
+        return float(nn.BCEWithLogitsLoss(weight=weights)(logits, labels))
+    if problem == BINARY:
+        # Two classes with logits 0 and z are the same model; so torch's cross entropy is the reference here too.
+        two = torch.cat([torch.zeros_like(logits), logits], dim=1)
+        return float(nn.CrossEntropyLoss(weight=weights, label_smoothing=smoothing)(two, labels))
+    return float(nn.MSELoss()(logits[:, 0], labels))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("weights", [False, True], ids=["plain", "weighted"])
+@pytest.mark.parametrize("problem", [SINGLE, MULTI, BINARY, REGRESSION])
+def test_the_loss_is_torchs_own_mean(bert, problem, weights, smoothing):
+    if (problem == REGRESSION and weights) or (problem in (MULTI, REGRESSION) and smoothing):
+        pytest.skip("refused in a recipe")
+    logits = LOGITS[:, :1] if problem in (BINARY, REGRESSION) else LOGITS
+    wanted = torch_mean(problem, logits, LABELS[problem], WEIGHTS[problem] if weights else None, smoothing)
+    found = mean_loss(task_with(bert, problem, weights=weights), logits, LABELS[problem], smoothing=smoothing)
+    assert found == pytest.approx(wanted, rel=1e-6)
+
+
+@pytest.mark.parametrize("problem", [SINGLE, MULTI, BINARY, REGRESSION])
+def test_rows_of_weight_0_do_not_count(bert, problem):
+    task = task_with(bert, problem, weights=problem != REGRESSION)
+    logits = LOGITS[:, :1] if problem in (BINARY, REGRESSION) else LOGITS
+    labels, weight = LABELS[problem], torch.tensor([1.0, 1.0, 0.0, 0.0])
+    assert mean_loss(task, logits, labels, weight) == pytest.approx(mean_loss(task, logits[:2], labels[:2]), rel=1e-6)
+    changed = logits.clone()
+    changed[2:] = 50.0
+    assert mean_loss(task, changed, labels, weight) == pytest.approx(mean_loss(task, logits, labels, weight), rel=1e-6)
+
+
+def test_half_precision_logits_give_a_float32_loss(bert):
+    task = task_with(bert, SINGLE, weights=False)
+    assert mean_loss(task, LOGITS.bfloat16(), LABELS[SINGLE]) == pytest.approx(mean_loss(task, LOGITS, LABELS[SINGLE]), rel=0.02)
+
+
+# --- class weights ---------------------------------------------------------------------------------------------------
+
+
+def test_balanced_weights_follow_the_counts(bert):
+    task = make_task(bert, task={"class_weights": "balanced"})
+    facts = {"splits": {"train": {"labels": [60, 30, 10]}}}
+    weights = task._class_weights(Prepared(None, None, None, "", ("a", "b", "c"), SINGLE, facts))
+    assert weights.tolist() == pytest.approx([100 / 180, 100 / 90, 100 / 30])
+
+
+def test_a_weight_for_no_label_is_refused(bert):
+    task = make_task(bert, task={"class_weights": {"a": 1.0, "bb": 2.0}})
+    with pytest.raises(DataError, match=r"'bb', which is no label; labels: a, b"):
+        task._class_weights(Prepared(None, None, None, "", ("a", "b"), SINGLE))
+
+
+# --- probabilities ---------------------------------------------------------------------------------------------------
+
+
+def test_probabilities():
+    logits = LOGITS.double().numpy()
+    assert probabilities(logits, SINGLE) == pytest.approx(torch.softmax(LOGITS.double(), 1).numpy())
+    assert probabilities(logits, MULTI) == pytest.approx(torch.sigmoid(LOGITS.double()).numpy())
+    p = torch.sigmoid(LOGITS[:, :1].double()).numpy()
+    assert probabilities(logits[:, :1], BINARY) == pytest.approx(np.hstack([1 - p, p]))
+    assert probabilities(logits[:, :1], REGRESSION).tolist() == logits[:, :1].tolist()
+    extreme = np.array([[1e4, -1e4, 0.0]])
+    assert probabilities(extreme, SINGLE).tolist() == [[1, 0, 0]] and probabilities(extreme, MULTI).tolist() == [[1, 0, 0.5]]
+
+
+# --- collator --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tokenizer(bert):
+    return tf.AutoTokenizer.from_pretrained(str(bert))
+
+
+def test_the_collator_pads_to_the_longest_and_keeps_weights(tokenizer):
+    rows = [
+        {"input_ids": [2, 7, 3], "token_type_ids": [0, 0, 0], "labels": 1, "row_id": 0, "weight": 1.0},
+        {"input_ids": list(range(2, 13)), "token_type_ids": [0] * 11, "labels": 0, "row_id": 1, "weight": 0.0},
+    ]
+    batch = Collator(tokenizer, SINGLE)(rows)
+    assert set(batch) == {"input_ids", "token_type_ids", "attention_mask", "labels", "sample_weight"}
+    assert batch["input_ids"].shape == (2, 16), "the longest of 11 tokens, as a multiple of 8"
+    assert batch["attention_mask"].sum(1).tolist() == [3, 11]
+    assert batch["labels"].dtype == torch.long and batch["sample_weight"].tolist() == [1.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    "problem, label, dtype", [(SINGLE, 2, torch.long), (BINARY, 1, torch.long), (REGRESSION, 0.5, torch.float), (MULTI, [0.0, 1.0], torch.float)]
+)
+def test_labels_have_the_type_of_the_problem(tokenizer, problem, label, dtype):
+    rows = [{"input_ids": [2, 3], "labels": label}] * 2
+    batch = Collator(tokenizer, problem)(rows)
+    assert batch["labels"].dtype == dtype and batch["labels"].tolist() == [label, label]
+    assert batch["sample_weight"].tolist() == [1.0, 1.0]
+
+
+def test_unlabelled_rows_have_no_labels(tokenizer):
+    assert "labels" not in Collator(tokenizer, SINGLE)([{"input_ids": [2, 3]}])
+
+
+# --- head ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "problem, names, outputs, stored, shown",
+    [
+        (SINGLE, ("a", "b", "c"), 3, SINGLE, {0: "a", 1: "b", 2: "c"}),
+        (MULTI, ("a", "b", "c"), 3, MULTI, {0: "a", 1: "b", 2: "c"}),
+        # One logit for the second name; pipelines then apply a sigmoid.
+        (BINARY, ("no", "yes"), 1, MULTI, {0: "yes"}),
+        (REGRESSION, (), 1, REGRESSION, None),
+    ],
+)
+def test_the_head_fits_the_problem(bert, problem, names, outputs, stored, shown):
+    loaded = make_task(bert).build_model(Prepared(None, None, None, "", names, problem))
+    config = loaded.model.config
+    assert loaded.model.classifier.out_features == outputs and config.num_labels == outputs
+    assert config.problem_type == stored
+    assert shown is None or config.id2label == shown and config.label2id == {name: k for k, name in shown.items()}
+    assert loaded.newly_initialized == {"classifier.weight", "classifier.bias"}
+    assert loaded.model.accepts_loss_kwargs is False
+
+
+def test_a_skeleton_has_the_same_parameters_and_no_weights(bert):
+    task, prepared = make_task(bert), Prepared(None, None, None, "", ("a", "b"), SINGLE)
+    real, skeleton = task.build_model(prepared), task.build_model(prepared, skeleton=True)
+    shapes = [{n: tuple(t.shape) for n, t in loaded.model.named_parameters()} for loaded in (real, skeleton)]
+    assert shapes[0] == shapes[1] and real.newly_initialized == skeleton.newly_initialized
+    assert all(t.is_meta for t in skeleton.model.parameters())
+
+
+def test_a_head_for_other_labels_is_made_anew(bert, tmp_path):
+    model = tf.BertForSequenceClassification(tiny.bert_config(num_labels=5))
+    model.save_pretrained(tmp_path / "tuned")
+    tiny.save_tokenizer(tmp_path / "tuned")
+    task = make_task(tmp_path / "tuned")
+    loaded = task.build_model(Prepared(None, None, None, "", ("a", "b"), SINGLE))
+    assert loaded.newly_initialized == {"classifier.weight", "classifier.bias"}
+    kept = task.build_model(Prepared(None, None, None, "", tuple("abcde"), SINGLE))
+    assert kept.newly_initialized == frozenset()
+    assert torch.equal(kept.model.classifier.weight, model.classifier.weight)
+
+
+@pytest.mark.parametrize("problem, names", [(SINGLE, ("no", "yes")), (MULTI, ("a", "b", "c")), (BINARY, ("no", "yes"))])
+def test_a_pipeline_gives_our_labels_and_scores(bert, tmp_path, problem, names):
+    task = make_task(bert)
+    prepared = Prepared(None, None, None, "", names, problem)
+    model = task.build_model(prepared).model.eval()
+    with torch.no_grad():
+        model.classifier.weight.mul_(200)
+    model.save_pretrained(tmp_path / "model")
+    task.tokenizer.save_pretrained(tmp_path / "model")
+    pipe = tf.pipeline("text-classification", model=str(tmp_path / "model"), top_k=None, device="cpu")
+    texts = ["an apple and a pear", "iron and zinc", "the old rhine"]
+    with torch.no_grad():
+        logits = [model(**task.tokenizer(text, return_tensors="pt")).logits[0].double().numpy() for text in texts]
+    ours = probabilities(np.stack(logits), problem)
+    for row, scores in zip(ours, pipe(texts), strict=True):
+        theirs = {s["label"]: s["score"] for s in scores}
+        wanted = dict(zip(names, row, strict=True))
+        assert theirs == pytest.approx({name: wanted[name] for name in theirs}, abs=1e-5)
+        assert len(theirs) == (1 if problem == BINARY else len(names))
+
+
+FAMILIES = {
+    "bert": (tf.BertConfig(vocab_size=128, **SMALL), "dropout"),
+    "distilbert": (tf.DistilBertConfig(vocab_size=128, dim=16, hidden_dim=32, n_heads=2, n_layers=1), "dropout"),
+    "deberta-v2": (tf.DebertaV2Config(vocab_size=128, **SMALL), "dropout"),
+    "gpt2": (tf.GPT2Config(vocab_size=128, n_embd=16, n_head=2, n_layer=1, n_positions=64, pad_token_id=0), None),
+    "llama": (tf.LlamaConfig(vocab_size=128, pad_token_id=0, **SMALL), None),
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_head_dropout(tmp_path, name):
+    config, field = FAMILIES[name]
+    tf.AutoModel.from_config(config).save_pretrained(tmp_path)
+    tiny.save_tokenizer(tmp_path)
+    task = make_task(tmp_path, task={"head_dropout": 0.37})
+    prepared = Prepared(None, None, None, "", ("a", "b"), SINGLE)
+    if field is None:
+        with pytest.raises(ModelError, match=r"task.head_dropout is set, but \w+Config has no dropout before its head"):
+            task.build_model(prepared)
+        return
+    model = task.build_model(prepared).model
+    found = getattr(model, field)
+    assert getattr(found, "p", getattr(found, "drop_prob", None)) == 0.37
+
+
+# --- lengths, pairs --------------------------------------------------------------------------------------------------
+
+
+def test_a_length_beyond_the_model_is_refused(bert, tmp_path):
+    data = tiny.write_data(tmp_path / "data", train=6, validation=3, test=3)
+    with pytest.raises(DataError, match=r"data.max_length is 65, but this model takes at most 64 tokens"):
+        make_task(bert, data=data, max_length=65).prepare_data()
+    values = make_task(bert, data=data, max_length=None)
+    assert values._max_length() == 64
+
+
+def pairs(path: Path) -> Path:
+    path.mkdir()
+    for name, count in {"train": 12, "validation": 6, "test": 6}.items():
+        table = [(text, text[::-1], label) for text, label in tiny.rows(count, seed=count)]
+        tiny.write_csv(path / f"{name}.csv", table, head=("one", "two", "label"))
+    return path
+
+
+def test_pairs_are_tokenized_together_and_asked_for_at_prediction(bert, tmp_path):
+    columns = {"text": "one", "text_pair": "two", "label": "label"}
+    task = make_task(bert, data=pairs(tmp_path / "pairs"), columns=columns, cache_dir=str(tmp_path / "c"))
+    _, prepared = task.prepare_data()
+    assert prepared.facts["pairs"] is True and set(prepared.train[0]["token_type_ids"]) == {0, 1}
+    facts = task.model_facts(prepared)
+    assert json.loads(json.dumps(facts)) == facts
+    rows, _ = task.prepare_texts(["apple"], ["pear"], facts)
+    assert rows[0]["token_type_ids"] == [0, 0, 0, 1, 1]
+    with pytest.raises(DataError, match="trained on pairs of texts"):
+        task.prepare_texts(["apple"], None, facts)
+    with pytest.raises(DataError, match="trained on single texts"):
+        task.prepare_texts(["apple"], ["pear"], {**facts, "pairs": False})
+
+
+@pytest.mark.parametrize("problem, metric", [(SINGLE, "macro_f1"), (BINARY, "macro_f1"), (MULTI, "micro_f1"), (REGRESSION, "spearman")])
+def test_the_metric_that_chooses_the_best_checkpoint(bert, problem, metric):
+    task = make_task(bert)
+    task.problem_type = problem
+    assert task.default_metric == metric
