@@ -56,18 +56,29 @@ def passthrough() -> str:
     rows = []
     for name, field in sorted(passthrough_fields().items()):
         values = ", ".join(f"`{c}`" for c in field.choices[:6]) + (", ..." if len(field.choices) > 6 else "")
-        rows.append([f"`{name}`", values or " or ".join(_KINDS.get(k, k) for k in field.kinds), _first_sentence(field.help)])
+        rows.append(
+            [f"`{name}`", values or " or ".join(_KINDS.get(k, k) for k in field.kinds), _first_sentence(field.help)]
+        )
     return _table(["key", "values", "what (transformers' own words)"], rows)
 
 
-_KINDS = {"bool": "true or false", "int": "whole number", "float": "number", "str": "text", "dict": "mapping", "None": "null"}
+_KINDS = {
+    "bool": "true or false",
+    "int": "whole number",
+    "float": "number",
+    "str": "text",
+    "dict": "mapping",
+    "None": "null",
+}
 
 
 def renamed() -> str:
     """Return the table of names of earlier years and what to write today."""
     from launcher.recipe.training_tables import ADVICE, RENAMED
 
-    rows = [[f"`{old}`", f"`{new}`" if new else ADVICE.get(old, "remove it")] for old, (new, _) in sorted(RENAMED.items())]
+    rows = [
+        [f"`{old}`", f"`{new}`" if new else ADVICE.get(old, "remove it")] for old, (new, _) in sorted(RENAMED.items())
+    ]
     return _table(["earlier", "now"], rows)
 
 
@@ -149,8 +160,15 @@ def verbs() -> str:
 def _verb(name: str, command: Any) -> str:
     arguments = [p for p in command.params if p.param_type_name == "argument"]
     options = [p for p in command.params if p.param_type_name == "option" and p.name != "help"]
-    shown = [f"{p.name.upper()}{'...' if p.nargs == -1 else ''}" if p.required else f"[{p.name.upper()}{'...' if p.nargs == -1 else ''}]" for p in arguments]
-    rows = [[f"`{p.name.upper()}`", p.help or ""] for p in arguments] + [[f"`{', '.join(p.opts)}`", p.help or ""] for p in options]
+    shown = [
+        f"{p.name.upper()}{'...' if p.nargs == -1 else ''}"
+        if p.required
+        else f"[{p.name.upper()}{'...' if p.nargs == -1 else ''}]"
+        for p in arguments
+    ]
+    rows = [[f"`{p.name.upper()}`", p.help or ""] for p in arguments] + [
+        [f"`{', '.join(p.opts)}`", p.help or ""] for p in options
+    ]
     usage = " ".join(["launcher", name, *(["[OPTIONS]"] if options else []), *shown])
     return f"### {name}\n\n{command.help}\n\n```\n{usage}\n```" + (f"\n\n{_table(['', ''], rows)}" if rows else "")
 
@@ -160,7 +178,13 @@ def exit_codes() -> str:
     from launcher import errors
 
     classes = [c for c in vars(errors).values() if isinstance(c, type) and issubclass(c, errors.LauncherError)]
-    found = sorted({(c.exit_code, c.__name__, _words((c.__doc__ or "").split(".")[0].split(";")[0])) for c in classes if c.__name__ not in ("RunFailed", "LauncherError")})
+    found = sorted(
+        {
+            (c.exit_code, c.__name__, _words((c.__doc__ or "").split(".")[0].split(";")[0]))
+            for c in classes
+            if c.__name__ not in ("RunFailed", "LauncherError")
+        }
+    )
     rows = [["0", "", "it went well"], ["1", "", "any other failure: a verb's own, or a rank's traceback"]]
     return _table(["code", "error", "when"], rows + [[str(code), f"`{name}`", text] for code, name, text in found])
 
@@ -187,7 +211,9 @@ def _file(path: Path, *, indent: int) -> list[str]:
 
 
 def _about(path: Path) -> str:
-    text = " ".join((ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").split("\n\n")[0].split()).replace("``", "")
+    text = " ".join(
+        (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").split("\n\n")[0].split()
+    ).replace("``", "")
     return re.split(r"(?<=[.])\s", text)[0].rstrip(".")
 
 
@@ -196,7 +222,9 @@ def _about(path: Path) -> str:
 
 def _table(head: list[str], rows: list[list[str]]) -> str:
     cells = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in row) + " |" for row in cells)
+    return "\n".join(
+        "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in row) + " |" for row in cells
+    )
 
 
 PARTS: dict[str, Callable[..., str]] = {

@@ -21,6 +21,7 @@ from typing import Any
 from launcher.contracts import JobStatus
 from launcher.errors import RunStateError
 
+
 def write_text(path: Path, text: str) -> None:
     """Write a file so that a reader, or a crash, sees the old content or the new, never half of it."""
     write_bytes(path, text.encode())

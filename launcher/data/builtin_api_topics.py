@@ -40,6 +40,11 @@ _STOP_TEXT = (
 )
 _STOP_WORDS = frozenset(_STOP_TEXT.split())
 _ROLE = re.compile(r":[a-zA-Z:]+:`~?([^`<]*?)(?:\s*<[^`>]*>)?`")
+# Headings of what follows the prose, in docstrings that leave no blank line before them; and marks of references.
+_HEADING = re.compile(
+    r"(?:^|\s)(?:Args|Arguments|Parameters|Returns|Return|Raises|Examples?|Notes?|Usage)\s*::?(?=\s|$)"
+)
+_REFERENCE = re.compile(r"\s*\[[\w.]+\]_|::$")
 _NAMES = re.compile(rf"\b({LIBRARY_NAMES})\b", re.IGNORECASE)
 _GRAM = 3
 
@@ -260,7 +265,8 @@ def _docstrings(node: ast.AST, *, methods: bool, outer: str = "") -> Iterator[tu
 def clean(docstring: str) -> str:
     """Return the first paragraph as one line: markup off, names of libraries masked."""
     paragraph = " ".join(re.split(r"\n\s*\n", docstring.strip(), maxsplit=1)[0].split())
-    plain = _ROLE.sub(lambda match: match[1].strip().split(".")[-1], paragraph)
+    prose = _REFERENCE.sub("", _HEADING.split(paragraph, maxsplit=1)[0].strip())
+    plain = _ROLE.sub(lambda match: match[1].strip().split(".")[-1], prose)
     plain = re.sub(r"`+_*", "", plain).replace("**", "")
     return " ".join(_NAMES.sub(MASK, plain).split())
 
@@ -273,4 +279,6 @@ def _usable(shown: str) -> bool:
         _SHORTEST <= len(shown) <= _LONGEST
         and len({word for word in words if word not in _STOP_WORDS}) >= _CONTENT_WORDS
         and letters >= 0.8 * len(shown)
+        # A directive (".. deprecated::") is a note on the docstring.
+        and not shown.startswith("..")
     )

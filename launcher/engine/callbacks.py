@@ -20,6 +20,7 @@ class RunCallback(TrainerCallback):
         trainer.assert_table_is_used()
         trainer.remember_rates()
         trainer.context.progress.begin(total_steps=state.max_steps, done=state.global_step)
+        trainer.evaluate_if_due()
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Keep the rates of this step."""
@@ -30,6 +31,8 @@ class RunCallback(TrainerCallback):
         self.trainer.report_step()
         if self.trainer.agree_to_stop():
             self.stopped_early = True
+            at_epoch_end = args.eval_strategy == "epoch" and float(state.epoch).is_integer()
+            self.trainer.leaves_evaluation_due = control.should_evaluate or at_epoch_end
             control.should_save = True
             control.should_evaluate = False
             control.should_training_stop = True

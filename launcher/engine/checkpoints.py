@@ -24,6 +24,12 @@ def write_manifest(checkpoint: Path, **facts: Any) -> None:
     write_json(checkpoint / MANIFEST, {**facts, "files": files})
 
 
+def read_manifest(checkpoint: Path) -> dict[str, Any]:
+    """Return what ``write_manifest`` wrote: facts, and the size of every file."""
+    manifest: dict[str, Any] = json.loads((checkpoint / MANIFEST).read_text())
+    return manifest
+
+
 def prune(folder: Path, *, keep_last: int, keep: Iterable[Path]) -> None:
     """Remove all checkpoints but the newest ``keep_last`` complete ones and those in ``keep``."""
     kept = {path.resolve() for path in keep}
@@ -50,9 +56,3 @@ def save_model_folder(model: Any, tokenizer: Any, target: Path, *, state_dict: A
             path.chmod(default_file_mode())
 
     replace_folder(target, fill)
-
-
-def read_model_facts(model_folder: Path) -> dict[str, Any]:
-    """Return what ``save_model_folder`` wrote beside a model: its task, labels, length."""
-    facts: dict[str, Any] = json.loads((model_folder / "launcher.json").read_text())
-    return facts

@@ -13,7 +13,9 @@ from launcher.errors import PlanMismatch
 from launcher.evaluation.metrics import greater_is_better
 
 
-def run_phase(context: RunContext, model: Any, arguments: Any, *, resume_from: Path | None) -> tuple[Any, bool]:
+def run_phase(
+    context: RunContext, model: Any, arguments: Any, *, resume_from: Path | None
+) -> tuple[RunTrainer, bool]:
     """Train ``model`` through a phase; return the trainer, and whether it was asked to stop before the end.
 
     Raises:
@@ -46,7 +48,9 @@ def assert_launch(trainer: Any, context: RunContext) -> None:
     stage = None
     if trainer.is_deepspeed_enabled:
         stage = accelerator.state.deepspeed_plugin.zero_stage
-    engine = "deepspeed" if trainer.is_deepspeed_enabled else "ddp" if accelerator.num_processes > 1 else "single"
+    engine = "ddp" if accelerator.num_processes > 1 else "single"
+    if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
+        engine = "deepspeed" if trainer.is_deepspeed_enabled else "fsdp"
     found = {"processes": accelerator.num_processes, "engine": engine, "ZeRO stage": stage}
     wanted = {"processes": plan.world_size, "engine": plan.engine, "ZeRO stage": plan.zero_stage}
     if found != wanted:

@@ -40,6 +40,8 @@ class RunContext:
     prepared: Prepared
     progress: Progress
     stop: StopFlag
+    evaluation_due: bool = False
+    """The checkpoint that the run continues from lacks the evaluation of its step."""
 
 
 class RunMixin:
@@ -61,6 +63,7 @@ class RunMixin:
         self.loss_is_scaled_for_ga = True
         self._row_numbers: list[int] = []
         self._rates: dict[str, float] = {}
+        self.leaves_evaluation_due = False
         self._bad_loss = torch.zeros((), device=self.args.device)
 
     # --- batches ---------------------------------------------------------------------------------------------------
@@ -72,7 +75,7 @@ class RunMixin:
         batches = GlobalBatches(
             lengths=_column(split, "length"),
             global_batch_size=context.phase.global_batch_size or training.global_batch_size,
-            seed=training.passthrough.get("data_seed") or training.seed,
+            seed=training.passthrough.get("data_seed", training.seed),
             order=training.train_sampling_strategy,
         )
         sampler = RankBatches(
@@ -103,6 +106,14 @@ class RunMixin:
             dist.all_reduce(totals)
         self._step_totals = totals
         return batches, totals[0].float()
+
+    def evaluate_if_due(self) -> None:
+        """Make up for the evaluation that a stop at its very step left out, so that the best checkpoint is the same."""
+        if not self.context.evaluation_due:
+            return
+        metrics = self._evaluate(None, None)  # type: ignore[attr-defined]
+        self._determine_best_metric(metrics=metrics, trial=None)  # type: ignore[attr-defined]
+        self._save_checkpoint(self.model, None)
 
     def report_step(self) -> None:
         """Tell the progress about the step that has just ended."""
@@ -259,6 +270,7 @@ class RunMixin:
                 engine=launch.engine,
                 zero_stage=launch.zero_stage,
                 global_batch_size=launch.batch.global_batch_size,
+                evaluation_due=self.leaves_evaluation_due,
             )
             best = [Path(self.state.best_model_checkpoint)] if self.state.best_model_checkpoint else []
             prune(folder, keep_last=self.context.recipe.training.save_total_limit, keep=best)

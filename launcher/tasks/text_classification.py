@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ SPLITS = ("train", "validation", "test")
 _DEFAULT_MAX_LENGTH = 512
 
 # Fields by which configurations name the dropout before the classifier.
-_HEAD_DROPOUT = ("classifier_dropout", "classifier_dropout_prob", "seq_classif_dropout", "cls_dropout", "summary_first_dropout")
+_HEAD_DROPOUT = ("classifier_dropout", "classifier_dropout_prob", "seq_classif_dropout", "cls_dropout")
 
 
 class TextClassification:
@@ -55,16 +56,29 @@ class TextClassification:
                 "data": splits.fingerprint,
                 "tokenizer": self.tokenizer_fingerprint(),
                 "max_length": max_length,
-                "labels": self.recipe.data.labels,
+                "labels": self._declared_labels(),
                 "task": self.options.model_dump(include={"type", "problem_type", "label_delimiter"}),
             }
         )
         folder, found = prepared_folder(
             cache_folder(self.recipe.data.cache_dir), key, lambda: self._prepare(splits, max_length)
         )
-        return folder, self.load_data(folder, was_cached=found)
+        prepared = self.load_data(folder)
+        # Equal rows may have come from elsewhere when they were prepared; what is told is about these files.
+        here = {
+            "was_cached": found,
+            "provenance": splits.provenance,
+            "warnings": [*splits.warnings, *prepared.facts["label_warnings"]],
+        }
+        return folder, replace(prepared, facts={**prepared.facts, **here})
 
-    def load_data(self, folder: Path, *, was_cached: bool = True) -> Prepared:
+    def _declared_labels(self) -> list[str] | str | None:
+        """Return the recipe's label names; those of a file by what it says, not by its name."""
+        labels = self.recipe.data.labels
+        path = self.base_folder / labels if isinstance(labels, str) else None
+        return path.read_bytes().hex() if path is not None and path.is_file() else labels
+
+    def load_data(self, folder: Path) -> Prepared:
         """Return the prepared data in ``folder``: what every rank does after rank 0 has prepared them."""
         splits, facts = load_prepared(folder)
         self.problem_type = facts["problem_type"]
@@ -75,7 +89,7 @@ class TextClassification:
             fingerprint=facts["fingerprint"],
             label_names=tuple(facts["label_names"]),
             problem_type=facts["problem_type"],
-            facts={**facts, "was_cached": was_cached},
+            facts=facts,
         )
         self.class_weights = self._class_weights(prepared)
         return prepared
@@ -112,8 +126,7 @@ class TextClassification:
             prepared[name], counts[name] = self._features(splits, name, labels, max_length)
         facts = {
             "fingerprint": splits.fingerprint,
-            "provenance": splits.provenance,
-            "warnings": list(splits.warnings) + list(labels.warnings),
+            "label_warnings": list(labels.warnings),
             "problem_type": labels.problem_type,
             "label_names": list(labels.names),
             "max_length": max_length,
@@ -205,8 +218,15 @@ class TextClassification:
         config = load_config(self.recipe.model, **self._head_fields(prepared))
         if config.pad_token_id is None:
             config.pad_token_id = self.tokenizer.pad_token_id
-        self._set_head_dropout(config)
+        wanted = self.options.head_dropout
+        if wanted is not None:
+            for field in _HEAD_DROPOUT:
+                setattr(config, field, wanted)
         loaded = load_model(AutoModelForSequenceClassification, self.recipe.model, config, skeleton=skeleton)
+        if wanted is not None and not _has_head_dropout(loaded.model, wanted):
+            raise ModelError(
+                f"task.head_dropout is {wanted}, but {type(loaded.model).__name__} has no dropout before its head; remove it"
+            )
         # These heads take **kwargs but ignore the count of items; Trainer must not scale their loss by it.
         loaded.model.accepts_loss_kwargs = False
         return loaded
@@ -225,14 +245,6 @@ class TextClassification:
             "label2id": {name: number for number, name in enumerate(names)},
         }
 
-    def _set_head_dropout(self, config: Any) -> None:
-        if self.options.head_dropout is None:
-            return
-        field = next((name for name in _HEAD_DROPOUT if hasattr(config, name)), None)
-        if field is None:
-            raise ModelError(f"task.head_dropout is set, but {type(config).__name__} has no dropout before its head")
-        setattr(config, field, self.options.head_dropout)
-
     # --- loss ------------------------------------------------------------------------------------------------------
 
     def collator(self) -> Any:
@@ -240,8 +252,11 @@ class TextClassification:
         return Collator(self.tokenizer, self.problem_type)
 
     def items(self, batch: Mapping[str, Any]) -> Any:
-        """Return the batch's total weight, a scalar tensor."""
-        return self._row_weights(batch).sum()
+        """Return the batch's total weight, a scalar tensor: rows, or with class weights the sum of the rows' weights."""
+        weights = batch["sample_weight"]
+        if self.class_weights is not None and self.problem_type != "multi_label_classification":
+            weights = weights * self.class_weights.to(weights.device)[batch["labels"]]
+        return weights.sum()
 
     def loss(self, outputs: Any, batch: Mapping[str, Any], *, label_smoothing: float = 0.0) -> Any:
         """Return the weighted sum of the rows' losses, a float32 scalar tensor.
@@ -252,27 +267,18 @@ class TextClassification:
         import torch.nn.functional as F
 
         logits, labels = outputs["logits"].float(), batch["labels"]
-        weights = self._row_weights(batch)
+        classes = None if self.class_weights is None else self.class_weights.to(logits.device)
         if self.problem_type == "single_label_classification":
-            rows = F.cross_entropy(logits, labels, reduction="none", label_smoothing=label_smoothing)
+            rows = F.cross_entropy(logits, labels, weight=classes, reduction="none", label_smoothing=label_smoothing)
         elif self.problem_type == "multi_label_classification":
-            per_label = F.binary_cross_entropy_with_logits(logits, labels, reduction="none", weight=self._label_weights(logits))
-            rows = per_label.mean(dim=-1)
+            rows = F.binary_cross_entropy_with_logits(logits, labels, weight=classes, reduction="none").mean(dim=-1)
         elif self.problem_type == "binary_classification":
             target = labels.float() * (1 - label_smoothing) + 0.5 * label_smoothing
-            rows = F.binary_cross_entropy_with_logits(logits[:, 0], target, reduction="none")
+            no, yes = classes if classes is not None else (1.0, 1.0)
+            rows = -yes * target * F.logsigmoid(logits[:, 0]) - no * (1 - target) * F.logsigmoid(-logits[:, 0])
         else:
             rows = F.mse_loss(logits[:, 0], labels.float(), reduction="none")
-        return (rows * weights).sum()
-
-    def _row_weights(self, batch: Mapping[str, Any]) -> Any:
-        weights = batch["sample_weight"]
-        if self.class_weights is None or self.problem_type == "multi_label_classification":
-            return weights
-        return weights * self.class_weights.to(weights.device)[batch["labels"]]
-
-    def _label_weights(self, logits: Any) -> Any:
-        return None if self.class_weights is None else self.class_weights.to(logits.device)
+        return (rows * batch["sample_weight"]).sum()
 
     def _class_weights(self, prepared: Prepared) -> Any:
         chosen = self.options.class_weights
@@ -330,6 +336,16 @@ def probabilities(logits: np.ndarray, problem_type: str) -> np.ndarray:
         return shifted / shifted.sum(axis=1, keepdims=True)
     positive = 0.5 * (1 + np.tanh(0.5 * logits))
     return np.hstack([1 - positive, positive]) if problem_type == "binary_classification" else positive
+
+
+def _has_head_dropout(model: Any, probability: float) -> bool:
+    """Whether a dropout of this probability lies outside the backbone."""
+    backbone = f"{model.base_model_prefix}."
+    return any(
+        "dropout" in type(module).__name__.lower() and getattr(module, "p", None) == probability
+        for name, module in model.named_modules()
+        if not name.startswith(backbone)
+    )
 
 
 class Collator:

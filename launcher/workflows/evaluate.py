@@ -14,7 +14,7 @@ from launcher.evaluation.predictions_io import write_predictions
 from launcher.evaluation.verdict import verdict_sentence
 from launcher.recipe.schema import Recipe
 from launcher.rundir import RunDir, write_json
-from launcher.workflows.report import METRICS_FILE, PREDICTIONS_FILE, write_report
+from launcher.workflows.report import METRICS_FILE, PREDICTIONS_FILE, write_report, write_report_without_texts
 
 
 def evaluate_and_report(trainer: Any, *, worker_seconds: float) -> None:
@@ -32,9 +32,10 @@ def evaluate_and_report(trainer: Any, *, worker_seconds: float) -> None:
     report = write_report(run)
     sentence = verdict_sentence(evaluation)
     progress.say(f"{sentence}\nreport: {report}")
+    wandb = context.recipe.tracking.wandb
     line = progress.tracker.finish(
         summary={f"{name}/{metric}": value for metric, value in evaluation.metrics.items()} | {"verdict": sentence},
-        report=report,
+        report=None if wandb is None else report if wandb.log_predictions else write_report_without_texts(run),
         predictions=run.evaluation / PREDICTIONS_FILE,
     )
     if line:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,16 @@ def write_report(run: RunDir) -> Path:
     """Write report.html and return its path. Raises RunStateError before the run has a plan."""
     write_text(run.report, render_report(report_facts(run)))
     return run.report
+
+
+def write_report_without_texts(run: RunDir) -> Path:
+    """Write a copy of the report that quotes no row of the data, to be uploaded, and return its path."""
+    facts = report_facts(run)
+    evaluation = {**facts.evaluation, "mistakes": []} if facts.evaluation else None
+    shared = replace(facts, evaluation=evaluation, data={**facts.data, "warnings": []})
+    path = run.path / "wandb" / "report-without-texts.html"
+    write_text(path, render_report(shared))
+    return path
 
 
 def read_evaluation(run: RunDir) -> tuple[Evaluation, Mapping[str, Any]]:

@@ -110,6 +110,7 @@ def test_as_a_source(made, tmp_path: Path) -> None:
     [
         ("Draw :func:`~numpy.random.rand` with ``size`` of `Axes`.\n\nMore.", "Draw rand with size of Axes."),
         ("\n    Wrap\n    SciPy and NumPy's arrays\n    ", "Wrap [library] and [library]'s arrays"),
+        ("Set it [1]_ on all.\n    Args:\n        it: A thing", "Set it on all."),
         ("See :class:`a table <pandas.DataFrame>`", "See a table"),
     ],
 )

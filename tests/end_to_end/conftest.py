@@ -59,7 +59,7 @@ WANDB = {"wandb": {"project": "tests", "group": "g", "tags": ["t"], "mode": "off
 @pytest.fixture(scope="session")
 def finished(place: Place) -> Finished:
     """A finished run of 102 steps, started with secrets in its environment."""
-    recipe = place.recipe(tracking=WANDB, name="whole")
+    recipe = place.recipe("whole", tracking=WANDB)
     done = tiny.launcher("run", recipe, cwd=place.folder, env=SECRETS)
     assert done.returncode == 0, done.stdout + done.stderr
     return Finished(place.folder / "runs" / "tiny-001", done)

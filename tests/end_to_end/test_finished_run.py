@@ -235,3 +235,64 @@ def test_a_second_run_takes_the_next_number_and_the_cache(finished, place):
     assert json.loads((run / "plan.json").read_text())["facts"]["was_cached"] is True
     notes = [json.loads((p / "attempts/1/prepared.json").read_text())["folder"] for p in (finished.path, run)]
     assert notes[0] == notes[1] and Path(notes[0]).is_dir()
+
+
+# --- Weights & Biases ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def offline(finished) -> dict[str, list]:
+    """Kind of record -> records of the run's offline file."""
+    from wandb_file import records
+
+    (path,) = finished.path.glob("wandb/offline-run-*/run-*.wandb")
+    found: dict[str, list] = {}
+    for record in records(path):
+        kind = record.WhichOneof("record_type")
+        found.setdefault(kind, []).append(getattr(record, kind))
+    return found
+
+
+def test_wandb_has_every_row_of_progress_under_its_own_names(finished, offline):
+    from wandb_file import items
+
+    from launcher.engine.tracking import wandb_row
+
+    logged = [items(record.item) for record in offline["history"]]
+    logged = [{name: value for name, value in row.items() if not name.startswith("_")} for row in logged]
+    wanted = [wandb_row(row) for row in tiny.jsonl(finished.path / "progress.jsonl")]
+    assert logged == wanted
+    names = set(logged[0])
+    assert {"train/global_step", "train/loss", "train/grad_norm", "train/tokens_per_second", "train/samples_per_second"} <= names
+    groups = json.loads((finished.path / "plan.json").read_text())["phases"][0]["table"]["groups"]
+    assert {f"lr/{group['name']}" for group in groups if group["trainable"]} <= names
+    assert any("eval/macro_f1" in row for row in logged)
+
+
+def test_wandb_has_the_recipe_the_result_and_the_runs_own_id(finished, offline):
+    from wandb_file import items
+
+    run = offline["run"][0]
+    assert (run.run_id, run.display_name, run.project, run.run_group, list(run.tags)) == ("tiny-001", "tiny-001", "tests", "g", ["t"])
+    config = items(run.config.update)
+    assert config["training"]["seed"] == 1 and config["data"]["source"] == "./data"
+    summary: dict = {}
+    for record in offline["summary"]:
+        summary |= items(record.update)
+    metrics = json.loads((finished.path / "evaluation/metrics.json").read_text())["metrics"]
+    assert summary["test/accuracy"] == pytest.approx(metrics["accuracy"]) and "TF-IDF" in summary["verdict"]
+    assert [record.exit_code for record in offline["exit"]] == [0]
+
+
+def test_wandb_gets_no_texts_unless_asked(finished, offline):
+    """Neither in the run's file nor in what would be uploaded with it: the report beside it shows mistakes with texts."""
+    texts = [text.encode() for text, _ in tiny.rows(30, seed=2)]
+    for path in (finished.path / "wandb").rglob("*"):
+        if path.is_file():
+            content = path.read_bytes()
+            assert not any(text in content for text in texts), path.name
+    sent = [entry.local_path for record in offline.get("request", []) for entry in record.log_artifact.artifact.manifest.contents]
+    sent += [entry.local_path for record in offline.get("artifact", []) for entry in record.manifest.contents]
+    assert sent, "the report is not among the artifacts"
+    for path in map(Path, sent):
+        assert not path.exists() or not any(text in path.read_bytes() for text in texts), f"{path.name} holds texts"

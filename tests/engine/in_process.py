@@ -1,0 +1,65 @@
+"""Train a tiny BERT in this process, with everything of a run but its own process."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tiny
+
+from launcher.contracts import Hardware
+from launcher.engine.arguments import training_arguments
+from launcher.engine.phases import run_phase
+from launcher.engine.progress import Progress
+from launcher.engine.signals import StopFlag
+from launcher.engine.tracking import NoTracker
+from launcher.engine.trainer import RunContext
+from launcher.launching.launch_plan import plan_launch
+from launcher.recipe.schema import Recipe
+from launcher.registry import STRATEGIES, load
+from launcher.rundir import RunDir
+from launcher.strategies.layers import list_parameters
+from launcher.tasks.text_classification import TextClassification
+
+CPU = Hardware((), 2, 2**33, cpu_has_fast_bf16=False)
+
+
+@dataclass
+class Prepared:
+    """A run that is ready to train."""
+
+    context: RunContext
+    model: Any
+    arguments: Any
+
+    @property
+    def run(self) -> RunDir:
+        return self.context.run
+
+    def train(self, *, resume: bool = False) -> tuple[Any, bool]:
+        checkpoint = self.run.latest_checkpoint() if resume else None
+        assert checkpoint is not None or not resume
+        return run_phase(self.context, self.model, self.arguments, resume_from=checkpoint)
+
+
+def prepare(bert: Path, data: Path, runs: Path, *, run: RunDir | None = None, **changes: Any) -> Prepared:
+    """Make everything up to the first step; ``run``: the run to continue."""
+    from transformers import set_seed
+
+    values = tiny.recipe_values(bert, data, **changes)
+    values |= {"task": {"type": "text-classification"}, "strategy": values.get("strategy", {"type": "full"})}
+    recipe = Recipe.model_validate(values)
+    launch = plan_launch(recipe, CPU)
+    run = run or RunDir.create(runs, "tiny", recipe_text="", resolved_text="x")
+    attempt = run.new_attempt()
+    task = TextClassification(recipe)
+    _, prepared = task.prepare_data()
+    set_seed(recipe.training.seed)
+    loaded = task.build_model(prepared)
+    strategy = load(STRATEGIES, recipe.strategy.type)()
+    (phase,) = strategy.phases(list_parameters(loaded.model, newly_initialized=loaded.newly_initialized), recipe)
+    model = strategy.apply(loaded.model, phase.table)
+    progress = Progress(run, attempt=attempt, rank=0, terminal=None, tracker=NoTracker())
+    context = RunContext(recipe, run, attempt, launch, phase, task, prepared, progress, StopFlag(run.stop_request(attempt)))
+    return Prepared(context, model, training_arguments(recipe, launch, output_dir=str(run.path)))

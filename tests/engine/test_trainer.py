@@ -1,0 +1,293 @@
+"""The engine's mixin on a tiny BERT, in this process."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from in_process import prepare
+
+from launcher.engine.session import write_verdict
+from launcher.engine.trainer import RunTrainer
+from launcher.errors import PlanMismatch, TrainingDiverged
+
+# 21 rows in batches of 8: the last batch of an epoch has 5.
+ROWS, STEPS = 21, 3
+NEVER = {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
+EACH_STEP = {"eval_strategy": "steps", "save_strategy": "steps", "eval_steps": 1, "save_steps": 1}
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory) -> Path:
+    return tiny.save_bert(tmp_path_factory.mktemp("bert"))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return tiny.write_data(tmp_path_factory.mktemp("data"), train=ROWS, validation=9, test=6)
+
+
+@pytest.fixture
+def ready(bert, data, tmp_path):
+    """Return a function: changes of the section ``training`` and of others -> a run that is ready to train."""
+
+    def make(run=None, /, sections: dict[str, Any] | None = None, **training: Any):
+        return prepare(bert, data, tmp_path / "runs", run=run, **{**(sections or {}), "training": training})
+
+    return make
+
+
+def rows_of(prepared, key: str = "loss") -> list[dict]:
+    return [row for row in tiny.jsonl(prepared.run.progress) if key in row]
+
+
+# --- loss ------------------------------------------------------------------------------------------------------------
+
+
+def test_loss_and_norm_are_the_same_with_accumulation(ready):
+    found = {}
+    for cap in (8, 4, 2):
+        prepared = ready(num_train_epochs=2, per_device_train_batch_size=cap, **NEVER)
+        prepared.train()
+        assert prepared.context.launch.batch.accumulation == 8 // cap
+        found[cap] = [(row["loss"], row["grad_norm"]) for row in rows_of(prepared)]
+    assert len(found[8]) == 2 * STEPS
+    for cap in (4, 2):
+        assert [v for pair in found[cap] for v in pair] == pytest.approx([v for pair in found[8] for v in pair], rel=1e-5)
+
+
+@pytest.mark.parametrize("weights", ["none", "balanced"])
+def test_the_logged_loss_is_torchs_mean_over_the_global_batch(ready, weights):
+    prepared = ready(
+        max_steps=1, num_train_epochs=1, learning_rate=1e-12, per_device_train_batch_size=2, **NEVER
+    )
+    task, split = prepared.context.task, prepared.context.prepared.train
+    if weights == "balanced":
+        task.class_weights = torch.tensor([0.5, 1.0, 4.0])
+    model = prepared.model.eval()
+    prepared.train()
+    (row,) = rows_of(prepared)
+    ids = tiny.ledger(prepared.run.path)[1]
+    batch = task.collator()([split[i] for i in ids])
+    with torch.no_grad():
+        logits = model.eval()(**{k: v for k, v in batch.items() if k not in ("labels", "sample_weight")}).logits
+    wanted = torch.nn.CrossEntropyLoss(weight=task.class_weights)(logits, batch["labels"])
+    assert row["loss"] == pytest.approx(float(wanted), rel=1e-4)
+
+
+def plain_losses(bert: Path, data: Path, tmp_path: Path, *, micro: int, accumulation: int) -> float:
+    """First logged loss of a plain Trainer script, as anybody would write it."""
+    from datasets import Dataset
+    from transformers import AutoTokenizer, BertForSequenceClassification, DataCollatorWithPadding, Trainer, TrainingArguments
+
+    torch.manual_seed(0)
+    tokenizer = AutoTokenizer.from_pretrained(str(bert))
+    labels = {"fruit": 0, "metal": 1, "river": 2}
+    rows = [{**tokenizer(text), "labels": labels[label]} for text, label in tiny.rows(8, seed=0)]
+    arguments = TrainingArguments(
+        str(tmp_path), per_device_train_batch_size=micro, gradient_accumulation_steps=accumulation, max_steps=1,
+        logging_steps=1, use_cpu=True, report_to="none", save_strategy="no", disable_tqdm=True, learning_rate=1e-12,
+    )  # fmt: skip
+    model = BertForSequenceClassification.from_pretrained(str(bert), num_labels=3)
+    trainer = Trainer(model, arguments, train_dataset=Dataset.from_list(rows), data_collator=DataCollatorWithPadding(tokenizer))
+    trainer.train()
+    return next(row["loss"] for row in trainer.state.log_history if "loss" in row)
+
+
+def test_the_trap_a_plain_trainer_doubles_the_loss_with_accumulation(bert, data, tmp_path):
+    """Without the cure: BERT's head takes **kwargs, so Trainer takes its loss for one that is summed over the batch."""
+    once = plain_losses(bert, data, tmp_path, micro=8, accumulation=1)
+    twice = plain_losses(bert, data, tmp_path, micro=4, accumulation=2)
+    assert once == pytest.approx(math.log(3), rel=0.1)
+    assert twice / once == pytest.approx(2, rel=0.05)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(ready, tmp_path, monkeypatch):
+    prepared = ready(**NEVER)
+    task, calls = prepared.context.task, []
+    whole = task.loss
+
+    def loss(*args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        return whole(*args, **kwargs) * (math.nan if len(calls) == 2 else 1)
+
+    monkeypatch.setattr(task, "loss", loss)
+    with pytest.raises(TrainingDiverged, match=r"not finite at step 2; lower training.learning_rate") as caught:
+        prepared.train()
+    assert write_verdict(tmp_path / "verdict.json", caught.value) == 8
+    assert json.loads((tmp_path / "verdict.json").read_text())["verdict"] == "diverged"
+    assert len(calls) == 2
+
+
+# --- the table -------------------------------------------------------------------------------------------------------
+
+
+def test_rates_of_all_groups_follow_the_schedule(ready):
+    prepared = ready(sections={"strategy": {"type": "full", "head_lr": 0.01}}, num_train_epochs=2, warmup_steps=2, **NEVER)
+    prepared.train()
+    found = rows_of(prepared)
+    shape = [0, 0.5, 1, 0.75, 0.5, 0.25]
+    assert [row["lr/head"] for row in found] == pytest.approx([0.01 * f for f in shape])
+    assert [row["lr/encoder.no_decay"] for row in found] == pytest.approx([1e-3 * f for f in shape])
+
+
+@pytest.mark.parametrize("key, value", [("lr", 0.5), ("weight_decay", 0.3), ("name", "other")])
+def test_a_tampered_optimizer_is_refused_before_the_first_step(ready, monkeypatch, key, value):
+    create = RunTrainer.create_optimizer
+
+    def tampered(self: Any, model: Any = None) -> Any:
+        optimizer = create(self, model)
+        optimizer.param_groups[0][key] = value
+        return optimizer
+
+    monkeypatch.setattr(RunTrainer, "create_optimizer", tampered)
+    prepared = ready(**NEVER)
+    with pytest.raises(PlanMismatch, match="but the tuning table says"):
+        prepared.train()
+    assert tiny.ledger(prepared.run.path) == {}
+
+
+def test_a_parameter_thawed_behind_the_tables_back_is_refused(ready):
+    prepared = ready(sections={"strategy": {"type": "head"}}, **NEVER)
+    prepared.model.bert.pooler.dense.bias.requires_grad_(True)
+    with pytest.raises(PlanMismatch, match=r"bert.pooler.dense.bias"):
+        prepared.train()
+
+
+def test_another_world_than_planned_is_refused(ready):
+    from dataclasses import replace
+
+    prepared = ready(**NEVER)
+    prepared.context = replace(prepared.context, launch=replace(prepared.context.launch, processes_per_node=2, engine="ddp"))
+    with pytest.raises(PlanMismatch, match=r"found .*'processes': 1.*plan says .*'processes': 2"):
+        prepared.train()
+
+
+# --- best model, early stopping --------------------------------------------------------------------------------------
+
+
+def with_metrics(prepared, values: list[float], monkeypatch) -> None:
+    """Let the evaluations find these values of the metric, one after the other."""
+    left = iter(values)
+    monkeypatch.setattr(prepared.context.task, "metrics", lambda _: {"macro_f1": next(left)})
+
+
+def same_weights(model: Any, checkpoint: Path) -> bool:
+    from safetensors.torch import load_file
+
+    stored = load_file(checkpoint / "model.safetensors")
+    return all(torch.equal(tensor, stored[name]) for name, tensor in model.state_dict().items() if name in stored)
+
+
+def test_the_best_checkpoint_is_kept_and_loaded(ready, monkeypatch):
+    prepared = ready(num_train_epochs=2, **EACH_STEP)
+    with_metrics(prepared, [0.1, 0.9, 0.5, 0.6, 0.7, 0.8], monkeypatch)
+    trainer, stopped = prepared.train()
+    kept = sorted(path.name for path in prepared.run.checkpoints.iterdir())
+    assert kept == ["step-2", "step-6"] and not stopped
+    assert same_weights(trainer.model, prepared.run.checkpoints / "step-2")
+    assert not same_weights(trainer.model, prepared.run.checkpoints / "step-6")
+
+
+def test_less_is_better_for_the_loss(ready, monkeypatch):
+    prepared = ready(num_train_epochs=1, metric_for_best_model="mse", **EACH_STEP)
+    left = iter([0.5, 0.2, 0.9])
+    monkeypatch.setattr(prepared.context.task, "metrics", lambda _: {"mse": next(left)})
+    trainer, _ = prepared.train()
+    assert same_weights(trainer.model, prepared.run.checkpoints / "step-2")
+
+
+def test_early_stopping_stops_with_the_best_model(ready, monkeypatch):
+    prepared = ready(num_train_epochs=10, early_stopping_patience=2, **EACH_STEP)
+    with_metrics(prepared, [0.1, 0.9, 0.5, 0.6, 0.99], monkeypatch)
+    trainer, stopped = prepared.train()
+    assert trainer.state.global_step == 4 and not stopped, "this end was not asked for by anybody: the run is finished"
+    assert same_weights(trainer.model, prepared.run.checkpoints / "step-2")
+
+
+# --- ledger, progress ------------------------------------------------------------------------------------------------
+
+
+def test_the_ledger_and_the_counts_of_samples_and_tokens(ready, monkeypatch):
+    prepared = ready(num_train_epochs=2, per_device_train_batch_size=4, **NEVER)
+    told = []
+    on_step = type(prepared.context.progress).on_step
+    monkeypatch.setattr(
+        type(prepared.context.progress), "on_step", lambda self, step, **facts: (told.append(facts), on_step(self, step, **facts))
+    )
+    prepared.train()
+    steps = tiny.ledger(prepared.run.path)
+    for epoch in (0, 1):
+        assert sorted(row for step in range(1, 4) for row in steps[epoch * STEPS + step]) == list(range(ROWS))
+    lengths = prepared.context.prepared.train["length"]
+    for step, facts in enumerate(told, start=1):
+        assert facts["samples"] == len(steps[step])
+        assert facts["tokens"] == sum(lengths[row] for row in steps[step])
+    assert all(row["tokens_per_second"] > 0 and row["samples_per_second"] > 0 for row in rows_of(prepared))
+    assert rows_of(prepared)[-1]["eta_seconds"] == 0
+
+
+def test_evaluation_rows_have_the_tasks_metrics(ready):
+    prepared = ready(num_train_epochs=1)
+    prepared.train()
+    (row,) = rows_of(prepared, "eval_loss")
+    assert row["step"] == STEPS and {"eval_macro_f1", "eval_accuracy", "eval_seconds"} <= set(row)
+    assert row["eval_loss"] == pytest.approx(math.log(3), rel=0.2)
+
+
+def test_the_seed_of_the_order_may_be_0(ready):
+    orders = []
+    for training in ({"data_seed": 0}, {"data_seed": 1}, {"data_seed": 0, "seed": 7}):
+        prepared = ready(num_train_epochs=1, **training, **NEVER)
+        prepared.train()
+        orders.append(tiny.ledger(prepared.run.path))
+    assert orders[0] == orders[2] != orders[1]
+
+
+# --- stop and resume -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(bert, data, tmp_path_factory):
+    prepared = prepare(bert, data, tmp_path_factory.mktemp("whole") / "runs", **DROPOUT)
+    trainer, _ = prepared.train()
+    return prepared, trainer
+
+
+# Two epochs of three steps, dropout on: the state of the random numbers counts too.
+DROPOUT = {"model": {"config": {"hidden_dropout_prob": 0.2}}, "training": {"num_train_epochs": 2}}
+
+
+@pytest.mark.parametrize("stop_at", [1, 2, 3, 5, 6], ids=["first", "middle", "end-of-epoch", "second-epoch", "last"])
+def test_a_stopped_and_resumed_run_is_the_uninterrupted_run(bert, data, tmp_path, uninterrupted, monkeypatch, stop_at):
+    first = prepare(bert, data, tmp_path / "runs", **DROPOUT)
+    progress = first.context.progress
+    on_step = progress.on_step
+
+    def stop(step: int, **facts: Any) -> None:
+        on_step(step, **facts)
+        if step == stop_at:
+            first.run.stop_request(1).touch()
+
+    monkeypatch.setattr(progress, "on_step", stop)
+    _, stopped = first.train()
+    assert stopped and first.run.latest_checkpoint().name == f"step-{stop_at}"
+    second = prepare(bert, data, tmp_path / "runs", run=first.run, **DROPOUT)
+    trainer, stopped = second.train(resume=True)
+    assert not stopped and trainer.state.global_step == 2 * STEPS
+
+    whole, whole_trainer = uninterrupted
+    assert tiny.ledger(first.run.path) == tiny.ledger(whole.run.path)
+    assert tiny.losses(first.run.path) == tiny.losses(whole.run.path)
+    ours, wanted = trainer.model.state_dict(), whole_trainer.model.state_dict()
+    assert all(torch.equal(ours[name], wanted[name]) for name in wanted)
+    evaluated = [[(row["step"], row["eval_loss"]) for row in rows_of(p, "eval_loss")] for p in (first, whole)]
+    assert evaluated[0] == evaluated[1], "an evaluation is missing or repeated"
