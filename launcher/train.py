@@ -53,7 +53,7 @@ class Session:
 
 def train(session: Session, arguments: Any) -> None:
     """Take a run from its recipe to the report; the line that every rank walks."""
-    from launcher.engine.checkpoints import read_manifest, save_model_folder
+    from launcher.engine.checkpoints import save_model_folder
     from launcher.engine.phases import run_phase
     from launcher.engine.progress import Progress
     from launcher.engine.tracking import start_tracker
@@ -89,9 +89,8 @@ def train(session: Session, arguments: Any) -> None:
     for phase in phases:
         model = strategy.apply(model, phase.table)
         context = RunContext(
-            recipe, run, session.attempt, session.launch, phase, task, prepared, progress, session.stop,
-            evaluation_due=resume_from is not None and read_manifest(resume_from)["evaluation_due"],
-        )  # fmt: skip
+            recipe, run, session.attempt, session.launch, phase, task, prepared, progress, session.stop
+        )
         trainer, was_stopped = run_phase(context, model, arguments, resume_from=resume_from)
         if was_stopped:
             raise Interrupted(f"stopped by {session.stop.reason or 'another rank'} at step {trainer.state.global_step}")

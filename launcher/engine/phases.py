@@ -28,7 +28,7 @@ def run_phase(
         arguments.greater_is_better = greater_is_better(arguments.metric_for_best_model)
     data = context.prepared
     trainer = RunTrainer(model=model, args=arguments, train_dataset=data.train, eval_dataset=data.validation)
-    trainer.start(context)
+    trainer.start(context, resume_from=resume_from)
     assert_launch(trainer, context)
     trainer.remove_callback(PrinterCallback)
     callback = RunCallback(trainer)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import netrc
 import os
 import re
 import socket
+import threading
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlparse
@@ -75,6 +77,9 @@ class WandbTracker:
     def _start(self) -> None:
         if self._wandb_run is not None:
             return
+        # wandb itself fails on a mode that is exported but empty; ours is given below.
+        if os.environ.get("WANDB_MODE") == "":
+            del os.environ["WANDB_MODE"]
         import wandb
 
         self._wandb_run = wandb.init(
@@ -105,7 +110,6 @@ def choose_mode(section: WandbSection) -> str:
     """Return online, offline or disabled. ``auto``: WANDB_MODE if it is set, else online with a key and a reachable server."""
     if section.mode != "auto":
         return section.mode
-    # An exported but empty WANDB_MODE makes wandb itself fail.
     named = os.environ.get("WANDB_MODE", "")
     if named in ("online", "offline", "disabled"):
         return named
@@ -128,14 +132,21 @@ def has_key() -> bool:
 
 
 def can_reach(url: str) -> bool:
-    """Whether the server takes a connection within two seconds."""
+    """Whether the server takes a connection within two seconds, looking up its name included."""
     parsed = urlparse(url)
-    try:
-        port = parsed.port or (443 if parsed.scheme == "https" else 80)
-        socket.create_connection((parsed.hostname or "", port), timeout=_REACH_SECONDS).close()
-        return True
-    except OSError:
-        return False
+    address = (parsed.hostname or "", parsed.port or (443 if parsed.scheme == "https" else 80))
+    reached = threading.Event()
+
+    def connect() -> None:
+        with contextlib.suppress(OSError):
+            socket.create_connection(address, timeout=_REACH_SECONDS).close()
+            reached.set()
+
+    # A dead name server, or a name with several addresses, would take longer than any socket's own limit.
+    attempt = threading.Thread(target=connect, daemon=True)
+    attempt.start()
+    attempt.join(_REACH_SECONDS)
+    return reached.is_set()
 
 
 def safe_id(name: str) -> str:

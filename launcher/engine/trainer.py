@@ -17,7 +17,7 @@ from transformers import Trainer
 
 from launcher.contracts import LaunchPlan, Phase, Prepared
 from launcher.data.sampling import GlobalBatches, RankBatches
-from launcher.engine.checkpoints import prune, write_manifest
+from launcher.engine.checkpoints import prune, read_manifest, write_manifest
 from launcher.engine.loading import Rows, TrainLoader, WithRowIds
 from launcher.engine.predicting import predict_logits
 from launcher.engine.progress import Progress
@@ -40,8 +40,6 @@ class RunContext:
     prepared: Prepared
     progress: Progress
     stop: StopFlag
-    evaluation_due: bool = False
-    """The checkpoint that the run continues from lacks the evaluation of its step."""
 
 
 class RunMixin:
@@ -56,9 +54,10 @@ class RunMixin:
     optimizer: Any
     loss_is_scaled_for_ga: Any
 
-    def start(self, context: RunContext) -> None:
-        """Take over a phase."""
+    def start(self, context: RunContext, *, resume_from: Path | None = None) -> None:
+        """Take over a phase, from its beginning or from a checkpoint."""
         self.context = context
+        self._resume_from = resume_from
         # The loss below is already divided by the items of the whole global batch.
         self.loss_is_scaled_for_ga = True
         self._row_numbers: list[int] = []
@@ -109,8 +108,10 @@ class RunMixin:
 
     def evaluate_if_due(self) -> None:
         """Make up for the evaluation that a stop at its very step left out, so that the best checkpoint is the same."""
-        if not self.context.evaluation_due:
+        if self._resume_from is None or not read_manifest(self._resume_from)["evaluation_due"]:
             return
+        # Trainer restores these at the first batch, which is after the checkpoint has been written anew here.
+        self._load_rng_state(str(self._resume_from))  # type: ignore[attr-defined]
         metrics = self._evaluate(None, None)  # type: ignore[attr-defined]
         self._determine_best_metric(metrics=metrics, trial=None)  # type: ignore[attr-defined]
         self._save_checkpoint(self.model, None)

@@ -96,23 +96,34 @@ def env(world: int, local: int | None = None, **more: str) -> dict[str, str]:
     return {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(local or world), **more}
 
 
+def under(environment: dict[str, str], wanted: Recipe | None = None, hardware: Hardware = CPU) -> LaunchPlan:
+    return plan_under_accelerate(wanted or recipe(), hardware, environment).launch
+
+
 def test_accelerates_configuration_decides_what_the_recipe_leaves_open():
-    plan = plan_under_accelerate(recipe(), CPU, env(2))
+    plan = under(env(2))
     assert (plan.engine, plan.world_size, plan.precision) == ("ddp", 2, "fp32")
-    stage = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}
-    plan = plan_under_accelerate(recipe(), CPU, env(2, **stage))
+    plan = under(env(2, ACCELERATE_USE_DEEPSPEED="true", ACCELERATE_DEEPSPEED_ZERO_STAGE="3"))
     assert (plan.engine, plan.zero_stage) == ("deepspeed", 3)
-    assert plan_under_accelerate(recipe(), CPU, {}).engine == "single"
-    assert plan_under_accelerate(recipe(), CPU, env(2, ACCELERATE_MIXED_PRECISION="bf16")).precision == "bf16"
-    plan = plan_under_accelerate(recipe(), CPU, env(8, 4))
+    assert under({}).engine == "single"
+    assert under(env(2, ACCELERATE_MIXED_PRECISION="bf16")).precision == "bf16"
+    plan = under(env(8, 4))
     assert (plan.nodes, plan.processes_per_node, plan.world_size) == (2, 4, 8)
 
 
-def test_the_stage_is_read_from_the_users_deepspeed_file(tmp_path):
+def test_the_recipe_that_is_written_down_says_what_runs():
+    """resolved.yaml must lead `launcher resume` to the same processes and engine."""
+    adapted = plan_under_accelerate(recipe(), CPU, env(2, ACCELERATE_MIXED_PRECISION="bf16")).recipe
+    assert plan_launch(adapted, CPU) == under(env(2, ACCELERATE_MIXED_PRECISION="bf16"))
+
+
+def test_the_users_deepspeed_file_is_kept_whole(tmp_path):
     file = tmp_path / "ds.json"
-    file.write_text('{"zero_optimization": {"stage": 1}}')
+    file.write_text('{"zero_optimization": {"stage": 1, "reduce_bucket_size": 7}}')
     given = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_CONFIG_FILE": str(file)}
-    assert plan_under_accelerate(recipe(), CPU, env(2, **given)).zero_stage == 1
+    adapted = plan_under_accelerate(recipe(), CPU, env(2, **given))
+    assert adapted.launch.zero_stage == 1
+    assert adapted.deepspeed["zero_optimization"]["reduce_bucket_size"] == 7
 
 
 DEEPSPEED_2 = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"}
@@ -131,16 +142,15 @@ DEEPSPEED_2 = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_ST
 )
 def test_contradictions_name_both_places(wanted, environment, ours, theirs):
     with pytest.raises(PlanMismatch) as caught:
-        plan_under_accelerate(recipe(**wanted), CPU, environment)
+        under(environment, recipe(**wanted))
     assert ours in str(caught.value) and theirs in str(caught.value)
 
 
 def test_contradicting_precision_names_both_places():
     with pytest.raises(PlanMismatch, match=r"precision is fp32.*mixed_precision is bf16"):
-        plan_under_accelerate(recipe("fp32"), CPU, env(2, ACCELERATE_MIXED_PRECISION="bf16"))
+        under(env(2, ACCELERATE_MIXED_PRECISION="bf16"), recipe("fp32"))
 
 
 def test_sharding_by_fsdp_is_not_taken_for_ddp():
-    """BUG while it fails: a user's FSDP configuration would pass as ddp."""
     with pytest.raises(PlanMismatch, match=r"(?i)fsdp"):
-        plan_under_accelerate(recipe(), gpus(2), env(2, ACCELERATE_USE_FSDP="true"))
+        under(env(2, ACCELERATE_USE_FSDP="true"), hardware=gpus(2))

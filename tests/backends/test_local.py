@@ -1,0 +1,186 @@
+"""The local backend without a model: which rank is to blame, and what signals do."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from dataclasses import asdict
+
+import pytest
+
+from launcher.backends import local
+from launcher.backends.local import LocalBackend, first_failure, free_port
+from launcher.contracts import BatchPlan, LaunchPlan
+from launcher.rundir import RunDir, read_jsonl, write_json
+
+
+@pytest.fixture
+def run(tmp_path) -> RunDir:
+    run = RunDir.create(tmp_path / "runs", "job", recipe_text="", resolved_text="x")
+    run.new_attempt()
+    plan = LaunchPlan("single", None, "fp32", "cpu", 1, 1, BatchPlan(8, 1, 8, 1))
+    write_json(run.launch_plan(1), {"plan": asdict(plan), "base_folder": str(tmp_path)})
+    return run
+
+
+def verdict(run: RunDir, rank: int, kind: str, *, time: float = 0.0, pid: int = 2**22 + 1, **more: object) -> None:
+    write_json(run.verdict(1, rank), {"verdict": kind, "time": time, "pid": pid, **more})
+
+
+# --- who is to blame -------------------------------------------------------------------------------------------------
+
+
+def test_nobody_where_all_finished(run):
+    verdict(run, 0, "finished")
+    verdict(run, 1, "finished")
+    assert first_failure(run, 1) is None
+
+
+def test_the_rank_that_ended_first(run):
+    verdict(run, 0, "failed", time=5.0, error="a late one")
+    verdict(run, 1, "failed", time=4.0, error="CUDA out of memory")
+    rank, found = first_failure(run, 1)
+    assert (rank, found["error"]) == (1, "CUDA out of memory")
+
+
+def test_not_the_rank_that_only_lost_its_connection(run):
+    verdict(run, 0, "failed", time=4.0, error="[gloo/transport/tcp/pair.cc] Connection closed by peer [127.0.0.1]")
+    verdict(run, 1, "failed", time=5.0, error="a bad label")
+    assert first_failure(run, 1)[0] == 1
+
+
+def test_a_killed_rank_where_the_others_only_lost_their_connection(run):
+    verdict(run, 0, "failed", time=4.0, error="Connection reset by peer")
+    verdict(run, 1, "running")
+    rank, found = first_failure(run, 1)
+    assert rank == 1 and found["verdict"] == "killed" and "out of memory" in found["error"]
+
+
+def test_the_lost_connection_where_nothing_else_is_known(run):
+    verdict(run, 0, "failed", time=4.0, error="Connection reset by peer")
+    verdict(run, 1, "finished")
+    assert first_failure(run, 1)[0] == 0
+
+
+def test_a_rank_that_still_runs_is_not_to_blame(run):
+    verdict(run, 0, "running", pid=os.getpid())
+    assert first_failure(run, 1) is None
+
+
+def test_no_verdict_yet(run):
+    assert first_failure(run, 1) is None
+
+
+# --- submit ----------------------------------------------------------------------------------------------------------
+
+RANK = """
+import json, os, sys, time
+run, action = sys.argv[1], sys.argv[2]
+path = f"{run}/attempts/1/verdict.rank-0.json"
+def say(**values):
+    open(path + ".new", "w").write(json.dumps({"time": time.time(), **values}))
+    os.replace(path + ".new", path)
+say(verdict="running", pid=os.getpid())
+if action == "finish":
+    say(verdict="finished", exit_code=0)
+elif action == "fail":
+    say(verdict="failed", exit_code=3, error="a bad label")
+    sys.exit(1)
+elif action == "die":
+    os.kill(os.getpid(), 9)
+elif action == "obey":
+    while not os.path.exists(f"{run}/attempts/1/stop"):
+        time.sleep(0.01)
+    say(verdict="interrupted", exit_code=130, error="stopped")
+    sys.exit(130)
+elif action == "hang":
+    import signal
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def submit(run, monkeypatch, tmp_path):
+    script = tmp_path / "rank.py"
+    script.write_text(RANK)
+
+    def start(action: str) -> int:
+        monkeypatch.setattr(local, "worker_command", lambda path, **_: [sys.executable, str(script), str(path), action])
+        return LocalBackend().submit(run.path, attempt=1)
+
+    return start
+
+
+def later(run: RunDir, *numbers: int) -> None:
+    """Send signals to this process once the rank runs."""
+
+    def send() -> None:
+        while 0 not in run.verdicts(1):
+            time.sleep(0.01)
+        for number in numbers:
+            os.kill(os.getpid(), number)
+            time.sleep(0.1)
+
+    threading.Thread(target=send).start()
+
+
+def events(run: RunDir) -> list[str]:
+    return [row["event"] for row in read_jsonl(run.events)]
+
+
+@pytest.mark.parametrize("action, code", [("finish", 0), ("fail", 3), ("die", 137)])
+def test_the_exit_code_is_the_ranks_own(submit, run, action, code):
+    assert submit(action) == code
+    script = run.attempt(1) / "launch.sh"
+    assert os.access(script, os.X_OK) and str(run.path) in script.read_text()
+    if action == "die":
+        assert events(run) == ["created", "failed"]
+        assert "killed" in run.status().reason
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_one_signal_asks_the_ranks_to_stop(submit, run, number):
+    before = signal.getsignal(number)
+    later(run, number)
+    assert submit("obey") == 130
+    assert signal.getsignal(number) is before, "the handler stays behind"
+
+
+def test_a_second_ctrl_c_kills_at_once(submit, run):
+    later(run, signal.SIGINT, signal.SIGINT)
+    started = time.monotonic()
+    assert submit("hang") == 137
+    assert time.monotonic() - started < 5
+    assert events(run)[-1] == "interrupted"
+
+
+def test_status_logs_and_cancel(run):
+    backend = LocalBackend()
+    run.log(1, 0).write_bytes(b"first\nsec\xffond\n")
+    assert list(backend.logs(run.path)) == ["first\n", "sec\ufffdond\n"]
+    assert backend.status(run.path).state == "created"
+    backend.cancel(run.path)
+    assert run.stop_request(1).exists()
+
+
+def test_a_port_is_free():
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", free_port()))
+
+
+# --- threads ---------------------------------------------------------------------------------------------------------
+
+
+def test_ranks_on_the_processor_share_its_cores_and_the_users_settings_stay(monkeypatch):
+    plan = LaunchPlan("ddp", None, "fp32", "cpu", 1, 2, BatchPlan(8, 2, 4, 1))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    cores = len(os.sched_getaffinity(0))
+    assert local._thread_settings(plan)["OMP_NUM_THREADS"] == str(max(1, cores // 2))
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert "OMP_NUM_THREADS" not in local._thread_settings(plan)

@@ -1,0 +1,154 @@
+"""From a recipe to the files that start a run, and on which terms a run is resumed; nothing is started here."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import tiny
+
+from launcher.contracts import Gpu, Hardware
+from launcher.errors import InstallationError, RunStateError
+from launcher.recipe.load import load_recipe
+from launcher.rundir import RunDir, write_json
+from launcher.workflows.init import starter_recipe
+from launcher.workflows.start import create_run, resume_run
+
+CPU = Hardware((), 8, 2**34, cpu_has_fast_bf16=False)
+TWO_CARDS = Hardware((Gpu("card", 2**34, 9.0),) * 2, 8, 2**34, cpu_has_fast_bf16=False)
+
+
+def load(folder: Path, **changes: object):
+    return load_recipe(tiny.write_recipe(folder / "recipe.yaml", tiny.recipe_values("./bert", "./data", **changes)))
+
+
+def created(folder: Path, hardware: Hardware = CPU, **changes: object) -> RunDir:
+    run, attempt = create_run(load(folder, **changes), runs=folder / "runs", hardware=hardware)
+    assert attempt == 1
+    return run
+
+
+def test_one_process_needs_no_accelerate_configuration(tmp_path):
+    run = created(tmp_path)
+    assert sorted(p.name for p in run.attempt(1).iterdir()) == ["launch.json", "logs"]
+    assert json.loads(run.launch_plan(1).read_text())["base_folder"] == str(Path.cwd())
+    assert load_recipe(run.resolved).recipe == load(tmp_path).recipe
+    assert run.recipe.read_text() == (tmp_path / "recipe.yaml").read_text()
+
+
+def test_several_processes_have_their_configuration_beside_them(tmp_path):
+    run = created(tmp_path, distributed={"processes_per_node": 2, "zero_stage": 2})
+    config = json.loads((run.attempt(1) / "accelerate.yaml").read_text())
+    assert config["num_processes"] == 2 and config["distributed_type"] == "DEEPSPEED"
+    file = Path(config["deepspeed_config"]["deepspeed_config_file"])
+    assert file == run.attempt(1) / "deepspeed.json" and json.loads(file.read_text())["zero_optimization"]["stage"] == 2
+
+
+def test_accelerate_reads_our_configuration_as_it_is_meant(tmp_path):
+    """`no` in its YAML would be false."""
+    import yaml
+
+    run = created(tmp_path, distributed={"processes_per_node": 2})
+    config = yaml.safe_load((run.attempt(1) / "accelerate.yaml").read_text())
+    assert config["mixed_precision"] == "no" and config["distributed_type"] == "MULTI_GPU"
+
+
+def test_a_plan_that_fails_leaves_no_directory(tmp_path):
+    with pytest.raises(InstallationError):
+        created(tmp_path, TWO_CARDS, distributed={"processes_per_node": 4})
+    assert not (tmp_path / "runs").exists()
+
+
+# --- resume ----------------------------------------------------------------------------------------------------------
+
+
+def give_checkpoint(run: RunDir) -> None:
+    (run.checkpoints / "step-1").mkdir(parents=True)
+    write_json(run.checkpoints / "step-1/MANIFEST.json", {"files": {}})
+
+
+def test_resume_makes_the_next_attempt_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = created(tmp_path)
+    run.add_event("interrupted")
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path / "other")
+    _, attempt = resume_run(run.path, recipe=load_recipe(run.resolved).recipe, hardware=CPU)
+    assert attempt == 2
+    assert json.loads(run.launch_plan(2).read_text())["base_folder"] == str(tmp_path)
+
+
+def test_the_verb_resume_works_from_any_folder(tmp_path, monkeypatch):
+    """Relative paths count from where the run was started."""
+    from typer.testing import CliRunner
+
+    from launcher.backends.local import LocalBackend
+    from launcher.cli import app
+
+    tiny.write_data(tmp_path / "data", train=6, validation=3, test=3)
+    (tmp_path / "bert").mkdir()
+    (tmp_path / "bert/config.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    run = created(tmp_path)
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path / "other")
+    monkeypatch.setattr(LocalBackend, "submit", lambda *_, **__: 0)
+    result = CliRunner().invoke(app, ["resume", str(run.path)])
+    assert result.exit_code == 0, result.exception
+
+
+def test_what_cannot_be_resumed(tmp_path):
+    run = created(tmp_path)
+    recipe = load_recipe(run.resolved).recipe
+    write_json(run.verdict(1, 0), {"verdict": "running", "pid": os.getpid(), "time": 0})
+    # The number belongs to another process by now: its command line names no run.
+    assert resume_run(run.path, recipe=recipe, hardware=CPU)[1] == 2
+    run.add_event("finished")
+    with pytest.raises(RunStateError, match="has finished.*launcher run"):
+        resume_run(run.path, recipe=recipe, hardware=CPU)
+    with pytest.raises(RunStateError, match="not a run directory"):
+        resume_run(tmp_path, recipe=recipe, hardware=CPU)
+
+
+def test_a_run_that_still_runs_cannot_be_resumed(tmp_path):
+    import subprocess
+    import sys
+
+    run = created(tmp_path)
+    rank = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", str(run.path)])
+    try:
+        write_json(run.verdict(1, 0), {"verdict": "running", "pid": rank.pid, "time": 0})
+        with pytest.raises(RunStateError, match="still running"):
+            resume_run(run.path, recipe=load_recipe(run.resolved).recipe, hardware=CPU)
+    finally:
+        rank.kill()
+        rank.wait()
+
+
+def test_a_checkpoint_of_another_world_is_refused(tmp_path):
+    run = created(tmp_path, TWO_CARDS, distributed={"processes_per_node": None})
+    recipe = load_recipe(run.resolved).recipe
+    assert resume_run(run.path, recipe=recipe, hardware=CPU)[1] == 2, "without a checkpoint it may begin anew anywhere"
+    _, attempt = resume_run(run.path, recipe=recipe, hardware=TWO_CARDS)
+    give_checkpoint(run)
+    with pytest.raises(RunStateError, match=r"ddp .*2 process.*single .*1 process"):
+        resume_run(run.path, recipe=recipe, hardware=CPU)
+    assert run.last_attempt == attempt, "a refusal leaves no attempt"
+
+
+# --- init ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_starter_recipe_is_sound_and_the_users_own(tmp_path, monkeypatch):
+    from launcher.recipe.examine import examine
+
+    tiny.write_data(tmp_path / "data", train=6, validation=3, test=3)
+    monkeypatch.chdir(tmp_path)
+    starter_recipe(Path("my run.yaml"), source="quickstart/api-topics", data="./data", model="some/model")
+    loaded, problems = examine("my run.yaml")
+    assert problems == []
+    assert (loaded.recipe.name, loaded.recipe.data.source, loaded.recipe.model.name_or_path) == ("my-run", "./data", "some/model")
+    with pytest.raises(RunStateError, match="exists"):
+        starter_recipe(Path("my run.yaml"), source="quickstart/api-topics", data=None, model=None)
