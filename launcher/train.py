@@ -17,9 +17,10 @@ from typing import Any, TextIO
 
 from launcher import registry
 from launcher.contracts import LaunchPlan, Prepared
-from launcher.engine.session import describe_environment, die_with_parent, write_output_to, write_start, write_verdict
+from launcher.engine.session import describe_environment, write_output_to, write_start, write_verdict
 from launcher.engine.signals import StopFlag
 from launcher.errors import Interrupted, LauncherError, RecipeError
+from launcher.launching.processes import die_with_parent
 from launcher.recipe.load import load_recipe, resolved_text
 from launcher.recipe.schema import Recipe
 from launcher.rundir import RunDir, write_json

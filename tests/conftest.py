@@ -44,9 +44,12 @@ def require(condition: object, reason: str) -> None:
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A home folder of the tests' own: no key, no cache and no configuration of the user's takes part."""
     folder = tmp_path_factory.mktemp("home")
+    # What DeepSpeed compiles once (minutes) may be kept between test sessions.
+    built = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or Path.home() / ".cache/torch_extensions")
     with pytest.MonkeyPatch.context() as patch:
         for name in _PERSONAL:
             patch.delenv(name, raising=False)
+        patch.setenv("TORCH_EXTENSIONS_DIR", str(built))
         patch.setenv("HOME", str(folder))
         patch.setenv("XDG_CACHE_HOME", str(folder / ".cache"))
         yield folder

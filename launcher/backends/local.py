@@ -17,6 +17,7 @@ from types import FrameType
 from typing import Any
 
 from launcher.contracts import JobStatus, LaunchPlan
+from launcher.launching.processes import die_with_parent
 from launcher.launching.render import launch_script, worker_command
 from launcher.rundir import RunDir, read_jsonl, write_text
 
@@ -133,7 +134,12 @@ class _Ranks:
         try:
             # A session of its own: Ctrl-C reaches only this process, which then asks the ranks to stop together.
             self.process = subprocess.Popen(
-                command, env={**os.environ, **environment}, start_new_session=True, cwd=_base_folder(self.run, self.attempt)
+                command,
+                env={**os.environ, **environment},
+                cwd=_base_folder(self.run, self.attempt),
+                start_new_session=True,
+                # If this process is killed outright, torchrun is told, and tells the ranks.
+                preexec_fn=die_with_parent,
             )
             return self._poll(self.process)
         finally:

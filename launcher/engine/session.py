@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
 import importlib.metadata
 import os
 import platform
-import signal
 import subprocess
 import sys
 import time
@@ -21,7 +19,6 @@ _PACKAGES = (
     "finetune-launcher", "torch", "transformers", "accelerate", "deepspeed", "datasets", "tokenizers", "peft", "wandb",
     "numpy", "scikit-learn",
 )  # fmt: skip
-_PR_SET_PDEATHSIG = 1
 
 
 def write_output_to(log: Path) -> TextIO:
@@ -35,12 +32,6 @@ def write_output_to(log: Path) -> TextIO:
     os.dup2(handle, 2)
     os.close(handle)
     return terminal
-
-
-def die_with_parent() -> None:
-    """Ask the kernel for SIGTERM when the process that started this one is gone, so that no rank is left behind."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def write_start(path: Path) -> None:

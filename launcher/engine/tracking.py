@@ -44,11 +44,11 @@ class NoTracker:
 class WandbTracker:
     """A W&B run with the run directory's id, begun at the first row so that it does not delay the first step."""
 
-    def __init__(self, section: WandbSection, run: RunDir, *, config: dict[str, Any]) -> None:
+    def __init__(self, section: WandbSection, run: RunDir, *, mode: str, config: dict[str, Any]) -> None:
         self.section = section
         self.run = run
         self.config = config
-        self.mode = choose_mode(section)
+        self.mode = mode
         self._wandb_run: Any = None
 
     def log(self, row: dict[str, Any]) -> None:
@@ -101,9 +101,10 @@ class WandbTracker:
 
 def start_tracker(section: WandbSection | None, run: RunDir, *, rank: int, config: dict[str, Any]) -> Tracker:
     """Return the tracker of a rank: only rank 0 has one."""
-    if section is None or rank != 0 or choose_mode(section) == "disabled":
+    if section is None or rank != 0:
         return NoTracker()
-    return WandbTracker(section, run, config=config)
+    mode = choose_mode(section)
+    return NoTracker() if mode == "disabled" else WandbTracker(section, run, mode=mode, config=config)
 
 
 def choose_mode(section: WandbSection) -> str:

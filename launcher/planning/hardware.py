@@ -32,11 +32,18 @@ def _all_gpus() -> tuple[Gpu, ...]:
         done = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)
     except (OSError, subprocess.SubprocessError):
         return ()
-    gpus = []
-    for line in done.stdout.splitlines():
-        name, memory, capability = (part.strip() for part in line.split(","))
-        gpus.append(Gpu(name, int(float(memory)) * 2**20, float(capability)))
-    return tuple(gpus)
+    rows = (line.rsplit(",", 2) for line in done.stdout.splitlines())
+    return tuple(
+        Gpu(row[0].strip(), int(_number(row[1]) * 2**20), _number(row[2])) for row in rows if len(row) == 3
+    )
+
+
+def _number(text: str) -> float:
+    """Return a number of nvidia-smi's; 0 where it says [N/A], as it does for parts of a card."""
+    try:
+        return float(text)
+    except ValueError:
+        return 0.0
 
 
 def _visible(gpus: tuple[Gpu, ...], selection: str | None) -> tuple[Gpu, ...]:
