@@ -119,7 +119,7 @@ run = RunDir.create(Path(sys.argv[1]), "job", recipe_text="", resolved_text="")
 write_predictions(Predictions("single_label_classification", np.array([[.2, .8]]), np.array([1]), ("a", "b"), ("MarkerText",), (0,)),
                   run.path / "predictions.parquet")
 section = WandbSection(mode="offline", log_predictions=sys.argv[2] == "yes")
-tracker = WandbTracker(section, run, config={"a": {"b": 1}})
+tracker = WandbTracker(section, run, mode="offline", config={"a": {"b": 1}})
 tracker.log({"step": 1, "loss": 2.0})
 print(tracker.finish(summary={"test/accuracy": 0.5}, report=None, predictions=run.path / "predictions.parquet"))
 """
