@@ -101,7 +101,10 @@ def train(session: Session, arguments: Any) -> None:
 
     state = trainer.final_state_dict()
     if rank == 0:
-        save_model_folder(model, task.tokenizer, run.model, state_dict=state, facts=task.model_facts(prepared))
+        save_model_folder(
+            model, task.tokenizer, run.model,
+            state_dict=state, zero_stage=session.launch.zero_stage, facts=task.model_facts(prepared),
+        )  # fmt: skip
         progress.say(f"model: {run.model}")
     evaluate_and_report(trainer, worker_seconds=time.time() - session.started)
 

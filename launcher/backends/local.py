@@ -63,12 +63,15 @@ class LocalBackend:
 def _close_events(
     run: RunDir, attempt: int, failed: tuple[int, dict[str, Any]] | None, *, was_stopped: bool
 ) -> None:
-    """Add how an attempt ended, where its rank 0 was killed before it could."""
-    if failed is None or any(row.get("attempt") == attempt and row["event"] in _ENDS for row in read_jsonl(run.events)):
+    """Add why an attempt ended, where its rank 0 was killed before it could say, or said only that another had gone."""
+    if failed is None:
         return
     rank, verdict = failed
-    event = "interrupted" if was_stopped else "failed"
-    run.add_event(event, attempt=attempt, reason=f"rank {rank} {verdict['verdict']}: {verdict['error']}")
+    reason = f"rank {rank} {verdict['verdict']}: {verdict['error']}"
+    ends = [row for row in read_jsonl(run.events) if row.get("attempt") == attempt and row["event"] in _ENDS]
+    if ends and (rank == 0 or ends[-1]["event"] != "failed"):
+        return
+    run.add_event("interrupted" if was_stopped else "failed", attempt=attempt, reason=reason)
 
 
 def first_failure(run: RunDir, attempt: int) -> tuple[int, dict[str, Any]] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -14,9 +15,6 @@ import numpy as np
 
 from launcher.rundir import make_folder, write_json
 
-# Raise when the prepared form changes, so that older caches are not read.
-FORMAT = 2
-
 
 def cache_folder(chosen: str | None = None) -> Path:
     """Return the folder of prepared data: the recipe's, or ``launcher`` in the user's cache folder."""
@@ -27,8 +25,18 @@ def cache_folder(chosen: str | None = None) -> Path:
 
 def fingerprint_of(parts: Mapping[str, Any]) -> str:
     """Return the sha256 of plain values, independent of the order of keys."""
-    text = json.dumps({"format": FORMAT, **parts}, sort_keys=True, ensure_ascii=False, default=str)
+    text = json.dumps(parts, sort_keys=True, ensure_ascii=False, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+@functools.cache
+def code_fingerprint() -> str:
+    """Return the sha256 of the code that reads and prepares rows: what another version has prepared is not read."""
+    package = Path(__file__).resolve().parent.parent
+    digest = hashlib.sha256()
+    for path in sorted([*(package / "data").glob("*.py"), *(package / "tasks").glob("*.py")]):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def prepared_folder(

@@ -44,11 +44,22 @@ def prune(folder: Path, *, keep_last: int, keep: Iterable[Path]) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def save_model_folder(model: Any, tokenizer: Any, target: Path, *, state_dict: Any, facts: dict[str, Any]) -> None:
+def save_weights(model: Any, folder: Path | str, *, state_dict: Any, zero_stage: int | None) -> None:
+    """Write weights and configuration with the names that the model's parameters have.
+
+    When it loads under ZeRO-3, transformers 5.23 notes renamings that it did not make (``LayerNorm.gamma`` to
+    ``LayerNorm.weight``) and would undo them here: the file would then have names that only transformers understands.
+    """
+    model.save_pretrained(folder, state_dict=state_dict, save_original_format=zero_stage != 3)
+
+
+def save_model_folder(
+    model: Any, tokenizer: Any, target: Path, *, state_dict: Any, zero_stage: int | None, facts: dict[str, Any]
+) -> None:
     """Write the finished model as a folder that transformers loads, in one piece."""
 
     def fill(folder: Path) -> None:
-        model.save_pretrained(folder, state_dict=state_dict)
+        save_weights(model, folder, state_dict=state_dict, zero_stage=zero_stage)
         tokenizer.save_pretrained(folder)
         write_json(folder / "launcher.json", facts)
         # safetensors makes its files private; a model is for the group to load.

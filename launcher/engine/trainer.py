@@ -17,7 +17,7 @@ from transformers import Trainer
 
 from launcher.contracts import LaunchPlan, Phase, Prepared
 from launcher.data.sampling import GlobalBatches, RankBatches
-from launcher.engine.checkpoints import prune, read_manifest, write_manifest
+from launcher.engine.checkpoints import prune, read_manifest, save_weights, write_manifest
 from launcher.engine.loading import Rows, TrainLoader, WithRowIds
 from launcher.engine.predicting import predict_logits
 from launcher.engine.progress import Progress
@@ -296,7 +296,8 @@ class RunMixin:
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """Write weights and configuration; not Trainer's pickled arguments, which nothing here reads."""
         if self.args.should_save:
-            self.model.save_pretrained(output_dir, state_dict=state_dict)
+            assert output_dir is not None
+            save_weights(self.model, output_dir, state_dict=state_dict, zero_stage=self.context.launch.zero_stage)
 
     # --- progress --------------------------------------------------------------------------------------------------
 

@@ -11,7 +11,14 @@ import numpy as np
 
 from launcher.contracts import Predictions, Prepared
 from launcher.data.labels import LabelSet, make_labels
-from launcher.data.prepare import cache_folder, fingerprint_of, load_prepared, prepared_folder, tokenize
+from launcher.data.prepare import (
+    cache_folder,
+    code_fingerprint,
+    fingerprint_of,
+    load_prepared,
+    prepared_folder,
+    tokenize,
+)
 from launcher.data.sources import SplitSet, load_rows, load_splits
 from launcher.errors import DataError, ModelError
 from launcher.recipe.schema import Recipe
@@ -53,6 +60,7 @@ class TextClassification:
         max_length = self._max_length()
         key = fingerprint_of(
             {
+                "code": code_fingerprint(),
                 "data": splits.fingerprint,
                 "tokenizer": self.tokenizer_fingerprint(),
                 "max_length": max_length,

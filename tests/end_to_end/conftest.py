@@ -59,10 +59,10 @@ WANDB = {"wandb": {"project": "tests", "group": "g", "tags": ["t"], "mode": "off
 @pytest.fixture(scope="session")
 def finished(place: Place) -> Finished:
     """A finished run of 102 steps, started with secrets in its environment."""
-    recipe = place.recipe("whole", tracking=WANDB)
+    recipe = place.recipe("whole", name="whole", tracking=WANDB)
     done = tiny.launcher("run", recipe, cwd=place.folder, env=SECRETS)
     assert done.returncode == 0, done.stdout + done.stderr
-    return Finished(place.folder / "runs" / "tiny-001", done)
+    return Finished(place.folder / "runs" / "whole-001", done)
 
 
 @pytest.fixture(scope="session")

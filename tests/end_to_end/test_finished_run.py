@@ -222,7 +222,7 @@ def test_resuming_a_finished_run_is_refused(finished, place):
 
 def test_a_second_run_takes_the_next_number_and_the_cache(finished, place):
     """Also with one long step less: the data are not tokenized again."""
-    recipe = place.recipe("short", training={"max_steps": 2, "num_train_epochs": None, "eval_strategy": "no", "save_strategy": "no",
+    recipe = place.recipe("short", name="whole", training={"max_steps": 2, "num_train_epochs": None, "eval_strategy": "no", "save_strategy": "no",
                                              "load_best_model_at_end": False})  # fmt: skip
     values = json.loads(recipe.read_text())
     values["training"].pop("num_train_epochs")
@@ -231,7 +231,7 @@ def test_a_second_run_takes_the_next_number_and_the_cache(finished, place):
     done = tiny.launcher("run", recipe, cwd=place.folder)
     assert done.returncode == 0, done.stderr
     run = place.newest()
-    assert run.name != "tiny-001" and re.fullmatch(r"tiny-\d{3}", run.name)
+    assert run.name != "whole-001" and re.fullmatch(r"whole-\d{3}", run.name)
     assert json.loads((run / "plan.json").read_text())["facts"]["was_cached"] is True
     notes = [json.loads((p / "attempts/1/prepared.json").read_text())["folder"] for p in (finished.path, run)]
     assert notes[0] == notes[1] and Path(notes[0]).is_dir()
@@ -273,7 +273,7 @@ def test_wandb_has_the_recipe_the_result_and_the_runs_own_id(finished, offline):
     from wandb_file import items
 
     run = offline["run"][0]
-    assert (run.run_id, run.display_name, run.project, run.run_group, list(run.tags)) == ("tiny-001", "tiny-001", "tests", "g", ["t"])
+    assert (run.run_id, run.display_name, run.project, run.run_group, list(run.tags)) == ("whole-001", "whole-001", "tests", "g", ["t"])
     config = items(run.config.update)
     assert config["training"]["seed"] == 1 and config["data"]["source"] == "./data"
     summary: dict = {}
