@@ -45,7 +45,9 @@ def main() -> None:
     data = data.class_encode_column("label")
     tokenizer = AutoTokenizer.from_pretrained(options.model)
     data = data.map(lambda rows: tokenizer(rows["text"], truncation=True, max_length=options.max_length), batched=True)
-    model = AutoModelForSequenceClassification.from_pretrained(options.model, num_labels=data.features["label"].num_classes)
+    model = AutoModelForSequenceClassification.from_pretrained(
+        options.model, num_labels=data.features["label"].num_classes
+    )
     clock = Clock()
     trainer = Trainer(
         model=model,

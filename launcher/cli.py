@@ -70,7 +70,9 @@ def recipes(as_json: Json = False) -> None:
 @app.command()
 def init(
     path: Annotated[Path, typer.Argument(help="File to write.")] = Path("recipe.yaml"),
-    source: Annotated[str, typer.Option("--from", help="Shipped recipe, or file, to start from.")] = "quickstart/api-topics",
+    source: Annotated[
+        str, typer.Option("--from", help="Shipped recipe, or file, to start from.")
+    ] = "quickstart/api-topics",
     data: Annotated[str | None, typer.Option("--data", help="Your data: a file, a folder or a hub id.")] = None,
     model: Annotated[str | None, typer.Option("--model", help="Your model: a folder or a hub id.")] = None,
 ) -> None:
@@ -264,9 +266,13 @@ def evaluate(run: RunPath, as_json: Json = False) -> None:
 def predict(
     run: RunPath,
     texts: Annotated[list[str] | None, typer.Argument(help="Texts to predict.", show_default=False)] = None,
-    file: Annotated[str | None, typer.Option("--file", help="A file of rows, in any format that training reads.")] = None,
+    file: Annotated[
+        str | None, typer.Option("--file", help="A file of rows, in any format that training reads.")
+    ] = None,
     pair: Annotated[str | None, typer.Option("--pair", help="The second text, for a model of pairs.")] = None,
-    output: Annotated[Path | None, typer.Option("--output", help="Write to this .jsonl, .csv or .parquet file.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", help="Write to this .jsonl, .csv or .parquet file.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Predict texts with a finished run's model."""
@@ -372,7 +378,9 @@ def _version(value: bool) -> None:
 
 @app.callback()
 def _options(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
 ) -> None:
     pass
 

@@ -1,8 +1,8 @@
 """The run directory: its file names, its events, and atomic writes. Both halves of the program meet only here.
 
-    runs/NAME-NNN/  recipe.yaml  resolved.yaml  plan.json  events.jsonl  progress.jsonl
-                    attempts/N/  accelerate.yaml deepspeed.json environment.json launch.sh verdict.rank-R.json logs/rank-R.log
-                    checkpoints/step-N/  model/  evaluation/  report.html  wandb/
+runs/NAME-NNN/  recipe.yaml  resolved.yaml  plan.json  events.jsonl  progress.jsonl
+                attempts/N/  accelerate.yaml deepspeed.json environment.json launch.sh verdict.rank-R.json logs/rank-R.log
+                checkpoints/step-N/  model/  evaluation/  report.html  wandb/
 """
 
 from __future__ import annotations

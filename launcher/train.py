@@ -1,7 +1,7 @@
 """The worker: what every rank runs. The straight line from a recipe to a finished run stands in ``train`` below.
 
-    python -m launcher.train --run runs/NAME-001 --attempt 1        (what `launcher run` starts)
-    accelerate launch -m launcher.train RECIPE [key=value ...]      (your own accelerate configuration)
+python -m launcher.train --run runs/NAME-001 --attempt 1        (what `launcher run` starts)
+accelerate launch -m launcher.train RECIPE [key=value ...]      (your own accelerate configuration)
 """
 
 from __future__ import annotations
@@ -254,16 +254,12 @@ def _started_by_accelerate(options: argparse.Namespace, rank: int, started: floa
     if rank == 0:
         write_json(run.launch_plan(attempt), {"plan": asdict(launch), "base_folder": str(base)})
         print(f"run: {run.path}", file=terminal)
-    session = Session(
-        run, attempt, rank, recipe, base, launch, stop, terminal if rank == 0 else None, started
-    )
+    session = Session(run, attempt, rank, recipe, base, launch, stop, terminal if rank == 0 else None, started)
     _write_environment(session)
     return session, arguments, terminal
 
 
-def _arguments(
-    recipe: Recipe, launch: LaunchPlan, output: Path, *, deepspeed: dict[str, Any] | None = None
-) -> Any:
+def _arguments(recipe: Recipe, launch: LaunchPlan, output: Path, *, deepspeed: dict[str, Any] | None = None) -> Any:
     from launcher.engine.arguments import training_arguments
 
     return training_arguments(recipe, launch, output_dir=str(output), deepspeed=deepspeed)

@@ -26,10 +26,17 @@ def invoke(*arguments: str):
 def imported(*command: str) -> set[str]:
     """Top-level names of what a Python process imported."""
     done = subprocess.run(
-        [sys.executable, "-X", "importtime", *command], env=tiny.environment(), capture_output=True, text=True, timeout=120
+        [sys.executable, "-X", "importtime", *command],
+        env=tiny.environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    return {match[1] for match in re.finditer(r"^import time:\s+\d+ \|\s+\d+ \|\s+([A-Za-z_0-9]+)", done.stderr, re.MULTILINE)}
+    return {
+        match[1]
+        for match in re.finditer(r"^import time:\s+\d+ \|\s+\d+ \|\s+([A-Za-z_0-9]+)", done.stderr, re.MULTILINE)
+    }
 
 
 # --- help ------------------------------------------------------------------------------------------------------------
@@ -95,7 +102,9 @@ def test_a_word_like_no_verb_gets_them_all():
 
 
 def test_an_error_is_its_text_and_its_code_without_a_traceback(tmp_path):
-    recipe = tiny.write_recipe(tmp_path / "r.yaml", tiny.recipe_values("./bert", "./data", training={"learning_rat": 1}))
+    recipe = tiny.write_recipe(
+        tmp_path / "r.yaml", tiny.recipe_values("./bert", "./data", training={"learning_rat": 1})
+    )
     done = tiny.launcher("run", recipe, cwd=tmp_path)
     assert done.returncode == 2 and not (tmp_path / "runs").exists()
     assert "r.yaml:" in done.stderr and "learning_rate" in done.stderr and "Traceback" not in done.stderr

@@ -60,9 +60,7 @@ class LocalBackend:
         directory.stop_request(directory.last_attempt).touch()
 
 
-def _close_events(
-    run: RunDir, attempt: int, failed: tuple[int, dict[str, Any]] | None, *, was_stopped: bool
-) -> None:
+def _close_events(run: RunDir, attempt: int, failed: tuple[int, dict[str, Any]] | None, *, was_stopped: bool) -> None:
     """Add why an attempt ended, where its rank 0 was killed before it could say, or said only that another had gone."""
     if failed is None:
         return
@@ -163,7 +161,9 @@ class _Ranks:
         self.requests += 1
         if self.requests == 1:
             self.run.stop_request(self.attempt).touch()
-            print("\nstopping after this step, with a checkpoint; once more to stop at once", file=sys.stderr, flush=True)
+            print(
+                "\nstopping after this step, with a checkpoint; once more to stop at once", file=sys.stderr, flush=True
+            )
         elif self.requests == 2:
             self._signal_all(signal.SIGTERM)
             self.deadline = time.monotonic() + _KILL_AFTER_SECONDS if number != signal.SIGINT else time.monotonic()

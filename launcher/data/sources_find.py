@@ -276,7 +276,7 @@ def _looks_like_path(source: str) -> bool:
 
 
 def _missing(source: str, *, path: Path) -> str:
-    return f"data source {source!r}: no file or folder {path} exists{_near(path)}; paths count from the recipe's folder"
+    return f"data source {source!r}: no file or folder {path} exists{_near(path)}; paths count from the current folder"
 
 
 def _near(path: Path) -> str:

@@ -221,7 +221,9 @@ def without_hidden_labels(test: RowSet, *, train: RowSet | None = None) -> tuple
         return test, ["the test rows have no labels: they are for prediction only"] if expected else []
     labels = test.columns["label"]
     known = set(map(str, train.columns.get("label", ()))) if train else set()
-    hidden = [label is None or (str(label).strip() in ("", "-1") and str(label) not in known) for label in labels]
+    hidden = [
+        label is None or (str(label).strip() in ("", "-1", "-1.0") and str(label) not in known) for label in labels
+    ]
     if all(hidden):
         return test.without_labels(), ["no test row has a label (null, empty or -1): they are for prediction only"]
     row = next((row for row, label in enumerate(labels) if label is None), None)

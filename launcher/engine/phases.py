@@ -13,9 +13,7 @@ from launcher.errors import PlanMismatch
 from launcher.evaluation.metrics import greater_is_better
 
 
-def run_phase(
-    context: RunContext, model: Any, arguments: Any, *, resume_from: Path | None
-) -> tuple[RunTrainer, bool]:
+def run_phase(context: RunContext, model: Any, arguments: Any, *, resume_from: Path | None) -> tuple[RunTrainer, bool]:
     """Train ``model`` through a phase; return the trainer, and whether it was asked to stop before the end.
 
     Raises:

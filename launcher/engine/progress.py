@@ -118,7 +118,9 @@ class Progress:
             else:
                 speed = f"  {values['tokens_per_second']:.0f} tokens/s" if "tokens_per_second" in values else ""
                 self.say(self._bar_text(step) + speed)
-        evaluated = {k.removeprefix("eval_"): v for k, v in values.items() if k.startswith("eval_") and k != "eval_seconds"}
+        evaluated = {
+            k.removeprefix("eval_"): v for k, v in values.items() if k.startswith("eval_") and k != "eval_seconds"
+        }
         if evaluated:
             shown = "  ".join(f"{k} {v:.4f}" for k, v in evaluated.items() if k in _SHOWN)
             self.say(f"step {step}/{self.total_steps}  validation: {shown}")

@@ -6,6 +6,7 @@ import contextlib
 import netrc
 import os
 import re
+import shlex
 import socket
 import threading
 from pathlib import Path
@@ -69,10 +70,14 @@ class WandbTracker:
         if predictions is not None and self.section.log_predictions:
             import pandas as pd
 
-            self._wandb_run.log({"test/predictions": wandb.Table(dataframe=pd.read_parquet(predictions))})
+            self._wandb_run.log({"predictions": wandb.Table(dataframe=pd.read_parquet(predictions))})
         folder, url = Path(self._wandb_run.dir).parent, self._wandb_run.url
         self._wandb_run.finish()
-        return f"W&B: offline; to upload: wandb sync {folder}" if self.mode == "offline" else f"W&B: {url}"
+        return (
+            f"W&B: offline; to upload: wandb sync {shlex.quote(str(folder))}"
+            if self.mode == "offline"
+            else f"W&B: {url}"
+        )
 
     def _start(self) -> None:
         if self._wandb_run is not None:

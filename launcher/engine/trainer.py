@@ -169,9 +169,7 @@ class RunMixin:
         """Compare the optimizer's groups and what trains with the tuning table. Raises PlanMismatch."""
         table = self.context.phase.table
         wanted = [(group.name, group.lr, group.weight_decay) for group in table.trainable]
-        found = [
-            (g.get("name"), g.get("initial_lr", g["lr"]), g["weight_decay"]) for g in self.optimizer.param_groups
-        ]
+        found = [(g.get("name"), g.get("initial_lr", g["lr"]), g["weight_decay"]) for g in self.optimizer.param_groups]
         if found != wanted:
             raise PlanMismatch(f"the optimizer's groups are {found}, but the tuning table says {wanted}")
         planned = [name for group in table.trainable for name in group.parameters]
@@ -208,7 +206,9 @@ class RunMixin:
 
     # --- evaluation ------------------------------------------------------------------------------------------------
 
-    def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> dict[str, float]:
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
         """Evaluate on the validation rows, on all ranks, and log the task's metrics with ``prefix_`` before each."""
         context = self.context
         started = time.time()
@@ -327,5 +327,3 @@ def _real_tokens(batch: dict[str, Any]) -> Any:
 def _barrier() -> None:
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         dist.barrier()
-
-

@@ -72,7 +72,9 @@ def _engine(recipe: Recipe, world: int) -> Engine:
 
 def _precision(recipe: Recipe, hardware: Hardware) -> Literal["fp32", "bf16", "fp16"]:
     if recipe.precision == "fp16" and not hardware.gpus:
-        raise InstallationError("precision is fp16, which needs a GPU, and none is visible here; use bf16, fp32 or auto")
+        raise InstallationError(
+            "precision is fp16, which needs a GPU, and none is visible here; use bf16, fp32 or auto"
+        )
     if recipe.precision != "auto":
         return recipe.precision
     if hardware.gpus:

@@ -51,7 +51,7 @@ def _set(config: dict[str, Any], name: str, value: object, key: str) -> None:
     if config.get(name, "auto") not in ("auto", value):
         raise PlanMismatch(
             f"the DeepSpeed file's {name} is {config[name]}, but the recipe's {key} makes it {value}; change one of them, or "
-            f"write \"auto\" in the DeepSpeed file"
+            f'write "auto" in the DeepSpeed file'
         )
     config[name] = value
 

@@ -33,9 +33,7 @@ def _all_gpus() -> tuple[Gpu, ...]:
     except (OSError, subprocess.SubprocessError):
         return ()
     rows = (line.rsplit(",", 2) for line in done.stdout.splitlines())
-    return tuple(
-        Gpu(row[0].strip(), int(_number(row[1]) * 2**20), _number(row[2])) for row in rows if len(row) == 3
-    )
+    return tuple(Gpu(row[0].strip(), int(_number(row[1]) * 2**20), _number(row[2])) for row in rows if len(row) == 3)
 
 
 def _number(text: str) -> float:

@@ -22,7 +22,9 @@ class Encoder:
         options = recipe.strategy
         assert isinstance(options, EncoderOptions)
         if not number_of_blocks(parameters):
-            raise ModelError("strategy.type is encoder, but no numbered blocks were found in this model; use full or head")
+            raise ModelError(
+                "strategy.type is encoder, but no numbered blocks were found in this model; use full or head"
+            )
         base = recipe.training.learning_rate
 
         def rate(parameter: Parameter) -> float:

@@ -90,7 +90,9 @@ def load_config(section: ModelSection, **fields: Any) -> Any:
         raise ModelError(_explain(location, error)) from error
     for name, value in (section.config or {}).items():
         if not hasattr(config, name):
-            raise ModelError(f"model.config.{name} is not a field of {type(config).__name__}; see the model's config.json")
+            raise ModelError(
+                f"model.config.{name} is not a field of {type(config).__name__}; see the model's config.json"
+            )
         setattr(config, name, value)
     for name, value in fields.items():
         setattr(config, name, value)
@@ -152,7 +154,9 @@ def _new_by_names(model: Any, folder: Path) -> frozenset[str]:
     if not stored:
         # The weights are not on this machine: only what lies outside the backbone can be told to be new.
         return frozenset(name for name in names if not name.startswith(prefix))
-    found = {name for name, shape in names.items() for key in (name, name.removeprefix(prefix)) if stored.get(key) == shape}
+    found = {
+        name for name, shape in names.items() for key in (name, name.removeprefix(prefix)) if stored.get(key) == shape
+    }
     return frozenset(names.keys() - found)
 
 

@@ -172,7 +172,9 @@ class TextClassification:
                 counts["labels"] = encoded.sum(axis=0).astype(int).tolist()
         return Dataset.from_dict(columns), counts
 
-    def prepare_texts(self, texts: list[str], pairs: list[str] | None, facts: Mapping[str, Any]) -> tuple[Any, Prepared]:
+    def prepare_texts(
+        self, texts: list[str], pairs: list[str] | None, facts: Mapping[str, Any]
+    ) -> tuple[Any, Prepared]:
         """Return rows of features for new texts, and what they are to be read with.
 
         Raises:
@@ -246,7 +248,11 @@ class TextClassification:
         if prepared.problem_type == "binary_classification":
             # One logit for the second name; pipelines then apply a sigmoid, as for several labels.
             names = names[1:]
-        problem = "single_label_classification" if prepared.problem_type == "single_label_classification" else "multi_label_classification"
+        problem = (
+            "single_label_classification"
+            if prepared.problem_type == "single_label_classification"
+            else "multi_label_classification"
+        )
         return {
             "problem_type": problem,
             "id2label": dict(enumerate(names)),
@@ -301,7 +307,9 @@ class TextClassification:
         else:
             unknown = sorted(set(chosen) - set(names))
             if unknown:
-                raise DataError(f"task.class_weights names {unknown[0]!r}, which is no label; labels: {', '.join(names)}")
+                raise DataError(
+                    f"task.class_weights names {unknown[0]!r}, which is no label; labels: {', '.join(names)}"
+                )
             weights = np.asarray([chosen.get(name, 1.0) for name in names])
         return torch.tensor(weights, dtype=torch.float32)
 
@@ -380,6 +388,8 @@ class Collator:
         result = dict(batch)
         if "labels" in rows[0]:
             single = self.problem_type in ("single_label_classification", "binary_classification")
-            result["labels"] = torch.tensor([row["labels"] for row in rows], dtype=torch.long if single else torch.float32)
+            result["labels"] = torch.tensor(
+                [row["labels"] for row in rows], dtype=torch.long if single else torch.float32
+            )
         result["sample_weight"] = torch.tensor([row.get("weight", 1.0) for row in rows], dtype=torch.float32)
         return result

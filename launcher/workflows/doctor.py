@@ -75,7 +75,11 @@ def _devices() -> list[Finding]:
         text = f"{gpu.name}, {gpu.memory_bytes / 2**30:.0f} GiB, compute capability {gpu.compute_capability}"
         findings.append(Finding(f"gpu {number}", "ok", text))
     if not hardware.gpus:
-        findings.append(Finding("gpu", "warning", "none visible", "runs go to the processor; check nvidia-smi and CUDA_VISIBLE_DEVICES"))
+        findings.append(
+            Finding(
+                "gpu", "warning", "none visible", "runs go to the processor; check nvidia-smi and CUDA_VISIBLE_DEVICES"
+            )
+        )
     return findings
 
 
@@ -97,12 +101,18 @@ def _beside_python(tool: str) -> str | None:
 
 def _disk() -> list[Finding]:
     findings = []
-    for name, folder in (("disk for runs", Path.cwd()), ("disk for prepared data", cache_folder()), ("disk for models", _hub_cache())):
+    for name, folder in (
+        ("disk for runs", Path.cwd()),
+        ("disk for prepared data", cache_folder()),
+        ("disk for models", _hub_cache()),
+    ):
         place = next(p for p in (folder, *folder.parents) if p.exists())
         free = shutil.disk_usage(place).free
         enough = free >= _WANTED_DISK and os.access(place, os.W_OK)
         remedy = "" if enough else "free some space, or work from a folder on another disk"
-        findings.append(Finding(name, "ok" if enough else "warning", f"{free / 2**30:.0f} GiB free at {folder}", remedy))
+        findings.append(
+            Finding(name, "ok" if enough else "warning", f"{free / 2**30:.0f} GiB free at {folder}", remedy)
+        )
     return findings
 
 
@@ -117,17 +127,34 @@ def _hub() -> list[Finding]:
     )  # fmt: skip
     endpoint = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
     if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
-        return [Finding("hub", "warning", "HF_HUB_OFFLINE is set", "only models and data on this machine can be used"), login]
+        return [
+            Finding("hub", "warning", "HF_HUB_OFFLINE is set", "only models and data on this machine can be used"),
+            login,
+        ]
     if can_reach(endpoint):
         return [Finding("hub", "ok", f"{endpoint} answers"), login]
-    return [Finding("hub", "warning", f"{endpoint} does not answer", "use folders and package: models, or mend the network"), login]
+    return [
+        Finding(
+            "hub", "warning", f"{endpoint} does not answer", "use folders and package: models, or mend the network"
+        ),
+        login,
+    ]
 
 
 def _wandb() -> list[Finding]:
     if not has_key():
-        return [Finding("W&B", "warning", "no key", "runs are logged offline; to upload them: wandb login, then wandb sync")]
+        return [
+            Finding("W&B", "warning", "no key", "runs are logged offline; to upload them: wandb login, then wandb sync")
+        ]
     if not can_reach(server()):
-        return [Finding("W&B", "warning", f"{server()} does not answer", "runs are logged offline; upload them later with wandb sync")]
+        return [
+            Finding(
+                "W&B",
+                "warning",
+                f"{server()} does not answer",
+                "runs are logged offline; upload them later with wandb sync",
+            )
+        ]
     return [Finding("W&B", "ok", f"a key is set and {server()} answers")]
 
 

@@ -28,7 +28,11 @@ class FinishedModel:
 
     def __init__(self, path: Path) -> None:
         import torch
+        from transformers.utils import logging
 
+        # Bars and the report of loaded weights are not what someone who asked for a prediction wants to read.
+        logging.disable_progress_bar()
+        logging.set_verbosity_error()
         self.run = RunDir.open(path)
         if not (self.run.model / "launcher.json").is_file():
             raise RunStateError(f"{path} has no finished model; finish it with `launcher resume {path}`")

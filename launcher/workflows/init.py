@@ -28,8 +28,10 @@ def starter_recipe(path: Path, *, source: str, data: str | None, model: str | No
     yaml.preserve_quotes = True
     yaml.width = 10**6  # type: ignore[assignment]
     found = find_recipe(source)
-    text = _HEAD.sub(f"# Started from {found.stem}; every key is explained by `launcher schema` and in the guide.\n",
-                     found.read_text(encoding="utf-8"))
+    text = _HEAD.sub(
+        f"# Started from {found.stem}; every key is explained by `launcher schema` and in the guide.\n",
+        found.read_text(encoding="utf-8"),
+    )
     recipe = yaml.load(text)
     recipe["name"] = re.sub(r"[^A-Za-z0-9._-]", "-", path.stem).lstrip("._-") or "my-run"
     if data is not None:
@@ -37,6 +39,11 @@ def starter_recipe(path: Path, *, source: str, data: str | None, model: str | No
         recipe["data"] = {"source": data, **kept}
     if model is not None:
         recipe["model"]["name_or_path"] = model
+        # These were tuned for the model that is replaced; the defaults suit most encoders.
+        for key in ("learning_rate", "num_train_epochs"):
+            recipe["training"].pop(key, None)
+        if not recipe["training"]:
+            del recipe["training"]
     stream = io.StringIO()
     yaml.dump(recipe, stream)
     write_text(path, stream.getvalue())

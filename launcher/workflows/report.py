@@ -47,7 +47,9 @@ def read_evaluation(run: RunDir) -> tuple[Evaluation, Mapping[str, Any]]:
 def report_facts(run: RunDir) -> ReportFacts:
     """Collect what the report shows."""
     if not run.plan.is_file():
-        raise RunStateError(f"{run.path} has no plan yet: it ended before its first step; see {run.log(run.last_attempt, 0)}")
+        raise RunStateError(
+            f"{run.path} has no plan yet: it ended before its first step; see {run.log(run.last_attempt, 0)}"
+        )
     plan = json.loads(run.plan.read_text())
     evaluation, extra = read_evaluation(run) if (run.evaluation / METRICS_FILE).is_file() else (None, {})
     events = read_jsonl(run.events)

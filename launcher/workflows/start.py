@@ -83,5 +83,7 @@ def _refuse_another_world(run: RunDir, before: LaunchPlan, now: LaunchPlan) -> N
     if then_and_now[0] != then_and_now[1]:
         raise RunStateError(
             "the checkpoint was written by {} (ZeRO {}) with {} process(es) in {}, and this machine would continue with {} "
-            "(ZeRO {}), {} process(es), {}; make the same number of devices visible".format(*then_and_now[0], *then_and_now[1])
+            "(ZeRO {}), {} process(es), {}; make the same number of devices visible".format(
+                *then_and_now[0], *then_and_now[1]
+            )
         )

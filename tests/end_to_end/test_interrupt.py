@@ -84,7 +84,9 @@ def weights(run: Path) -> dict:
 def test_ctrl_c_leaves_a_checkpoint_and_resume_ends_as_if_nothing_had_been(place, finished):
     import torch
 
-    recipe = place.recipe("whole", name="whole", tracking={"wandb": {"project": "tests", "group": "g", "tags": ["t"], "mode": "offline"}})
+    recipe = place.recipe(
+        "whole", name="whole", tracking={"wandb": {"project": "tests", "group": "g", "tags": ["t"], "mode": "offline"}}
+    )
     started = Started("run", recipe, cwd=place.folder)
     run = started.run
     started.wait_for_step(run, 5)

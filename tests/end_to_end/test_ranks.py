@@ -62,7 +62,9 @@ def test_two_ranks_have_the_losses_of_one(place, reference, engine):
     for epoch in range(2):
         seen = [row for step in range(epoch * 6 + 1, epoch * 6 + 7) for row in tiny.ledger(found)[step]]
         assert sorted(seen) == list(range(45))
-    ours, wanted = (json.loads((path / "evaluation/metrics.json").read_text())["metrics"] for path in (found, reference))
+    ours, wanted = (
+        json.loads((path / "evaluation/metrics.json").read_text())["metrics"] for path in (found, reference)
+    )
     assert ours == pytest.approx(wanted, rel=1e-3, abs=1e-4)
     plan = json.loads((found / "plan.json").read_text())["launch"]
     assert plan["batch"] == {"global_batch_size": 8, "world_size": 2, "micro_batch_size": 2, "accumulation": 2}
@@ -70,9 +72,13 @@ def test_two_ranks_have_the_losses_of_one(place, reference, engine):
     assert logs == [True, True]
 
 
-@pytest.mark.parametrize("distributed", [ENGINES["ddp"], ENGINES["zero-2"], ENGINES["zero-3"]], ids=["ddp", "zero-2", "zero-3"])
+@pytest.mark.parametrize(
+    "distributed", [ENGINES["ddp"], ENGINES["zero-2"], ENGINES["zero-3"]], ids=["ddp", "zero-2", "zero-3"]
+)
 def test_bf16_with_activation_checkpointing_runs(place, reference, distributed):
-    found = run(place, "bf16", distributed, precision="bf16", training={"num_train_epochs": 1, "activation_checkpointing": True})
+    found = run(
+        place, "bf16", distributed, precision="bf16", training={"num_train_epochs": 1, "activation_checkpointing": True}
+    )
     assert json.loads((found / "plan.json").read_text())["launch"]["precision"] == "bf16"
     first = tiny.losses(found)[1]
     assert first == pytest.approx(tiny.losses(reference)[1], rel=0.02)
@@ -83,7 +89,9 @@ def test_bf16_with_activation_checkpointing_runs(place, reference, distributed):
 def test_frozen_parameters_stay_on_two_ranks(place, small, engine, strategy):
     from safetensors.torch import load_file
 
-    found = run(place, f"{strategy}-{engine}", ENGINES[engine], strategy={"type": strategy}, training={"num_train_epochs": 1})
+    found = run(
+        place, f"{strategy}-{engine}", ENGINES[engine], strategy={"type": strategy}, training={"num_train_epochs": 1}
+    )
     before, after = load_file(place.model / "model.safetensors"), load_file(found / "model/model.safetensors")
     groups = json.loads((found / "plan.json").read_text())["phases"][0]["table"]["groups"]
     for group in groups:
@@ -103,7 +111,9 @@ def accelerate(place, *arguments: str, config: dict, name: str) -> subprocess.Co
                                 "rdzv_backend": "static", "same_network": True, "use_cpu": False, **config}))  # fmt: skip
     command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--config_file", str(file),
                "--main_process_port", str(free_port()), "-m", "launcher.train", *arguments]  # fmt: skip
-    return subprocess.run(command, cwd=place.folder, env=tiny.environment(), capture_output=True, text=True, timeout=300)
+    return subprocess.run(
+        command, cwd=place.folder, env=tiny.environment(), capture_output=True, text=True, timeout=300
+    )
 
 
 def test_accelerate_launch_trains_as_launcher_run_does(place, reference):

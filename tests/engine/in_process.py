@@ -61,5 +61,7 @@ def prepare(bert: Path, data: Path, runs: Path, *, run: RunDir | None = None, **
     (phase,) = strategy.phases(list_parameters(loaded.model, newly_initialized=loaded.newly_initialized), recipe)
     model = strategy.apply(loaded.model, phase.table)
     progress = Progress(run, attempt=attempt, rank=0, terminal=None, tracker=NoTracker())
-    context = RunContext(recipe, run, attempt, launch, phase, task, prepared, progress, StopFlag(run.stop_request(attempt)))
+    context = RunContext(
+        recipe, run, attempt, launch, phase, task, prepared, progress, StopFlag(run.stop_request(attempt))
+    )
     return Prepared(context, model, training_arguments(recipe, launch, output_dir=str(run.path)))

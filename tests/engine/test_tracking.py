@@ -78,7 +78,9 @@ def test_a_key_in_netrc_counts(monkeypatch, tmp_path):
     assert not has_key()
 
 
-@pytest.mark.parametrize("value, mode", [("offline", "offline"), ("disabled", "disabled"), ("", "offline"), ("odd", "offline")])
+@pytest.mark.parametrize(
+    "value, mode", [("offline", "offline"), ("disabled", "disabled"), ("", "offline"), ("odd", "offline")]
+)
 def test_auto_follows_wandb_mode(monkeypatch, value, mode):
     monkeypatch.setenv("WANDB_MODE", value)
     assert choose_mode(WandbSection()) == mode

@@ -61,14 +61,14 @@ def test_loss_and_norm_are_the_same_with_accumulation(ready):
         found[cap] = [(row["loss"], row["grad_norm"]) for row in rows_of(prepared)]
     assert len(found[8]) == 2 * STEPS
     for cap in (4, 2):
-        assert [v for pair in found[cap] for v in pair] == pytest.approx([v for pair in found[8] for v in pair], rel=1e-5)
+        assert [v for pair in found[cap] for v in pair] == pytest.approx(
+            [v for pair in found[8] for v in pair], rel=1e-5
+        )
 
 
 @pytest.mark.parametrize("weights", ["none", "balanced"])
 def test_the_logged_loss_is_torchs_mean_over_the_global_batch(ready, weights):
-    prepared = ready(
-        max_steps=1, num_train_epochs=1, learning_rate=1e-12, per_device_train_batch_size=2, **NEVER
-    )
+    prepared = ready(max_steps=1, num_train_epochs=1, learning_rate=1e-12, per_device_train_batch_size=2, **NEVER)
     task, split = prepared.context.task, prepared.context.prepared.train
     if weights == "balanced":
         task.class_weights = torch.tensor([0.5, 1.0, 4.0])
@@ -86,7 +86,13 @@ def test_the_logged_loss_is_torchs_mean_over_the_global_batch(ready, weights):
 def plain_losses(bert: Path, data: Path, tmp_path: Path, *, micro: int, accumulation: int) -> float:
     """First logged loss of a plain Trainer script, as anybody would write it."""
     from datasets import Dataset
-    from transformers import AutoTokenizer, BertForSequenceClassification, DataCollatorWithPadding, Trainer, TrainingArguments
+    from transformers import (
+        AutoTokenizer,
+        BertForSequenceClassification,
+        DataCollatorWithPadding,
+        Trainer,
+        TrainingArguments,
+    )
 
     torch.manual_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(str(bert))
@@ -97,7 +103,9 @@ def plain_losses(bert: Path, data: Path, tmp_path: Path, *, micro: int, accumula
         logging_steps=1, use_cpu=True, report_to="none", save_strategy="no", disable_tqdm=True, learning_rate=1e-12,
     )  # fmt: skip
     model = BertForSequenceClassification.from_pretrained(str(bert), num_labels=3)
-    trainer = Trainer(model, arguments, train_dataset=Dataset.from_list(rows), data_collator=DataCollatorWithPadding(tokenizer))
+    trainer = Trainer(
+        model, arguments, train_dataset=Dataset.from_list(rows), data_collator=DataCollatorWithPadding(tokenizer)
+    )
     trainer.train()
     return next(row["loss"] for row in trainer.state.log_history if "loss" in row)
 
@@ -131,7 +139,9 @@ def test_a_loss_that_is_not_finite_ends_the_run(ready, tmp_path, monkeypatch):
 
 
 def test_rates_of_all_groups_follow_the_schedule(ready):
-    prepared = ready(sections={"strategy": {"type": "full", "head_lr": 0.01}}, num_train_epochs=2, warmup_steps=2, **NEVER)
+    prepared = ready(
+        sections={"strategy": {"type": "full", "head_lr": 0.01}}, num_train_epochs=2, warmup_steps=2, **NEVER
+    )
     prepared.train()
     found = rows_of(prepared)
     shape = [0, 0.5, 1, 0.75, 0.5, 0.25]
@@ -166,7 +176,9 @@ def test_another_world_than_planned_is_refused(ready):
     from dataclasses import replace
 
     prepared = ready(**NEVER)
-    prepared.context = replace(prepared.context, launch=replace(prepared.context.launch, processes_per_node=2, engine="ddp"))
+    prepared.context = replace(
+        prepared.context, launch=replace(prepared.context.launch, processes_per_node=2, engine="ddp")
+    )
     with pytest.raises(PlanMismatch, match=r"found .*'processes': 1.*plan says .*'processes': 2"):
         prepared.train()
 
@@ -221,7 +233,9 @@ def test_the_ledger_and_the_counts_of_samples_and_tokens(ready, monkeypatch):
     told = []
     on_step = type(prepared.context.progress).on_step
     monkeypatch.setattr(
-        type(prepared.context.progress), "on_step", lambda self, step, **facts: (told.append(facts), on_step(self, step, **facts))
+        type(prepared.context.progress),
+        "on_step",
+        lambda self, step, **facts: (told.append(facts), on_step(self, step, **facts)),
     )
     prepared.train()
     steps = tiny.ledger(prepared.run.path)

@@ -31,7 +31,14 @@ def test_passes_are_fewest_and_then_places_are(batch, world, cap):
 
 @pytest.mark.parametrize(
     "batch, world, cap, micro, accumulation",
-    [(32, 1, None, 32, 1), (32, 8, None, 4, 1), (256, 1, None, 64, 4), (32, 1, 8, 8, 4), (30, 4, None, 8, 1), (3, 8, None, 1, 1)],
+    [
+        (32, 1, None, 32, 1),
+        (32, 8, None, 4, 1),
+        (256, 1, None, 64, 4),
+        (32, 1, 8, 8, 4),
+        (30, 4, None, 8, 1),
+        (3, 8, None, 1, 1),
+    ],
 )
 def test_examples(batch, world, cap, micro, accumulation):
     plan = plan_batch(global_batch_size=batch, world_size=world, cap=cap)

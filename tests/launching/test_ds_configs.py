@@ -58,7 +58,14 @@ def test_a_plain_script_trains_with_each_of_them(tmp_path, require):
             MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()), RANK="0", WORLD_SIZE="1", LOCAL_RANK="0",
             PATH=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         )  # fmt: skip
-        command = [sys.executable, str(tmp_path / "script.py"), str(bert), str(tmp_path / "out"), str(tmp_path / "rows.json"), config]
+        command = [
+            sys.executable,
+            str(tmp_path / "script.py"),
+            str(bert),
+            str(tmp_path / "out"),
+            str(tmp_path / "rows.json"),
+            config,
+        ]
         done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr[-3000:]
         (line,) = [line for line in done.stdout.splitlines() if line.startswith("FOUND")]

@@ -16,7 +16,9 @@ from launcher.shipped import shipped_folder
 STAGES = (0, 1, 2, 3)
 
 
-def plan(engine: str, stage: int | None = None, *, world: int = 2, precision: str = "fp32", device: str = "cpu") -> LaunchPlan:
+def plan(
+    engine: str, stage: int | None = None, *, world: int = 2, precision: str = "fp32", device: str = "cpu"
+) -> LaunchPlan:
     return LaunchPlan(engine, stage, precision, device, 1, world, BatchPlan(32, world, 8, 2))  # type: ignore[arg-type]
 
 
@@ -105,7 +107,9 @@ def test_one_process_is_started_directly_and_several_by_accelerate():
 
 
 def test_golden_script():
-    text = launch_script(["python", "-m", "a module", "--run", "it's"], environment={"OMP_NUM_THREADS": "2", "B": "x y"})
+    text = launch_script(
+        ["python", "-m", "a module", "--run", "it's"], environment={"OMP_NUM_THREADS": "2", "B": "x y"}
+    )
     assert text == (
         "#!/bin/sh\n"
         "# Starts this attempt of the run, as `launcher run` did; Ctrl-C saves a checkpoint and stops.\n"

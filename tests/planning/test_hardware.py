@@ -37,7 +37,9 @@ def test_a_cards_facts(two_cards, monkeypatch):
     assert detect_hardware().gpus[1] == Gpu("Tesla T4", 15360 * 2**20, 7.5)
 
 
-@pytest.mark.parametrize("error", [OSError("no"), subprocess.TimeoutExpired("nvidia-smi", 20), subprocess.CalledProcessError(9, "x")])
+@pytest.mark.parametrize(
+    "error", [OSError("no"), subprocess.TimeoutExpired("nvidia-smi", 20), subprocess.CalledProcessError(9, "x")]
+)
 def test_a_driver_that_does_not_answer_means_no_card(monkeypatch, error):
     def fail(*_, **__):
         raise error

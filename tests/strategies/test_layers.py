@@ -312,7 +312,8 @@ def test_a_step_moves_what_trains_and_nothing_else(name, kind):
     before = {n: t.detach().clone() for n, t in model.named_parameters()}
     tensors = dict(model.named_parameters())
     groups = [
-        {"params": [tensors[n] for n in g.parameters], "lr": g.lr, "weight_decay": g.weight_decay} for g in table.trainable
+        {"params": [tensors[n] for n in g.parameters], "lr": g.lr, "weight_decay": g.weight_decay}
+        for g in table.trainable
     ]
     optimizer = torch.optim.AdamW(groups)
     model.train()

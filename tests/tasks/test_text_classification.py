@@ -43,7 +43,11 @@ LABELS = {
     BINARY: torch.tensor([0, 1, 1, 0]),
     REGRESSION: torch.tensor([0.5, -1.0, 2.0, 3.5]),
 }
-WEIGHTS = {SINGLE: torch.tensor([1.0, 0.25, 3.0]), MULTI: torch.tensor([1.0, 0.25, 3.0]), BINARY: torch.tensor([0.5, 2.0])}
+WEIGHTS = {
+    SINGLE: torch.tensor([1.0, 0.25, 3.0]),
+    MULTI: torch.tensor([1.0, 0.25, 3.0]),
+    BINARY: torch.tensor([0.5, 2.0]),
+}
 
 
 def task_with(bert: Path, problem: str, *, weights: bool) -> TextClassification:
@@ -55,7 +59,9 @@ def task_with(bert: Path, problem: str, *, weights: bool) -> TextClassification:
     return task
 
 
-def mean_loss(task: TextClassification, logits: torch.Tensor, labels: torch.Tensor, weight=None, smoothing: float = 0.0) -> float:
+def mean_loss(
+    task: TextClassification, logits: torch.Tensor, labels: torch.Tensor, weight=None, smoothing: float = 0.0
+) -> float:
     batch = {"labels": labels, "sample_weight": torch.ones(len(labels)) if weight is None else weight}
     summed = task.loss({"logits": logits}, batch, label_smoothing=smoothing)
     assert summed.dtype == torch.float32 and summed.shape == ()
@@ -105,7 +111,9 @@ def test_rows_of_weight_0_do_not_count(bert, problem):
 
 def test_half_precision_logits_give_a_float32_loss(bert):
     task = task_with(bert, SINGLE, weights=False)
-    assert mean_loss(task, LOGITS.bfloat16(), LABELS[SINGLE]) == pytest.approx(mean_loss(task, LOGITS, LABELS[SINGLE]), rel=0.02)
+    assert mean_loss(task, LOGITS.bfloat16(), LABELS[SINGLE]) == pytest.approx(
+        mean_loss(task, LOGITS, LABELS[SINGLE]), rel=0.02
+    )
 
 
 # --- class weights ---------------------------------------------------------------------------------------------------
@@ -135,7 +143,9 @@ def test_probabilities():
     assert probabilities(logits[:, :1], BINARY) == pytest.approx(np.hstack([1 - p, p]))
     assert probabilities(logits[:, :1], REGRESSION).tolist() == logits[:, :1].tolist()
     extreme = np.array([[1e4, -1e4, 0.0]])
-    assert probabilities(extreme, SINGLE).tolist() == [[1, 0, 0]] and probabilities(extreme, MULTI).tolist() == [[1, 0, 0.5]]
+    assert probabilities(extreme, SINGLE).tolist() == [[1, 0, 0]] and probabilities(extreme, MULTI).tolist() == [
+        [1, 0, 0.5]
+    ]
 
 
 # --- collator --------------------------------------------------------------------------------------------------------
@@ -159,7 +169,13 @@ def test_the_collator_pads_to_the_longest_and_keeps_weights(tokenizer):
 
 
 @pytest.mark.parametrize(
-    "problem, label, dtype", [(SINGLE, 2, torch.long), (BINARY, 1, torch.long), (REGRESSION, 0.5, torch.float), (MULTI, [0.0, 1.0], torch.float)]
+    "problem, label, dtype",
+    [
+        (SINGLE, 2, torch.long),
+        (BINARY, 1, torch.long),
+        (REGRESSION, 0.5, torch.float),
+        (MULTI, [0.0, 1.0], torch.float),
+    ],
 )
 def test_labels_have_the_type_of_the_problem(tokenizer, problem, label, dtype):
     rows = [{"input_ids": [2, 3], "labels": label}] * 2
@@ -295,7 +311,9 @@ def test_pairs_are_tokenized_together_and_asked_for_at_prediction(bert, tmp_path
         task.prepare_texts(["apple"], ["pear"], {**facts, "pairs": False})
 
 
-@pytest.mark.parametrize("problem, metric", [(SINGLE, "macro_f1"), (BINARY, "macro_f1"), (MULTI, "micro_f1"), (REGRESSION, "spearman")])
+@pytest.mark.parametrize(
+    "problem, metric", [(SINGLE, "macro_f1"), (BINARY, "macro_f1"), (MULTI, "micro_f1"), (REGRESSION, "spearman")]
+)
 def test_the_metric_that_chooses_the_best_checkpoint(bert, problem, metric):
     task = make_task(bert)
     task.problem_type = problem

@@ -15,7 +15,17 @@ def no_network(monkeypatch):
 
 def test_everything_that_was_asked_about_has_a_verdict_and_a_remedy():
     findings = {finding.name: finding for finding in examine_machine()}
-    assert {"python", "torch", "transformers", "deepspeed", "processor", "ninja", "disk for runs", "W&B", "Slurm"} <= set(findings)
+    assert {
+        "python",
+        "torch",
+        "transformers",
+        "deepspeed",
+        "processor",
+        "ninja",
+        "disk for runs",
+        "W&B",
+        "Slurm",
+    } <= set(findings)
     assert any(name.startswith("hub") for name in findings)
     assert any(name.startswith("gpu") for name in findings)
     for finding in findings.values():

@@ -149,6 +149,10 @@ def test_a_starter_recipe_is_sound_and_the_users_own(tmp_path, monkeypatch):
     starter_recipe(Path("my run.yaml"), source="quickstart/api-topics", data="./data", model="some/model")
     loaded, problems = examine("my run.yaml")
     assert problems == []
-    assert (loaded.recipe.name, loaded.recipe.data.source, loaded.recipe.model.name_or_path) == ("my-run", "./data", "some/model")
+    assert (loaded.recipe.name, loaded.recipe.data.source, loaded.recipe.model.name_or_path) == (
+        "my-run",
+        "./data",
+        "some/model",
+    )
     with pytest.raises(RunStateError, match="exists"):
         starter_recipe(Path("my run.yaml"), source="quickstart/api-topics", data=None, model=None)
