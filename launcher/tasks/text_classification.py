@@ -64,7 +64,7 @@ class TextClassification:
                 "data": splits.fingerprint,
                 "tokenizer": self.tokenizer_fingerprint(),
                 "max_length": max_length,
-                "labels": self._declared_labels(),
+                "labels": [self._declared_labels(), splits.label_names],
                 "task": self.options.model_dump(include={"type", "problem_type", "label_delimiter"}),
             }
         )
