@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import re
 import shutil
 import tempfile
@@ -17,6 +18,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from launcher.contracts import JobStatus
 from launcher.errors import RunStateError
@@ -270,6 +273,12 @@ class RunDir:
             found[int(path.stem.rsplit("-", 1)[1])] = json.loads(path.read_text())
         return dict(sorted(found.items()))
 
+    def live_ranks(self, attempt: int) -> list[int]:
+        """Return the process ids of an attempt's ranks that still run on this machine."""
+        running = [verdict for verdict in self.verdicts(attempt).values() if verdict["verdict"] == "running"]
+        here = platform.node()
+        return [int(v["pid"]) for v in running if v.get("host", here) == here and _is_that_process(v)]
+
     def status(self) -> JobStatus:
         """Derive the run's state from its events."""
         state, reason, total = "created", "", None
@@ -301,6 +310,16 @@ def is_complete(checkpoint: Path) -> bool:
 def _number(folder: str, name: str) -> int:
     match = re.fullmatch(re.escape(name) + r"-(\d+)", folder)
     return int(match[1]) if match else 0
+
+
+def _is_that_process(verdict: Mapping[str, Any]) -> bool:
+    """Whether the process that wrote a verdict still runs, and not a later one that was given its number."""
+    try:
+        process = psutil.Process(int(verdict["pid"]))
+        started_before = process.create_time() <= verdict.get("time", float("inf"))
+        return bool(started_before and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def default_file_mode() -> int:

@@ -87,7 +87,7 @@ def first_failure(run: RunDir, attempt: int) -> tuple[int, dict[str, Any]] | Non
     if causes:
         return causes[0]
     killed = [(rank, v) for rank, v in verdicts.items() if v["verdict"] == "running"]
-    if killed and (ended or not any(_is_alive(int(v["pid"])) for _, v in killed)):
+    if killed and (ended or not run.live_ranks(attempt)):
         rank, verdict = killed[0]
         return rank, {**verdict, "verdict": "killed", "error": "it ended without a word: killed, or out of memory"}
     return ended[0] if ended else None
@@ -175,9 +175,8 @@ class _Ranks:
         """Signal the launcher's process group, and every rank: torchrun gives the ranks sessions of their own."""
         if self.process is not None and self.process.poll() is None:
             _signal(os.killpg, self.process.pid, number)
-        for verdict in self.run.verdicts(self.attempt).values():
-            if verdict["verdict"] == "running" and _is_rank(int(verdict["pid"]), self.run.path):
-                _signal(os.kill, int(verdict["pid"]), number)
+        for pid in self.run.live_ranks(self.attempt):
+            _signal(os.kill, pid, number)
 
 
 def _base_folder(run: RunDir, attempt: int) -> str:
@@ -187,15 +186,3 @@ def _base_folder(run: RunDir, attempt: int) -> str:
 def _signal(send: Any, pid: int, number: signal.Signals) -> None:
     with contextlib.suppress(ProcessLookupError):
         send(pid, number)
-
-
-def _is_alive(pid: int) -> bool:
-    return Path(f"/proc/{pid}").exists()
-
-
-def _is_rank(pid: int, run: Path) -> bool:
-    """Whether ``pid`` is still a rank of this run, not another process that got its number."""
-    try:
-        return str(run) in Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
-    except OSError:
-        return False

@@ -104,7 +104,8 @@ class RunMixin:
         if self.context.launch.world_size > 1:
             dist.all_reduce(totals)
         self._step_totals = totals
-        return batches, totals[0].float()
+        # A batch of classes whose weight is 0 has no items, and its loss is 0 as well.
+        return batches, totals[0].float().clamp(min=1e-12)
 
     def evaluate_if_due(self) -> None:
         """Make up for the evaluation that a stop at its very step left out, so that the best checkpoint is the same."""
@@ -190,8 +191,9 @@ class RunMixin:
     def agree_to_stop(self) -> bool:
         """Return whether any rank was asked to stop. Raises TrainingDiverged where any rank's loss is not finite."""
         world = self.context.launch.world_size
-        if world == 1 and self.context.launch.device == "cuda" and not self.control.should_log:
-            # Reading the loss waits for the GPU; one process does that only when it logs.
+        looks = self.control.should_log or self.control.should_save
+        if world == 1 and self.context.launch.device == "cuda" and not looks:
+            # Reading the loss waits for the GPU; one process does that only when it logs or saves.
             return self.context.stop.is_set
         flags = torch.stack([self._bad_loss, torch.full_like(self._bad_loss, float(self.context.stop.is_set))])
         if world > 1:

@@ -16,7 +16,7 @@ from launcher.recipe.schema import Recipe
 from launcher.recipe.view import Finding, View, is_local
 
 if TYPE_CHECKING:
-    from launcher.recipe.load import LoadedRecipe
+    from launcher.recipe.loaded import LoadedRecipe
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from launcher.recipe.view import FILE_ENDINGS, sources
 from launcher.registry import suggest
 
 if TYPE_CHECKING:
-    from launcher.recipe.load import LoadedRecipe
+    from launcher.recipe.loaded import LoadedRecipe
 
 
 def check_files(loaded: LoadedRecipe) -> list[Problem]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,31 +12,12 @@ from launcher.errors import Problem, RecipeError
 from launcher.recipe.explain import explain
 from launcher.recipe.find import find_recipe as find_recipe, list_recipes as list_recipes
 from launcher.recipe.interpolate import interpolate
+from launcher.recipe.loaded import LoadedRecipe as LoadedRecipe
 from launcher.recipe.merge import apply_overrides, load_tree
 from launcher.recipe.resolved import resolved_text as resolved_text
 from launcher.recipe.schema import Recipe
 from launcher.recipe.tree import Tree, dotted, read_text
 from launcher.recipe.unknown import check_training
-
-
-@dataclass(frozen=True)
-class LoadedRecipe:
-    """A recipe together with where each of its keys was set."""
-
-    recipe: Recipe
-    source_text: str
-    """The file as given, without its base files and overrides."""
-    places: Mapping[str, str]
-    """Dotted key -> ``file:line:column``, or ``command line: OVERRIDE``."""
-    path: Path
-    notes: tuple[str, ...] = ()
-    """What was decided on the way and the user should know."""
-
-    def place(self, key: str) -> str:
-        """Return the place of a key; of its section, where the key itself is not set."""
-        while key and key not in self.places:
-            key = key.rpartition(".")[0] if "." in key or "[" not in key else key.rpartition("[")[0]
-        return self.places[key]
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ def resume_run(path: Path, *, recipe: Recipe, hardware: Hardware) -> tuple[RunDi
     run = RunDir.open(path)
     if run.status().state == "finished":
         raise RunStateError(f"{path} has finished; to train it again, start a new run with `launcher run`")
-    if any_rank_alive(run):
+    if run.live_ranks(run.last_attempt):
         raise RunStateError(f"{path} is still running; stop it first, or wait for it")
     launch = plan_launch(recipe, hardware)
     previous = run.last_attempt
@@ -61,19 +61,6 @@ def resume_run(path: Path, *, recipe: Recipe, hardware: Hardware) -> tuple[RunDi
         base = Path(before["base_folder"])
         _refuse_another_world(run, LaunchPlan.from_json(before["plan"]), launch)
     return run, write_attempt(run, recipe, launch, base_folder=base)
-
-
-def any_rank_alive(run: RunDir) -> bool:
-    """Whether a process of the newest attempt still runs on this machine."""
-    for verdict in run.verdicts(run.last_attempt).values():
-        if verdict["verdict"] != "running":
-            continue
-        try:
-            if str(run.path) in Path(f"/proc/{verdict['pid']}/cmdline").read_bytes().decode(errors="replace"):
-                return True
-        except OSError:
-            continue
-    return False
 
 
 def _refuse_another_world(run: RunDir, before: LaunchPlan, now: LaunchPlan) -> None:

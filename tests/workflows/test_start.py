@@ -119,7 +119,7 @@ def test_a_run_that_still_runs_cannot_be_resumed(tmp_path):
     run = created(tmp_path)
     rank = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", str(run.path)])
     try:
-        write_json(run.verdict(1, 0), {"verdict": "running", "pid": rank.pid, "time": 0})
+        write_json(run.verdict(1, 0), {"verdict": "running", "pid": rank.pid, "time": 1e12})
         with pytest.raises(RunStateError, match="still running"):
             resume_run(run.path, recipe=load_recipe(run.resolved).recipe, hardware=CPU)
     finally:
