@@ -29,7 +29,10 @@ def training_arguments(
     ``deepspeed``: the user's own DeepSpeed configuration; None: the shipped one of the plan's stage.
     """
     from transformers import TrainingArguments
+    from transformers.utils import logging
 
+    # A bar of transformers' own fills a log with thousands of half lines.
+    logging.disable_progress_bar()
     values = {k: v for k, v in recipe.training.model_dump().items() if k not in _OURS and v is not None}
     values |= {
         "output_dir": output_dir,

@@ -34,6 +34,7 @@ class Progress:
         self._busy = 0.0
         self._samples = 0
         self._tokens = 0
+        self._step = 0
         self._last_loss = ""
 
     # --- people ----------------------------------------------------------------------------------------------------
@@ -54,11 +55,12 @@ class Progress:
 
     def begin(self, *, total_steps: int, done: int) -> None:
         """Show the bar, from step ``done`` of ``total_steps``."""
-        self.total_steps, self.first_step = total_steps, done
+        self.total_steps, self.first_step, self._step = total_steps, done, done
         self._started = time.monotonic()
         if self.console is not None and self.console.is_terminal:
             columns = [TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}")]
-            self._bar = Bar(*columns, console=self.console, transient=False)
+            # What libraries print belongs into the log; rich would by default bring it to the terminal.
+            self._bar = Bar(*columns, console=self.console, redirect_stdout=False, redirect_stderr=False)
             self._bar.start()
             self._task = self._bar.add_task("training", total=total_steps, completed=done, text="")
 
@@ -77,6 +79,7 @@ class Progress:
 
     def on_step(self, step: int, *, epoch: float, rows: Sequence[int], samples: int, tokens: int) -> None:
         """A step has ended. ``rows``: this rank's row numbers; ``samples``, ``tokens``: of all ranks."""
+        self._step = step
         self._busy += time.monotonic() - self._step_started
         self._samples += samples
         self._tokens += tokens
@@ -128,7 +131,7 @@ class Progress:
     def on_evaluation_batch(self, done: int, total: int) -> None:
         """A batch of an evaluation is done."""
         if self._bar is not None and self._task is not None and total > 1:
-            text = "" if done == total else f"evaluating {done}/{total}"
+            text = self._bar_text(self._step) if done == total else f"evaluating {done}/{total}"
             self._bar.update(self._task, text=text)
 
     def flush(self) -> None:
