@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from launcher.errors import InstallationError
 from launcher.rundir import default_file_mode, fsync_tree, replace_folder, write_json
 
 MANIFEST = "MANIFEST.json"
+# Less free room than this, just after a write failed, is why it failed.
+_FULL_DISK_BYTES = 2**20
 
 
 def write_manifest(checkpoint: Path, **facts: Any) -> None:
@@ -22,6 +26,29 @@ def write_manifest(checkpoint: Path, **facts: Any) -> None:
         if path.is_file() and path.name != MANIFEST
     }
     write_json(checkpoint / MANIFEST, {**facts, "files": files})
+
+
+@contextmanager
+def room_for(checkpoint: Path) -> Iterator[None]:
+    """Remove a checkpoint whose writing fails, and say so where the disk is full.
+
+    Libraries report a full disk in words of their own. The half-written files go first: their room is needed to write
+    down how the run ended.
+
+    Raises:
+        InstallationError: the disk is full.
+    """
+    try:
+        yield
+    except Exception as error:
+        free = shutil.disk_usage(checkpoint.parent).free
+        shutil.rmtree(checkpoint, ignore_errors=True)
+        if free < _FULL_DISK_BYTES or "no space left" in str(error).lower():
+            raise InstallationError(
+                f"the disk of {checkpoint.parent} is full: {checkpoint.name} could not be written and was removed; free some "
+                "space, then continue with `launcher resume`"
+            ) from error
+        raise
 
 
 def read_manifest(checkpoint: Path) -> dict[str, Any]:

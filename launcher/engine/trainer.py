@@ -17,7 +17,7 @@ from transformers import Trainer
 
 from launcher.contracts import LaunchPlan, Phase, Prepared
 from launcher.data.sampling import GlobalBatches, RankBatches
-from launcher.engine.checkpoints import prune, read_manifest, save_weights, write_manifest
+from launcher.engine.checkpoints import prune, read_manifest, room_for, save_weights, write_manifest
 from launcher.engine.loading import Rows, TrainLoader, WithRowIds
 from launcher.engine.predicting import predict_logits
 from launcher.engine.progress import Progress
@@ -254,12 +254,13 @@ class RunMixin:
         _barrier()
         if self.state.best_global_step == self.state.global_step:
             self.state.best_model_checkpoint = str(target)
-        self.save_model(str(target), _internal_call=True)  # type: ignore[attr-defined]
-        self._save_optimizer_and_scheduler(str(target))  # type: ignore[attr-defined]
-        self._save_scaler(str(target))  # type: ignore[attr-defined]
-        self._save_rng_state(str(target))  # type: ignore[attr-defined]
-        if self.args.should_save:
-            self._save_trainer_state(target)
+        with room_for(target):
+            self.save_model(str(target), _internal_call=True)  # type: ignore[attr-defined]
+            self._save_optimizer_and_scheduler(str(target))  # type: ignore[attr-defined]
+            self._save_scaler(str(target))  # type: ignore[attr-defined]
+            self._save_rng_state(str(target))  # type: ignore[attr-defined]
+            if self.args.should_save:
+                self._save_trainer_state(target)
         self.context.progress.flush()
         _barrier()
         if self.args.should_save:
