@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from launcher.contracts import Hardware, LaunchPlan
-from launcher.errors import RunStateError
+from launcher.errors import InstallationError, RunStateError
 from launcher.launching.launch_plan import plan_launch
 from launcher.launching.render import accelerate_config, deepspeed_config
 from launcher.recipe.load import LoadedRecipe, resolved_text
@@ -17,7 +18,7 @@ from launcher.rundir import RunDir, write_json
 
 def create_run(loaded: LoadedRecipe, *, runs: Path, hardware: Hardware) -> tuple[RunDir, int]:
     """Make the run directory and its first attempt, ready to start; return both. Nothing is written if planning fails."""
-    launch = plan_launch(loaded.recipe, hardware)
+    launch = _plan_this_machine(loaded.recipe, hardware)
     run = RunDir.create(
         runs.resolve(), loaded.recipe.name, recipe_text=loaded.source_text, resolved_text=resolved_text(loaded.recipe)
     )
@@ -46,14 +47,12 @@ def resume_run(path: Path, *, recipe: Recipe, hardware: Hardware) -> tuple[RunDi
     Raises:
         RunStateError: the run has finished, is still running, or would continue on another number of processes.
     """
-    import json
-
     run = RunDir.open(path)
     if run.status().state == "finished":
         raise RunStateError(f"{path} has finished; to train it again, start a new run with `launcher run`")
     if run.live_ranks(run.last_attempt):
         raise RunStateError(f"{path} is still running; stop it first, or wait for it")
-    launch = plan_launch(recipe, hardware)
+    launch = _plan_this_machine(recipe, hardware)
     previous = run.last_attempt
     base = Path.cwd()
     if previous:
@@ -61,6 +60,16 @@ def resume_run(path: Path, *, recipe: Recipe, hardware: Hardware) -> tuple[RunDi
         base = Path(before["base_folder"])
         _refuse_another_world(run, LaunchPlan.from_json(before["plan"]), launch)
     return run, write_attempt(run, recipe, launch, base_folder=base)
+
+
+def _plan_this_machine(recipe: Recipe, hardware: Hardware) -> LaunchPlan:
+    launch = plan_launch(recipe, hardware)
+    if launch.nodes > 1:
+        raise InstallationError(
+            f"distributed.nodes is {launch.nodes}, and `launcher run` starts this machine only; on each machine run "
+            "`accelerate launch -m launcher.train RECIPE` with num_machines and machine_rank, or set distributed.nodes=1"
+        )
+    return launch
 
 
 def _refuse_another_world(run: RunDir, before: LaunchPlan, now: LaunchPlan) -> None:

@@ -156,3 +156,9 @@ def test_a_starter_recipe_is_sound_and_the_users_own(tmp_path, monkeypatch):
     )
     with pytest.raises(RunStateError, match="exists"):
         starter_recipe(Path("my run.yaml"), source="quickstart/api-topics", data=None, model=None)
+
+
+def test_several_machines_are_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(InstallationError, match=r"distributed\.nodes is 2.*accelerate launch"):
+        created(tmp_path, distributed={"nodes": 2, "processes_per_node": 1})
+    assert not (tmp_path / "runs").exists()
