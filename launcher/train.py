@@ -26,6 +26,7 @@ from launcher.recipe.schema import Recipe
 from launcher.rundir import RunDir, write_json
 
 _POLL_SECONDS = 0.05
+_RANK_0_SPEAKS_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -290,8 +291,10 @@ def _end(place: Place | None, rank: int, error: BaseException | None, terminal: 
     if place is None:
         # Before a run directory exists, a recipe's faults are all that a user should meet.
         if isinstance(error, LauncherError):
-            if rank == 0:
-                print(error, file=sys.stderr)
+            if rank != 0:
+                # Rank 0 most likely has the same to say; its end then also ends this rank before it repeats it.
+                time.sleep(_RANK_0_SPEAKS_SECONDS)
+            print(error, file=sys.stderr, flush=True)
             return error.exit_code
         assert error is not None
         raise error

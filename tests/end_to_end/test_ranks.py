@@ -76,7 +76,7 @@ def test_two_ranks_have_the_losses_of_one(found, reference):
 
 
 def test_two_ranks_have_the_gradient_norms_of_one(found, reference):
-    if "zero-0" in str(found):
+    if json.loads((found / "plan.json").read_text())["launch"]["zero_stage"] == 0:
         assert not norms(found), "DeepSpeed tells no norm in fp32 without a sharded optimizer, as the guide says"
         return
     assert norms(found) == pytest.approx(norms(reference), rel=1e-4)
