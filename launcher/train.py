@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import sys
+import threading
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -77,10 +78,11 @@ def train(session: Session, arguments: Any) -> None:
     loaded = task.build_model(prepared)
     strategy = registry.load(registry.STRATEGIES, recipe.strategy.type)()
     phases = strategy.phases(list_parameters(loaded.model, newly_initialized=loaded.newly_initialized), recipe)
-    facts = {**prepared.facts, "model_revision": task.model_revision(loaded.model)} if rank == 0 else {}
-    plan = plan_run(recipe, session.launch, phases, train_rows=len(prepared.train), facts=facts)
+    plan = plan_run(recipe, session.launch, phases, train_rows=len(prepared.train), facts=prepared.facts)
+    identifying = None
     if rank == 0:
         write_json(run.plan, plan.to_json())
+        identifying = _identify_model(run, plan, task, loaded.model)
         run.add_event("running", attempt=session.attempt, total_steps=plan.total_steps)
         _tell_plan(progress, plan)
 
@@ -97,7 +99,8 @@ def train(session: Session, arguments: Any) -> None:
         if was_stopped:
             raise Interrupted(f"stopped by {session.stop.reason or 'another rank'} at step {trainer.state.global_step}")
     assert trainer is not None
-    if rank == 0:
+    if identifying is not None:
+        identifying.join()
         run.add_event("trained", attempt=session.attempt, step=trainer.state.global_step)
 
     state = trainer.final_state_dict()
@@ -151,6 +154,18 @@ def _tell_plan(progress: Any, plan: Any) -> None:
         f"{table.trainable_numel:,} of {table.total_numel:,} parameters train; {plan.total_steps} steps of "
         f"{batch.global_batch_size} rows ({batch.world_size} x {batch.micro_batch_size} x {batch.accumulation})"
     )
+
+
+def _identify_model(run: RunDir, plan: Any, task: Any, model: Any) -> threading.Thread:
+    """Add what identifies the pretrained weights to plan.json; hashing gigabytes must not delay the first step."""
+
+    def identify() -> None:
+        facts = {**plan.facts, "model_revision": task.model_revision(model)}
+        write_json(run.plan, {**plan.to_json(), "facts": facts})
+
+    thread = threading.Thread(target=identify, daemon=True)
+    thread.start()
+    return thread
 
 
 def _set_seed(seed: int) -> None:
