@@ -182,7 +182,7 @@ def exit_codes() -> str:
         {
             (c.exit_code, c.__name__, _words((c.__doc__ or "").split(".")[0].split(";")[0]))
             for c in classes
-            if c.__name__ not in ("RunFailed", "LauncherError")
+            if c.__name__ != "LauncherError"
         }
     )
     rows = [["0", "", "it went well"], ["1", "", "any other failure: a verb's own, or a rank's traceback"]]

@@ -89,14 +89,6 @@ class TrainingDiverged(LauncherError):
     exit_code = 8
 
 
-class RunFailed(LauncherError):
-    """A rank ended with an error of its own; ``exit_code`` is that rank's."""
-
-    def __init__(self, message: str, exit_code: int) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code
-
-
 class Interrupted(LauncherError):
     """The run was asked to stop and did, leaving a state that can be resumed."""
 

@@ -98,10 +98,12 @@ class RunMixin:
         self.context.progress.on_batch_wanted()
         batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
         self._row_numbers = [number for batch in batches for number in batch.pop("row_numbers")]
-        items = torch.stack([self.context.task.items(batch) for batch in batches]).sum().to(device)
-        tokens = torch.stack([_real_tokens(batch) for batch in batches]).sum().to(device)
+        items = torch.stack([self.context.task.items(batch) for batch in batches]).sum()
+        tokens = torch.stack([_real_tokens(batch) for batch in batches]).sum()
         totals = torch.stack([items.double(), tokens.double(), torch.full_like(items, len(self._row_numbers)).double()])
+        # One process keeps them beside the processor: reading them from a GPU at every step would wait for it.
         if self.context.launch.world_size > 1:
+            totals = totals.to(device)
             dist.all_reduce(totals)
         self._step_totals = totals
         # A batch of classes whose weight is 0 has no items, and its loss is 0 as well.
