@@ -39,6 +39,11 @@ class Parameter:
     """Not in the checkpoint: it has to train."""
     component: Component = "other"
     """Part of a block that it belongs to."""
+    module: str = ""
+    """Class name of the module that owns it, such as ``Linear``, ``Conv1D``, ``Embedding``, ``LayerNorm``, ``BatchNorm2d``."""
+    also: tuple[Role, ...] = ()
+    """Where else the same tensor works: ``head`` for embeddings that are tied to an output layer; ``block`` for a block whose
+    weights several layers share."""
 
     @property
     def numel(self) -> int:
@@ -65,8 +70,13 @@ class TuningGroup:
     lr: float
     """Peak rate; 0 for a frozen group."""
     weight_decay: float
+    """Decoupled decay: the optimizer's own."""
     rank: int | None = None
     """LoRA rank, where there is one."""
+    l1_penalty: float = 0.0
+    """Added to the gradient: l1_penalty * sign(p)."""
+    l2_penalty: float = 0.0
+    """Added to the gradient: l2_penalty * p."""
 
 
 @dataclass(frozen=True)
@@ -92,31 +102,71 @@ class TuningTable:
 
 
 @dataclass(frozen=True)
+class AdapterPlan:
+    """The LoRA adapters of a phase, with PEFT's meanings; module names are those of the model without adapters."""
+
+    ranks: Mapping[str, int]
+    """Module name -> rank. Other modules have no adapter."""
+    alphas: Mapping[str, float]
+    """Module name -> lora_alpha; the same keys as ``ranks``."""
+    modules_to_save: tuple[str, ...] = ()
+    """Names of modules that train whole and are saved with the adapters (the head, and what is newly initialised)."""
+    dropout: float = 0.0
+    use_rslora: bool = False
+    use_dora: bool = False
+    init_lora_weights: bool | str = True
+
+
+@dataclass(frozen=True)
 class Phase:
-    """A stretch of a run with one tuning table and one batch size."""
+    """A stretch of a run with one tuning table: everything that decides what trains in it, and nothing else does."""
 
     name: str
     table: TuningTable
-    share: float = 1.0
-    """Share of the run's steps."""
-    global_batch_size: int | None = None
-    """Rows of a step; None: the recipe's."""
+    """Parameter names are those of the model as it trains: with adapters, PEFT's own (``base_model.model. ...``)."""
+    epochs: float | None = None
+    """How long it lasts, in epochs; None: the rest of the run."""
     carry: Literal["nothing", "weights", "weights_and_adam"] = "weights_and_adam"
     """What the next phase takes over."""
+    adapters: AdapterPlan | None = None
+    frozen_eval: bool = False
+    """Whether frozen modules are kept in evaluation mode (no dropout) while the rest trains."""
+    batch_norm: Literal["tune", "frozen_statistics", "frozen"] = "tune"
+    """``frozen_statistics`` keeps BatchNorm modules in evaluation mode; ``frozen`` freezes their weights too."""
+    dropout: tuple[float, float] | None = None
+    """Dropout probability of the first and of the last block, linear in between; None: the model's own."""
+    note: str = ""
+    """What a reader of the plan has to know, such as that ranks follow from a probe."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A short training before the run whose gradients say what matters; its weights are discarded."""
+
+    phase: Phase
+    steps: int
+    score: Literal["sensitivity", "gradient", "eva"]
+    weights: tuple[str, ...]
+    """Names of the weights whose modules are measured, in the model without adapters."""
+    options: Mapping[str, Any]
+    """The recipe's options that the result depends on: a part of its key."""
 
 
 class Strategy(Protocol):
-    """Decides what trains: a pure function of a model's parameters and the recipe."""
+    """Decides what trains: pure functions of a model's parameters and the recipe. Implementations inherit from it."""
 
     def phases(
         self, parameters: Sequence[Parameter], recipe: Recipe, importance: Mapping[str, Any] | None = None
     ) -> tuple[Phase, ...]:
-        """Return the phases of a run. Raises RecipeError or ModelError where the options do not fit the model."""
+        """Return the phases of a run. Raises RecipeError or ModelError where the options do not fit the model.
+
+        ``importance``: what the probe found (importance.json); None before it: the phases then carry a ``note``.
+        """
         ...
 
-    def apply(self, model: Any, table: TuningTable) -> Any:
-        """Prepare ``model`` for ``table`` (freeze, wrap with adapters) and return it."""
-        ...
+    def probe(self, parameters: Sequence[Parameter], recipe: Recipe) -> Probe | None:
+        """Return the probe that has to run first; None: there is none."""
+        return None
 
 
 # --- a plan --------------------------------------------------------------------------------------------------------
@@ -179,15 +229,55 @@ class LaunchPlan:
 
 
 @dataclass(frozen=True)
+class PlannedPhase:
+    """A phase with its place in the run: which steps, which rows, which batch. One of its batches is one optimizer step."""
+
+    phase: Phase
+    first_step: int
+    """Optimizer steps of the run before it."""
+    steps: int
+    batch: BatchPlan
+    rows: int
+    """Training rows of an epoch."""
+    epoch: int = 0
+    """Epoch in which it begins, from 0."""
+    rows_done: int = 0
+    """Rows of that epoch that earlier phases have used."""
+    epoch_batch_size: int = 0
+    """Global batch size with which that epoch began: its order of rows was made for it."""
+
+    @property
+    def last_step(self) -> int:
+        """The step with which it ends."""
+        return self.first_step + self.steps
+
+    def position(self, step: int) -> tuple[int, int]:
+        """Return (epoch, rows of it that are used) after ``step``, a step of the run that lies in this phase."""
+        size, done = self.batch.global_batch_size, step - self.first_step
+        rest_of_epoch = -(-(self.rows - self.rows_done) // size)
+        if done < rest_of_epoch:
+            return self.epoch, self.rows_done + done * size
+        full, more = divmod(done - rest_of_epoch, -(-self.rows // size))
+        return self.epoch + 1 + full, more * size
+
+    def epochs_at(self, step: int) -> float:
+        """Return how many epochs are done after ``step``; whole exactly where an epoch ends."""
+        epoch, rows = self.position(step)
+        return epoch + rows / self.rows
+
+
+@dataclass(frozen=True)
 class RunPlan:
     """Everything about a run that is known before its first step."""
 
     launch: LaunchPlan
-    phases: tuple[Phase, ...]
+    phases: tuple[PlannedPhase, ...]
     train_rows: int
     steps_per_epoch: int
+    """Steps of the first epoch."""
     total_steps: int
     warmup_steps: int
+    probe: Probe | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
     """Fingerprints, revisions, counts: what the report and the trackers show."""
 

@@ -16,6 +16,9 @@ STRATEGIES = {
     "full": "launcher.strategies.full:Full",
     "encoder": "launcher.strategies.encoder:Encoder",
     "head": "launcher.strategies.head:Head",
+    "layerwise": "launcher.strategies.layerwise:Layerwise",
+    "lora": "launcher.strategies.lora:Lora",
+    "discriminative": "launcher.strategies.discriminative:Discriminative",
 }
 BACKENDS = {
     "local": "launcher.backends.local:LocalBackend",
@@ -32,6 +35,16 @@ NEAR_MISSES = {
     "text_classification": "text-classification",
     "sentiment-analysis": "text-classification",
     "full-finetuning": "full",
+    "layer-wise": "layerwise",
+    "layer_wise": "layerwise",
+    "freeze": "layerwise",
+    "gradual-unfreezing": "layerwise",
+    "gradual_unfreezing": "layerwise",
+    "qlora": "lora",
+    "dora": "lora",
+    "rslora": "lora",
+    "adalora": "discriminative",
+    "importance": "discriminative",
     "train": "run",
     "launch": "run",
     "start": "run",
@@ -39,6 +52,9 @@ NEAR_MISSES = {
     "validate": "check",
     "eval": "evaluate",
     "infer": "predict",
+    "lr_find": "lr-find",
+    "find-lr": "lr-find",
+    "range-test": "lr-find",
     "new": "init",
 }
 

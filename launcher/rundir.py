@@ -2,7 +2,7 @@
 
 runs/NAME-NNN/  recipe.yaml  resolved.yaml  plan.json  events.jsonl  progress.jsonl
                 attempts/N/  accelerate.yaml deepspeed.json environment.json launch.sh verdict.rank-R.json logs/rank-R.log
-                checkpoints/step-N/  model/  evaluation/  report.html  wandb/
+                checkpoints/step-N/  model/  adapter/  importance.json  evaluation/  report.html  wandb/
 """
 
 from __future__ import annotations
@@ -211,6 +211,16 @@ class RunDir:
         return self.path / "model"
 
     @property
+    def adapter(self) -> Path:
+        """The finished adapters, loadable by PEFT onto the pretrained model."""
+        return self.path / "adapter"
+
+    @property
+    def importance(self) -> Path:
+        """What the probe of discriminative fine-tuning found."""
+        return self.path / "importance.json"
+
+    @property
     def evaluation(self) -> Path:
         """Folder of metrics and predictions."""
         return self.path / "evaluation"
@@ -243,6 +253,10 @@ class RunDir:
     def prepared(self, attempt: int) -> Path:
         """Written by rank 0 when the data are ready: where the other ranks find them."""
         return self.attempt(attempt) / "prepared.json"
+
+    def probe_note(self, attempt: int) -> Path:
+        """Written by rank 0 when it is known whether a probe has to run."""
+        return self.attempt(attempt) / "probe.json"
 
     # --- attempts and events ---------------------------------------------------------------------------------------
 

@@ -12,12 +12,13 @@ import os
 import sys
 import threading
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO
 
 from launcher import registry
-from launcher.contracts import LaunchPlan, Prepared
+from launcher.contracts import BatchPlan, LaunchPlan, Prepared
 from launcher.engine.session import describe_environment, write_output_to, write_start, write_verdict
 from launcher.engine.signals import StopFlag
 from launcher.errors import Interrupted, LauncherError, RecipeError
@@ -52,18 +53,21 @@ class Session:
     stop: StopFlag
     terminal: TextIO | None
     started: float
+    arguments: Callable[[BatchPlan], Any]
+    """Makes TrainingArguments for a batch."""
 
 
-def train(session: Session, arguments: Any) -> None:
+def train(session: Session) -> None:
     """Take a run from its recipe to the report; the line that every rank walks."""
-    from launcher.engine.checkpoints import save_model_folder
-    from launcher.engine.phases import run_phase
+    from launcher.engine.phases import first_phase, run_phase
     from launcher.engine.progress import Progress
+    from launcher.engine.release import release
     from launcher.engine.tracking import start_tracker
     from launcher.engine.trainer import RunContext
     from launcher.planning.plan import plan_run
     from launcher.strategies.layers import list_parameters
     from launcher.workflows.evaluate import evaluate_and_report
+    from launcher.workflows.finish import save_model
 
     run, recipe, rank = session.run, session.recipe, session.rank
     tracker = start_tracker(recipe.tracking.wandb, run, rank=rank, config=recipe.model_dump(mode="json"))
@@ -74,42 +78,49 @@ def train(session: Session, arguments: Any) -> None:
     _tell_data(progress, prepared)
 
     _stop_if_asked(session)
-    _set_seed(recipe.training.seed)
-    loaded = task.build_model(prepared)
+    model, new = _build_model(session, task, prepared)
+    parameters = list_parameters(model, newly_initialized=new)
     strategy = registry.load(registry.STRATEGIES, recipe.strategy.type)()
-    phases = strategy.phases(list_parameters(loaded.model, newly_initialized=loaded.newly_initialized), recipe)
-    plan = plan_run(recipe, session.launch, phases, train_rows=len(prepared.train), facts=prepared.facts)
-    identifying = None
-    if rank == 0:
-        write_json(run.plan, plan.to_json())
-        identifying = _identify_model(run, plan, task, loaded.model)
-        run.add_event("running", attempt=session.attempt, total_steps=plan.total_steps)
-        _tell_plan(progress, plan)
+    phases, probe = strategy.phases(parameters, recipe), strategy.probe(parameters, recipe)
+    rows, facts = len(prepared.train), prepared.facts
+    plan = plan_run(recipe, session.launch, phases, train_rows=rows, facts=facts, probe=probe)
+    if probe is not None:
+        from launcher.workflows.importance import find_importance
+
+        context = RunContext(recipe, run, session.attempt, plan, 0, task, prepared, progress, session.stop)
+        importance = find_importance(context, model, parameters, arguments=session.arguments)
+        phases = strategy.phases(parameters, recipe, importance)
+        plan = plan_run(recipe, session.launch, phases, train_rows=rows, facts=facts, probe=probe)
+        model, _ = _build_model(session, task, prepared)
+    identifying = _begin(session, progress, plan, task, model) if rank == 0 else None
 
     resume_from = run.latest_checkpoint() if session.attempt > 1 else None
     if resume_from is not None:
         progress.say(f"continuing from {resume_from.name}")
-    model, trainer = loaded.model, None
-    for phase in phases:
-        model = strategy.apply(model, phase.table)
-        context = RunContext(
-            recipe, run, session.attempt, session.launch, phase, task, prepared, progress, session.stop
-        )
-        trainer, was_stopped = run_phase(context, model, arguments, resume_from=resume_from)
-        if was_stopped:
+    first, beginning = first_phase(plan, resume_from)
+    trainer, ending = None, "done"
+    for number in range(first, len(plan.phases)):
+        if trainer is not None:
+            # An engine knows what trained when it was made, so each phase has a new one, and a model that none has touched.
+            beginning = trainer.end_of_phase()
+            release(trainer)
+            model, _ = _build_model(session, task, prepared)
+        context = RunContext(recipe, run, session.attempt, plan, number, task, prepared, progress, session.stop)
+        _tell_phase(progress, context)
+        arguments = session.arguments(context.planned.batch)
+        trainer, ending = run_phase(context, model, arguments, beginning=beginning)
+        if ending == "stopped":
             raise Interrupted(f"stopped by {session.stop.reason or 'another rank'} at step {trainer.state.global_step}")
+        if ending == "finished_early":
+            break
     assert trainer is not None
+    if recipe.training.chooses_best:
+        trainer.load_best()
     if identifying is not None:
         identifying.join()
         run.add_event("trained", attempt=session.attempt, step=trainer.state.global_step)
 
-    state = trainer.final_state_dict()
-    if rank == 0:
-        save_model_folder(
-            model, task.tokenizer, run.model,
-            state_dict=state, zero_stage=session.launch.zero_stage, facts=task.model_facts(prepared),
-        )  # fmt: skip
-        progress.say(f"model: {run.model}")
+    save_model(trainer)
     evaluate_and_report(trainer, worker_seconds=time.time() - session.started)
 
 
@@ -144,9 +155,37 @@ def _tell_data(progress: Any, prepared: Prepared) -> None:
     progress.say(f"data: {counts} rows{labels}{cut_text}")
 
 
+def _build_model(session: Session, task: Any, prepared: Prepared) -> tuple[Any, frozenset[str]]:
+    """Return the model with its pretrained weights and a head of the seed's, and the names of what is new in it."""
+    from transformers import set_seed
+
+    set_seed(session.recipe.training.seed)
+    loaded = task.build_model(prepared)
+    return loaded.model, loaded.newly_initialized
+
+
+def _begin(session: Session, progress: Any, plan: Any, task: Any, model: Any) -> threading.Thread:
+    """Write the plan down and tell it; return the thread that still identifies the model."""
+    write_json(session.run.plan, plan.to_json())
+    identifying = _identify_model(session.run, plan, task, model)
+    session.run.add_event("running", attempt=session.attempt, total_steps=plan.total_steps)
+    _tell_plan(progress, plan)
+    return identifying
+
+
+def _tell_phase(progress: Any, context: Any) -> None:
+    planned = context.planned
+    if len(context.plan.phases) > 1 and progress.rank == 0:
+        progress.say(
+            f"phase {context.number + 1} of {len(context.plan.phases)}: {planned.phase.name}; steps {planned.first_step + 1} to "
+            f"{planned.last_step} of {planned.batch.global_batch_size} rows; {planned.phase.table.trainable_numel:,} parameters "
+            "train"
+        )
+
+
 def _tell_plan(progress: Any, plan: Any) -> None:
-    table = plan.phases[0].table
-    batch = plan.launch.batch
+    table = plan.phases[-1].phase.table
+    batch = plan.phases[0].batch
     progress.say(
         f"plan: {plan.launch.world_size} process(es), {plan.launch.engine}"
         + (f" ZeRO-{plan.launch.zero_stage}" if plan.launch.zero_stage is not None else "")
@@ -168,12 +207,6 @@ def _identify_model(run: RunDir, plan: Any, task: Any, model: Any) -> threading.
     return thread
 
 
-def _set_seed(seed: int) -> None:
-    from transformers import set_seed
-
-    set_seed(seed)
-
-
 def _stop_if_asked(session: Session) -> None:
     if session.stop.is_set:
         raise Interrupted(f"stopped by {session.stop.reason} before the first step")
@@ -193,11 +226,11 @@ def main(argv: list[str] | None = None) -> int:
     terminal: TextIO | None = None
     try:
         if place is not None:
-            session, arguments = _started_by_launcher(place, started)
+            session = _started_by_launcher(place, started)
         else:
-            session, arguments, terminal = _started_by_accelerate(options, rank, started)
+            session, terminal = _started_by_accelerate(options, rank, started)
             place = Place(session.run, session.attempt, rank)
-        train(session, arguments)
+        train(session)
     except BaseException as caught:  # whatever ended this rank has to reach its verdict
         error = caught
     code = _end(place, rank, error, terminal)
@@ -225,31 +258,32 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     return options
 
 
-def _started_by_launcher(place: Place, started: float) -> tuple[Session, Any]:
+def _started_by_launcher(place: Place, started: float) -> Session:
     die_with_parent()
     run, attempt, rank = place.run, place.attempt, place.rank
     stop = StopFlag(run.stop_request(attempt))
     stop.install()
     write_start(run.verdict(attempt, rank))
     terminal = write_output_to(run.log(attempt, rank))
-    launch = json.loads(run.launch_plan(attempt).read_text())
+    noted = json.loads(run.launch_plan(attempt).read_text())
+    recipe, launch = load_recipe(run.resolved).recipe, LaunchPlan.from_json(noted["plan"])
     session = Session(
         run=run,
         attempt=attempt,
         rank=rank,
-        recipe=load_recipe(run.resolved).recipe,
-        base_folder=Path(launch["base_folder"]),
-        launch=LaunchPlan.from_json(launch["plan"]),
+        recipe=recipe,
+        base_folder=Path(noted["base_folder"]),
+        launch=launch,
         stop=stop,
         terminal=terminal if rank == 0 else None,
         started=started,
+        arguments=_arguments(recipe, launch, run.path),
     )
-    arguments = _arguments(session.recipe, session.launch, run.path)
     _write_environment(session)
-    return session, arguments
+    return session
 
 
-def _started_by_accelerate(options: argparse.Namespace, rank: int, started: float) -> tuple[Session, Any, TextIO]:
+def _started_by_accelerate(options: argparse.Namespace, rank: int, started: float) -> tuple[Session, TextIO]:
     from launcher.launching.under_accelerate import plan_under_accelerate
     from launcher.planning.hardware import detect_hardware
     from launcher.recipe.examine import examine
@@ -259,9 +293,10 @@ def _started_by_accelerate(options: argparse.Namespace, rank: int, started: floa
         raise RecipeError(problems)
     adapted = plan_under_accelerate(loaded.recipe, detect_hardware(), os.environ)
     recipe, launch = adapted.recipe, adapted.launch
-    arguments = _arguments(recipe, launch, options.runs_dir, deepspeed=adapted.deepspeed)
+    # Starts torch.distributed, which the ranks need to agree on a run directory.
+    _arguments(recipe, launch, options.runs_dir, deepspeed=adapted.deepspeed)
     run, attempt = _share_run(recipe, loaded.source_text, options.runs_dir, rank)
-    arguments.output_dir = str(run.path)
+    arguments = _arguments(recipe, launch, run.path, deepspeed=adapted.deepspeed)
     stop = StopFlag(run.stop_request(attempt))
     stop.install()
     write_start(run.verdict(attempt, rank))
@@ -270,15 +305,24 @@ def _started_by_accelerate(options: argparse.Namespace, rank: int, started: floa
     if rank == 0:
         write_json(run.launch_plan(attempt), {"plan": asdict(launch), "base_folder": str(base)})
         print(f"run: {run.path}", file=terminal)
-    session = Session(run, attempt, rank, recipe, base, launch, stop, terminal if rank == 0 else None, started)
+    shown = terminal if rank == 0 else None
+    session = Session(run, attempt, rank, recipe, base, launch, stop, shown, started, arguments)
     _write_environment(session)
-    return session, arguments, terminal
+    return session, terminal
 
 
-def _arguments(recipe: Recipe, launch: LaunchPlan, output: Path, *, deepspeed: dict[str, Any] | None = None) -> Any:
+def _arguments(
+    recipe: Recipe, launch: LaunchPlan, output: Path, *, deepspeed: dict[str, Any] | None = None
+) -> Callable[[BatchPlan], Any]:
+    """Start torch.distributed where there are several ranks, and return what makes TrainingArguments for a batch."""
     from launcher.engine.arguments import training_arguments
 
-    return training_arguments(recipe, launch, output_dir=str(output), deepspeed=deepspeed)
+    def make(batch: BatchPlan) -> Any:
+        plan = replace(launch, batch=batch)
+        return training_arguments(recipe, plan, output_dir=str(output), deepspeed=deepspeed)
+
+    make(launch.batch)
+    return make
 
 
 def _share_run(recipe: Recipe, text: str, runs: Path, rank: int) -> tuple[RunDir, int]:

@@ -8,6 +8,8 @@ from typing import Literal
 
 import numpy as np
 
+from launcher.contracts import PlannedPhase
+
 Order = Literal["group_by_length", "random", "sequential"]
 
 # Rows are sorted by length inside chunks of this many batches, fewer for small sets so that batches still vary.
@@ -31,7 +33,10 @@ class GlobalBatches:
         return -(-len(self.lengths) // self.global_batch_size)
 
     def epoch(self, number: int) -> list[np.ndarray]:
-        """Return the batches of an epoch: int64 arrays of row numbers, together each row once."""
+        """Return the batches of an epoch: int64 arrays of row numbers, together each row once.
+
+        All are full but the last, so that the rows that are used follow from the number of steps.
+        """
         generator = np.random.default_rng([self.seed, number])
         rows = np.arange(len(self.lengths))
         if self.order == "sequential":
@@ -40,11 +45,13 @@ class GlobalBatches:
         if self.order == "random":
             return self._cut(rows)
         batches = self._cut(self._sort_chunks(rows))
+        short = [batches.pop()] if len(batches[-1]) < self.global_batch_size else []
         batches = [batches[position] for position in generator.permutation(len(batches))]
-        # The longest batch goes first: if memory does not suffice, the run fails now and not hours later.
-        longest = max(range(len(batches)), key=lambda i: int(self.lengths[batches[i]].max()) * len(batches[i]))
-        batches.insert(0, batches.pop(longest))
-        return batches
+        if batches:
+            # The longest batch goes first: if memory does not suffice, the run fails now and not hours later.
+            longest = max(range(len(batches)), key=lambda i: int(self.lengths[batches[i]].max()))
+            batches.insert(0, batches.pop(longest))
+        return batches + short
 
     def _cut(self, rows: np.ndarray) -> list[np.ndarray]:
         size = self.global_batch_size
@@ -57,6 +64,47 @@ class GlobalBatches:
         return np.concatenate([part[np.argsort(-self.lengths[part], kind="stable")] for part in parts])
 
 
+@dataclass(frozen=True)
+class PhaseBatches:
+    """The global batches of a phase from a step of the run on, one for each optimizer step.
+
+    Where a phase begins inside an epoch, it goes on in that epoch's order, cut into batches of its own size: each row is
+    still used exactly once an epoch.
+    """
+
+    lengths: np.ndarray
+    phase: PlannedPhase
+    seed: int
+    order: Order = "group_by_length"
+    after: int | None = None
+    """Steps of the run that are done; None: those before the phase."""
+
+    @property
+    def _done(self) -> int:
+        return self.phase.first_step if self.after is None else self.after
+
+    def __len__(self) -> int:
+        """Steps that are left of the phase."""
+        return self.phase.last_step - self._done
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        """Yield the row numbers of each step."""
+        epoch, used = self.phase.position(self._done)
+        left = len(self)
+        while left:
+            for rows in self._epoch(epoch, used)[:left]:
+                yield rows
+                left -= 1
+            epoch, used = epoch + 1, 0
+
+    def _epoch(self, number: int, used: int) -> list[np.ndarray]:
+        phase, size = self.phase, self.phase.batch.global_batch_size
+        made_for = phase.epoch_batch_size if number == phase.epoch else size
+        batches = GlobalBatches(self.lengths, made_for, self.seed, self.order).epoch(number)
+        rows = np.concatenate(batches)[used:]
+        return [rows[start : start + size] for start in range(0, len(rows), size)]
+
+
 class RankBatches:
     """A rank's micro-batches: a batch sampler for torch's DataLoader.
 
@@ -64,24 +112,19 @@ class RankBatches:
     a copy of zero weight, where a small last batch has fewer rows than there are ranks and passes.
     """
 
-    def __init__(self, batches: GlobalBatches, *, accumulation: int, rank: int, world_size: int) -> None:
+    def __init__(self, batches: PhaseBatches, *, accumulation: int, rank: int, world_size: int) -> None:
         self.batches = batches
         self.accumulation = accumulation
         self.rank = rank
         self.world_size = world_size
-        self.epoch_number = 0
-
-    def set_epoch(self, number: int) -> None:
-        """Choose the epoch that the next iteration yields."""
-        self.epoch_number = number
 
     def __len__(self) -> int:
-        """Micro-batches of one epoch on one rank."""
+        """Micro-batches on one rank."""
         return len(self.batches) * self.accumulation
 
     def __iter__(self) -> Iterator[list[int]]:
-        """Yield the micro-batches of the current epoch."""
-        for rows in self.batches.epoch(self.epoch_number):
+        """Yield the micro-batches in their order."""
+        for rows in self.batches:
             yield from self.share(rows)
 
     def share(self, rows: np.ndarray) -> list[list[int]]:

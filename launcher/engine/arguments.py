@@ -7,7 +7,8 @@ from typing import Any
 
 from launcher.contracts import LaunchPlan
 from launcher.launching.render import deepspeed_config
-from launcher.recipe.schema import Recipe
+from launcher.recipe.optimizer_keys import DEFAULT_MOMENTUM, OURS as OUR_OPTIMIZERS
+from launcher.recipe.schema import Recipe, TrainingSection
 
 # Keys of ``training`` that are ours, or that the mixin carries out itself.
 _OURS = {
@@ -18,6 +19,13 @@ _OURS = {
     "label_smoothing_factor",
     "max_steps",
     "metric_for_best_model",
+    "batch_size_schedule",
+    "lr_scheduler_kwargs",
+    "warmup_steps",
+    "momentum",
+    "l1_penalty",
+    "l2_penalty",
+    "max_grad_value",
 }
 
 
@@ -37,6 +45,9 @@ def training_arguments(
     values |= {
         "output_dir": output_dir,
         "max_steps": recipe.training.max_steps or -1,
+        # RunSchedule is the schedule; Trainer's own would know neither our names nor our phases.
+        "lr_scheduler_type": "constant",
+        "optim_args": _optimizer_options(recipe.training),
         "per_device_train_batch_size": plan.batch.micro_batch_size,
         "gradient_accumulation_steps": plan.batch.accumulation,
         # The task names its metric once its data are known; Trainer only wants some name here.
@@ -54,13 +65,28 @@ def training_arguments(
         # A NaN must be seen, not replaced by the mean of earlier losses.
         "logging_nan_inf_filter": False,
     }
+    optimizer = values.get("optim")
+    if optimizer in OUR_OPTIMIZERS:
+        del values["optim"]
     arguments = TrainingArguments(**values)
+    if optimizer in OUR_OPTIMIZERS:
+        # TrainingArguments takes transformers' names only; make_optimizer reads this one.
+        arguments.optim = optimizer
     if plan.world_size == 1:
         # Several visible GPUs and one process would otherwise mean torch's DataParallel.
         arguments._n_gpu = min(arguments._n_gpu, 1)
     if plan.engine == "deepspeed":
         _start_deepspeed(plan)
     return arguments
+
+
+def _optimizer_options(training: TrainingSection) -> str | None:
+    """Return optim_args with momentum, which Trainer's SGD reads there."""
+    given = training.passthrough.get("optim_args")
+    if training.passthrough.get("optim") != "sgd":
+        return given
+    momentum = DEFAULT_MOMENTUM if training.momentum is None else training.momentum
+    return ",".join([f"momentum={momentum}", *([given] if given else [])])
 
 
 def _start_deepspeed(plan: LaunchPlan) -> None:

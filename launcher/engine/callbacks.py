@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from transformers import TrainerCallback
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 
 class RunCallback(TrainerCallback):
@@ -13,36 +14,48 @@ class RunCallback(TrainerCallback):
     def __init__(self, trainer: Any) -> None:
         self.trainer = trainer
         self.stopped_early = False
+        self._rates_are_checked = False
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Check that the engine has what was planned, and begin to tell about it."""
+        """Check that the engine has what was planned, take over what came before, and begin to tell about it."""
         trainer = self.trainer
         trainer.assert_table_is_used()
         trainer.remember_rates()
-        trainer.context.progress.begin(total_steps=state.max_steps, done=state.global_step)
-        trainer.evaluate_if_due()
+        trainer.context.progress.begin(total_steps=trainer.context.plan.total_steps, done=state.global_step)
+        trainer.begin()
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Keep the rates of this step."""
+        """Keep the rates of this step; at the first one, hold them to the plan."""
         self.trainer.remember_rates()
+        if not self._rates_are_checked:
+            self.trainer.assert_rates_are_used()
+            self._rates_are_checked = True
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Write the ledger, and stop together where any rank was asked to."""
-        self.trainer.report_step()
-        if self.trainer.agree_to_stop():
+        """Write the ledger, say what is due at this step, and stop together where any rank was asked to."""
+        trainer = self.trainer
+        state.epoch = trainer.at_epoch()
+        trainer.report_step()
+        if float(state.epoch).is_integer():
+            self._end_epoch(args, state, control)
+        # The next phase, with an engine of its own, begins from this checkpoint.
+        control.should_save |= state.global_step == trainer.context.planned.last_step and not trainer.context.is_last
+        if trainer.agree_to_stop():
             self.stopped_early = True
-            at_epoch_end = args.eval_strategy == "epoch" and float(state.epoch).is_integer()
-            self.trainer.leaves_evaluation_due = control.should_evaluate or at_epoch_end
+            trainer.leaves_evaluation_due = control.should_evaluate
             control.should_save = True
             control.should_evaluate = False
             control.should_training_stop = True
-            # Whoever asked to stop may not wait for long; the best checkpoint is loaded when the run is resumed.
-            args.load_best_model_at_end = False
+
+    def _end_epoch(self, args: Any, state: Any, control: Any) -> None:
+        """What Trainer would do at the end of an epoch; its own epoch is a phase."""
+        control.should_log |= args.logging_strategy == IntervalStrategy.EPOCH
+        control.should_evaluate |= args.eval_strategy == IntervalStrategy.EPOCH and args.eval_delay <= state.epoch
+        control.should_save |= args.save_strategy == SaveStrategy.EPOCH
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """After a stop, do not take the place where it happened for the end of an epoch."""
-        if self.stopped_early:
-            control.should_evaluate = control.should_save = False
+        """The end of a phase, or of what was left of it, is no event of its own."""
+        control.should_log = control.should_evaluate = control.should_save = False
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """Hand rows of metrics on."""

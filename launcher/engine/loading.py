@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from torch.utils.data import DataLoader, Dataset
-
-from launcher.data.sampling import RankBatches
+from torch.utils.data import Dataset
 
 # Columns that are about a row, not input to the model.
 _NOT_FEATURES = {"row_id", "text", "length"}
@@ -47,12 +45,3 @@ class WithRowIds:
         batch = self.collate(rows)
         batch["row_numbers"] = [row["row_id"] for row in rows if row["weight"]]
         return batch
-
-
-class TrainLoader(DataLoader[dict[str, Any]]):
-    """A rank's micro-batches. Trainer calls ``set_epoch`` on it, which torch's own loader does not have."""
-
-    def set_epoch(self, number: int) -> None:
-        """Choose the epoch."""
-        assert isinstance(self.batch_sampler, RankBatches)
-        self.batch_sampler.set_epoch(number)

@@ -1,43 +1,90 @@
-"""Run one phase: build the trainer for its tuning table, train, and say how it ended."""
+"""Run one phase: an engine of its own for its tuning table, trained, and how it ended."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from transformers import EarlyStoppingCallback, PrinterCallback
+from transformers import PrinterCallback
 
+from launcher.contracts import RunPlan
 from launcher.engine.callbacks import RunCallback
-from launcher.engine.trainer import RunContext, RunTrainer
+from launcher.engine.checkpoints import load_weights, read_manifest
+from launcher.engine.trainer import Beginning, RunContext, RunTrainer
 from launcher.errors import PlanMismatch
 from launcher.evaluation.metrics import greater_is_better
+from launcher.launching.batch import share_of_steps
+from launcher.strategies.preparing import prepare_model
+
+Ending = Literal["done", "stopped", "finished_early"]
+"""``stopped``: it was asked to; ``finished_early``: the metric no longer improved, and no phase follows."""
 
 
-def run_phase(context: RunContext, model: Any, arguments: Any, *, resume_from: Path | None) -> tuple[RunTrainer, bool]:
-    """Train ``model`` through a phase; return the trainer, and whether it was asked to stop before the end.
+def first_phase(plan: RunPlan, checkpoint: Path | None) -> tuple[int, Beginning]:
+    """Return the number of the phase with which a run begins or goes on, and from where."""
+    if checkpoint is None:
+        return 0, Beginning()
+    manifest = read_manifest(checkpoint)
+    number = manifest["phase_number"]
+    is_over = manifest["step"] >= plan.phases[number].last_step
+    if is_over and number < len(plan.phases) - 1:
+        return number + 1, Beginning(carry_from=checkpoint)
+    return number, Beginning(resume_from=checkpoint)
+
+
+def run_phase(
+    context: RunContext,
+    model: Any,
+    arguments: Any,
+    *,
+    beginning: Beginning,
+    trainer_class: type[RunTrainer] = RunTrainer,
+) -> tuple[RunTrainer, Ending]:
+    """Train ``model``, which no engine has touched yet, through a phase; return the trainer, and how it ended.
+
+    Args:
+        arguments: TrainingArguments made for this phase's batch; they are used up.
 
     Raises:
-        PlanMismatch: world size, engine or stage differ from the plan.
+        PlanMismatch: world size, engine, stage, groups or rates differ from the plan.
         TrainingDiverged: the loss is not finite.
     """
-    training = context.recipe.training
-    arguments.metric_for_best_model = training.metric_for_best_model or context.task.default_metric
-    if training.greater_is_better is None:
-        arguments.greater_is_better = greater_is_better(arguments.metric_for_best_model)
+    _complete(arguments, context, beginning)
+    model = prepare_model(model, context.planned.phase)
+    if beginning.carry_from is not None:
+        load_weights(model, beginning.carry_from, zero_stage=context.launch.zero_stage)
     data = context.prepared
-    trainer = RunTrainer(model=model, args=arguments, train_dataset=data.train, eval_dataset=data.validation)
-    trainer.start(context, resume_from=resume_from)
+    trainer = trainer_class(model=model, args=arguments, train_dataset=data.train, eval_dataset=data.validation)
+    trainer.start(context, beginning=beginning)
     assert_launch(trainer, context)
     trainer.remove_callback(PrinterCallback)
     callback = RunCallback(trainer)
     trainer.add_callback(callback)
-    if training.early_stopping_patience is not None:
-        trainer.add_callback(EarlyStoppingCallback(training.early_stopping_patience))
+    trainer.add_callback(trainer.stopping)
     try:
-        trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+        trainer.train(resume_from_checkpoint=str(beginning.resume_from) if beginning.resume_from else None)
     finally:
         context.progress.end()
-    return trainer, callback.stopped_early
+    if callback.stopped_early:
+        return trainer, "stopped"
+    return trainer, "finished_early" if trainer.stopping.has_stopped else "done"
+
+
+def _complete(arguments: Any, context: RunContext, beginning: Beginning) -> None:
+    """Set what depends on the data, the length of the run, and the phase."""
+    training, total = context.recipe.training, context.plan.total_steps
+    arguments.metric_for_best_model = training.metric_for_best_model or context.task.default_metric
+    if training.greater_is_better is None:
+        arguments.greater_is_better = greater_is_better(arguments.metric_for_best_model)
+    arguments.max_steps = context.planned.last_step
+    for name in ("logging_steps", "eval_steps", "save_steps"):
+        # To Trainer, a share would be one of this phase's steps.
+        value = getattr(arguments, name)
+        if value is not None and value < 1:
+            setattr(arguments, name, max(1, share_of_steps(value, total)))
+    arguments.eval_on_start = arguments.eval_on_start and beginning.checkpoint is None
+    # The best checkpoint may be of another phase, whose engine is another: it is loaded by name after the last one.
+    arguments.load_best_model_at_end = False
 
 
 def assert_launch(trainer: Any, context: RunContext) -> None:

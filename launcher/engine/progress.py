@@ -23,6 +23,7 @@ class Progress:
         self.attempt = attempt
         self.rank = rank
         self.tracker = tracker
+        self.terminal = terminal
         self.console = Console(file=terminal, highlight=False, soft_wrap=True) if terminal is not None else None
         self.total_steps = 0
         self.first_step = 0

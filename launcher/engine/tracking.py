@@ -26,6 +26,10 @@ class Tracker(Protocol):
         """Take a row of progress.jsonl."""
         ...
 
+    def log_table(self, name: str, rows: list[dict[str, Any]]) -> None:
+        """Take a table: rows with the same keys."""
+        ...
+
     def finish(self, *, summary: dict[str, Any], report: Path | None, predictions: Path | None) -> str:
         """End the run and return a line for people (how to sync, where to look), or nothing."""
         ...
@@ -35,6 +39,9 @@ class NoTracker:
     """Takes everything and does nothing."""
 
     def log(self, row: dict[str, Any]) -> None:
+        """Do nothing."""
+
+    def log_table(self, name: str, rows: list[dict[str, Any]]) -> None:
         """Do nothing."""
 
     def finish(self, *, summary: dict[str, Any], report: Path | None, predictions: Path | None) -> str:
@@ -56,6 +63,14 @@ class WandbTracker:
         """Log a row under ``train/global_step``; replayed steps after a resume then overlay each other."""
         self._start()
         self._wandb_run.log(wandb_row(row))
+
+    def log_table(self, name: str, rows: list[dict[str, Any]]) -> None:
+        """Log a table under ``name``."""
+        import wandb
+
+        self._start()
+        columns: list[str | int] = [*rows[0]]
+        self._wandb_run.log({name: wandb.Table(columns=columns, data=[list(row.values()) for row in rows])})
 
     def finish(self, *, summary: dict[str, Any], report: Path | None, predictions: Path | None) -> str:
         """Write the final metrics as the summary, the report as an artifact, and end the run."""

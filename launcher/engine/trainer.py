@@ -13,18 +13,25 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.utils.data import DataLoader
 from transformers import Trainer
 
-from launcher.contracts import LaunchPlan, Phase, Prepared
-from launcher.data.sampling import GlobalBatches, RankBatches
-from launcher.engine.checkpoints import prune, read_manifest, room_for, save_weights, write_manifest
-from launcher.engine.loading import Rows, TrainLoader, WithRowIds
+from launcher.contracts import LaunchPlan, PlannedPhase, Prepared, RunPlan
+from launcher.data.sampling import PhaseBatches, RankBatches
+from launcher.engine.carried import CARRIED, read_carried, write_carried
+from launcher.engine.checkpoints import load_weights, prune, read_manifest, room_for, save_weights, write_manifest
+from launcher.engine.early_stopping import EarlyStopping
+from launcher.engine.loading import Rows, WithRowIds
+from launcher.engine.optimizers import base_optimizer, make_optimizer, regularize_before_step
 from launcher.engine.predicting import predict_logits
 from launcher.engine.progress import Progress
+from launcher.engine.schedule import RunSchedule, plateau_factor
 from launcher.engine.signals import StopFlag
 from launcher.errors import PlanMismatch, TrainingDiverged
 from launcher.recipe.schema import Recipe
 from launcher.rundir import RunDir
+from launcher.strategies.preparing import modules_kept_in_eval
+from launcher.strategies.schedules import schedule_factor
 
 
 @dataclass(frozen=True)
@@ -34,12 +41,41 @@ class RunContext:
     recipe: Recipe
     run: RunDir
     attempt: int
-    launch: LaunchPlan
-    phase: Phase
+    plan: RunPlan
+    number: int
+    """Of the phase, from 0."""
     task: Any
     prepared: Prepared
     progress: Progress
     stop: StopFlag
+
+    @property
+    def launch(self) -> LaunchPlan:
+        """Processes, engine and precision."""
+        return self.plan.launch
+
+    @property
+    def planned(self) -> PlannedPhase:
+        """The phase that is trained, with its place in the run."""
+        return self.plan.phases[self.number]
+
+    @property
+    def is_last(self) -> bool:
+        """Whether no phase follows."""
+        return self.number == len(self.plan.phases) - 1
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """From where a phase begins: a checkpoint inside it, the checkpoint at the end of the phase before, or neither."""
+
+    resume_from: Path | None = None
+    carry_from: Path | None = None
+
+    @property
+    def checkpoint(self) -> Path | None:
+        """Whichever there is."""
+        return self.resume_from or self.carry_from
 
 
 class RunMixin:
@@ -52,38 +88,48 @@ class RunMixin:
     control: Any
     accelerator: Any
     optimizer: Any
+    lr_scheduler: Any
+    _created_lr_scheduler: bool
     loss_is_scaled_for_ga: Any
 
-    def start(self, context: RunContext, *, resume_from: Path | None = None) -> None:
-        """Take over a phase, from its beginning or from a checkpoint."""
+    def start(self, context: RunContext, *, beginning: Beginning) -> None:
+        """Take over a phase, at its beginning or inside it."""
         self.context = context
-        self._resume_from = resume_from
+        self._beginning = beginning
+        self._steps_done = context.planned.first_step
+        if beginning.resume_from is not None:
+            self._steps_done = read_manifest(beginning.resume_from)["step"]
+        self._kept_in_eval = modules_kept_in_eval(self.model, context.planned.phase)
         # The loss below is already divided by the items of the whole global batch.
         self.loss_is_scaled_for_ga = True
         self._row_numbers: list[int] = []
         self._rates: dict[str, float] = {}
         self.leaves_evaluation_due = False
         self._bad_loss = torch.zeros((), device=self.args.device)
+        self.stopping = EarlyStopping(context.recipe.training.early_stopping_patience)
 
     # --- batches ---------------------------------------------------------------------------------------------------
 
-    def get_train_dataloader(self) -> TrainLoader:
-        """Return this rank's share of the global batches."""
+    def get_train_dataloader(self) -> DataLoader[dict[str, Any]]:
+        """Return this rank's share of the global batches that are left of the phase."""
         context, training = self.context, self.context.recipe.training
-        split = context.prepared.train
-        batches = GlobalBatches(
+        split, planned = context.prepared.train, context.planned
+        # A finished phase trains nothing (_init_training_state), but Trainer wants batches to count.
+        after = self._steps_done if self._steps_done < planned.last_step else planned.first_step
+        batches = PhaseBatches(
             lengths=_column(split, "length"),
-            global_batch_size=context.phase.global_batch_size or training.global_batch_size,
+            phase=planned,
             seed=training.passthrough.get("data_seed", training.seed),
             order=training.train_sampling_strategy,
+            after=after,
         )
         sampler = RankBatches(
             batches,
-            accumulation=context.launch.batch.accumulation,
+            accumulation=planned.batch.accumulation,
             rank=self.args.process_index,
             world_size=context.launch.world_size,
         )
-        return TrainLoader(
+        return DataLoader(
             Rows(split),
             batch_sampler=sampler,
             collate_fn=WithRowIds(context.task.collator()),
@@ -91,7 +137,25 @@ class RunMixin:
             pin_memory=self.args.dataloader_pin_memory and context.launch.device == "cuda",
             persistent_workers=self.args.dataloader_persistent_workers,
             prefetch_factor=self.args.dataloader_prefetch_factor,
+            # Without one, every new iterator would draw a number from the state that dropout goes on with.
+            generator=torch.Generator(),
         )
+
+    def _init_training_state(
+        self,
+        max_steps: int,
+        num_update_steps_per_epoch: int,
+        num_train_epochs: int,
+        resume_from_checkpoint: Any,
+        trial: Any,
+    ) -> tuple[int, int]:
+        """Restore Trainer's state. To Trainer a phase is one epoch whose loader begins where the checkpoint ends."""
+        checkpoint = self._beginning.checkpoint
+        super()._init_training_state(  # type: ignore[misc]
+            max_steps, num_update_steps_per_epoch, num_train_epochs, str(checkpoint) if checkpoint else None, trial
+        )
+        is_done = self._steps_done >= self.context.planned.last_step or self.stopping.is_over(self.state)
+        return (num_train_epochs if is_done else 0), 0
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: Any) -> tuple[list[Any], Any]:
         """Return the micro-batches of one optimizer step, and the items of that step over all ranks."""
@@ -109,15 +173,34 @@ class RunMixin:
         # A batch of classes whose weight is 0 has no items, and its loss is 0 as well.
         return batches, totals[0].float().clamp(min=1e-12)
 
-    def evaluate_if_due(self) -> None:
-        """Make up for the evaluation that a stop at its very step left out, so that the best checkpoint is the same."""
-        if self._resume_from is None or not read_manifest(self._resume_from)["evaluation_due"]:
+    def begin(self) -> None:
+        """Take over what the checkpoint holds beside Trainer's own state; the engine stands, no step is taken yet."""
+        checkpoint = self._beginning.checkpoint
+        if checkpoint is None:
             return
-        # Trainer restores these at the first batch, which is after the checkpoint has been written anew here.
-        self._load_rng_state(str(self._resume_from))  # type: ignore[attr-defined]
+        # Trainer restores these at the first batch, or, for a new engine, not at all.
+        self._load_rng_state(str(checkpoint))  # type: ignore[attr-defined]
+        if self._beginning.carry_from is not None:
+            self._take_over(self._beginning.carry_from)
+        if read_manifest(checkpoint)["evaluation_due"]:
+            self._evaluate_late()
+
+    def _take_over(self, checkpoint: Path) -> None:
+        """Go on with the optimizer's and the schedule's state of the phase before."""
+        if (checkpoint / CARRIED).is_file():
+            read_carried(checkpoint / CARRIED, self.optimizer, self.model)
+        self.lr_scheduler.take_over(torch.load(checkpoint / "scheduler.pt", weights_only=True))
+
+    def _evaluate_late(self) -> None:
+        """Make up for the evaluation that a stop at its very step left out, so that the best checkpoint is the same."""
         metrics = self._evaluate(None, None)  # type: ignore[attr-defined]
         self._determine_best_metric(metrics=metrics, trial=None)  # type: ignore[attr-defined]
-        self._save_checkpoint(self.model, None)
+        if self._beginning.resume_from is not None:
+            self._save_checkpoint(self.model, None)
+
+    def at_epoch(self) -> float:
+        """Return how many epochs of the run are done; Trainer's own count is of its one epoch."""
+        return self.context.planned.epochs_at(self.state.global_step)
 
     def report_step(self) -> None:
         """Tell the progress about the step that has just ended."""
@@ -140,6 +223,9 @@ class RunMixin:
         Engines average gradients over ranks, so each rank's part is multiplied by their number; summed over passes and
         averaged over ranks it is the loss that one rank would have at the same global batch.
         """
+        for module in self._kept_in_eval:
+            # Trainer has just put the whole model into training mode.
+            module.eval()
         targets = {name: inputs[name] for name in ("labels", "sample_weight") if name in inputs}
         outputs = model(**{name: value for name, value in inputs.items() if name not in targets})
         smoothing = self.context.recipe.training.label_smoothing_factor
@@ -160,17 +246,37 @@ class RunMixin:
                 "params": [tensors[name] for name in group.parameters],
                 "lr": group.lr,
                 "weight_decay": group.weight_decay,
+                "l1_penalty": group.l1_penalty,
+                "l2_penalty": group.l2_penalty,
                 "name": group.name,
             }
-            for group in self.context.phase.table.trainable
+            for group in self.context.planned.phase.table.trainable
         ]
-        optimizer_class, options = Trainer.get_optimizer_cls_and_kwargs(self.args, self.model)
-        self.optimizer = optimizer_class(groups, **options)
+        self.optimizer = self.new_optimizer(groups)
         return self.optimizer
+
+    def new_optimizer(self, groups: list[dict[str, Any]]) -> Any:
+        """Return the recipe's optimizer for ``groups``."""
+        return make_optimizer(self.args, groups, self.model)
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """Return the run's schedule from this phase's first step on: one factor on every group's peak rate."""
+        if self.lr_scheduler is None:
+            recipe, plan = self.context.recipe, self.context.plan
+            self.lr_scheduler = RunSchedule(
+                optimizer or self.optimizer,
+                schedule_factor(recipe, total_steps=plan.total_steps, warmup_steps=plan.warmup_steps),
+                first_step=self.context.planned.first_step,
+                plateau=plateau_factor(recipe, greater_is_better=bool(self.args.greater_is_better)),
+            )
+            self._created_lr_scheduler = True
+        # The engine is prepared: the steps from here on are the run's.
+        regularize_before_step(self.optimizer, max_grad_value=self.context.recipe.training.max_grad_value)
+        return self.lr_scheduler
 
     def assert_table_is_used(self) -> None:
         """Compare the optimizer's groups and what trains with the tuning table. Raises PlanMismatch."""
-        table = self.context.phase.table
+        table = self.context.planned.phase.table
         wanted = [(group.name, group.lr, group.weight_decay) for group in table.trainable]
         found = [(g.get("name"), g.get("initial_lr", g["lr"]), g["weight_decay"]) for g in self.optimizer.param_groups]
         if found != wanted:
@@ -179,6 +285,19 @@ class RunMixin:
         trains = {name for name, tensor in self.model.named_parameters() if tensor.requires_grad}
         if len(planned) != len(set(planned)) or set(planned) != trains:
             raise PlanMismatch(f"what trains differs from the tuning table: {sorted(set(planned) ^ trains)[:5]}")
+
+    def assert_rates_are_used(self) -> None:
+        """Compare the rates with which the optimizer has just stepped with the plan's. Raises PlanMismatch."""
+        factor = self.lr_scheduler.factor
+        wanted = {group.name: group.lr * factor for group in self.context.planned.phase.table.trainable}
+        found = {group["name"]: float(group["lr"]) for group in base_optimizer(self.optimizer).param_groups}
+        wrong = sorted(name for name in wanted.keys() | found.keys() if not _close(wanted.get(name), found.get(name)))
+        if wrong:
+            name = wrong[0]
+            raise PlanMismatch(
+                f"step {self.state.global_step + 1} used the rate {found.get(name)} for {name}, but the tuning table and the "
+                f"schedule make it {wanted.get(name)}"
+            )
 
     def rates(self) -> dict[str, float]:
         """Return group name -> rate that the last step used."""
@@ -226,6 +345,13 @@ class RunMixin:
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)  # type: ignore[attr-defined]
         return metrics
 
+    def _evaluate(self, trial: Any, ignore_keys_for_eval: Any, skip_scheduler: bool = False) -> dict[str, float]:
+        """Evaluate, and tell the schedule, which may follow the metric."""
+        metrics: dict[str, float] = super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler=True)  # type: ignore[misc]
+        if not skip_scheduler:
+            self.lr_scheduler.on_metric(metrics[f"eval_{self.args.metric_for_best_model.removeprefix('eval_')}"])
+        return metrics
+
     def logits(self, split: Any) -> tuple[Any, float | None]:
         """Return (logits [rows, outputs], mean loss or None) of the current model on ``split``."""
         context = self.context
@@ -263,25 +389,34 @@ class RunMixin:
             self._save_rng_state(str(target))  # type: ignore[attr-defined]
             if self.args.should_save:
                 self._save_trainer_state(target)
+            if self._ends_phase_with_adam():
+                write_carried(target / CARRIED, self.optimizer, self.model, writes=self.args.should_save)
         self.context.progress.flush()
         _barrier()
         if self.args.should_save:
-            launch = self.context.launch
+            launch, planned = self.context.launch, self.context.planned
             write_manifest(
                 target,
                 step=self.state.global_step,
                 epoch=self.state.epoch,
-                phase=self.context.phase.name,
+                phase=planned.phase.name,
+                phase_number=self.context.number,
                 world_size=launch.world_size,
                 engine=launch.engine,
                 zero_stage=launch.zero_stage,
-                global_batch_size=launch.batch.global_batch_size,
+                global_batch_size=planned.batch.global_batch_size,
                 evaluation_due=self.leaves_evaluation_due,
             )
             best = [Path(self.state.best_model_checkpoint)] if self.state.best_model_checkpoint else []
             prune(folder, keep_last=self.context.recipe.training.save_total_limit, keep=best)
             self.context.run.add_event("checkpoint", step=self.state.global_step, attempt=self.context.attempt)
         _barrier()
+
+    def _ends_phase_with_adam(self) -> bool:
+        """Whether the next phase, with an engine of its own, will want the optimizer's state by name."""
+        context = self.context
+        ends = self.state.global_step == context.planned.last_step and not context.is_last
+        return ends and context.planned.phase.carry == "weights_and_adam"
 
     def _save_trainer_state(self, target: Path) -> None:
         """Write trainer_state.json with the state of stateful callbacks (early stopping), as Trainer's resume reads it."""
@@ -296,13 +431,26 @@ class RunMixin:
         """Return the whole model's weights on rank 0, gathered where they are sharded; all ranks must call it."""
         if self.context.launch.engine == "deepspeed":
             return self.accelerator.get_state_dict(self.deepspeed)  # type: ignore[attr-defined]
-        return None
+        return self.model.state_dict()
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Load a checkpoint's weights; every name has to fit, where Trainer would leave out what does not."""
+        load_weights(self.model, Path(resume_from_checkpoint), zero_stage=self.context.launch.zero_stage)
+
+    def end_of_phase(self) -> Beginning:
+        """Return how the next phase begins: from the checkpoint with which this one has ended."""
+        return Beginning(carry_from=self.context.run.checkpoints / f"step-{self.context.planned.last_step}")
+
+    def load_best(self) -> None:
+        """Load the weights of the best checkpoint, of whatever phase, where there is one."""
+        if self.state.best_model_checkpoint is not None:
+            load_weights(self.model, Path(self.state.best_model_checkpoint), zero_stage=self.context.launch.zero_stage)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """Write weights and configuration; not Trainer's pickled arguments, which nothing here reads."""
         if self.args.should_save:
             assert output_dir is not None
-            save_weights(self.model, output_dir, state_dict=state_dict, zero_stage=self.context.launch.zero_stage)
+            save_weights(self.model, Path(output_dir), state_dict=state_dict)
 
     # --- progress --------------------------------------------------------------------------------------------------
 
@@ -316,6 +464,10 @@ class RunMixin:
 
 class RunTrainer(RunMixin, Trainer):
     """Trainer for tasks with one forward pass."""
+
+
+def _close(one: float | None, other: float | None) -> bool:
+    return one is not None and other is not None and abs(one - other) <= 1e-6 * max(abs(one), abs(other))
 
 
 def _column(split: Any, name: str) -> Any:

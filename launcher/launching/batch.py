@@ -25,14 +25,6 @@ def steps_per_epoch(*, rows: int, global_batch_size: int) -> int:
     return -(-rows // global_batch_size)
 
 
-def total_steps(*, steps_per_epoch: int, epochs: float, max_steps: int | None) -> int:
-    """Optimizer steps of the run: ``max_steps`` where it is set, else the epochs' steps, rounded up."""
-    if max_steps is not None:
-        return max_steps
-    # A hair less, so that 0.1 * 30 is 3 steps, not 4.
-    return max(1, -int(-(epochs * steps_per_epoch - 1e-9) // 1))
-
-
 def share_of_steps(value: float, total: int) -> int:
     """Return a number of steps: ``value`` itself, or below 1 that share of ``total``, rounded up (as transformers does)."""
     return int(value) if value >= 1 else -int(-(value * total - 1e-9) // 1)

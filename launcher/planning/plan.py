@@ -7,25 +7,38 @@ from pathlib import Path
 from typing import Any
 
 from launcher import registry
-from launcher.contracts import LaunchPlan, Phase, RunPlan
-from launcher.launching.batch import share_of_steps, steps_per_epoch, total_steps
+from launcher.contracts import LaunchPlan, Phase, Probe, RunPlan
+from launcher.launching.batch import share_of_steps, steps_per_epoch
+from launcher.launching.timeline import plan_timeline
+from launcher.recipe.schedule_keys import WITHOUT_WARMUP
 from launcher.recipe.schema import Recipe
 
 
 def plan_run(
-    recipe: Recipe, launch: LaunchPlan, phases: tuple[Phase, ...], *, train_rows: int, facts: Mapping[str, Any]
+    recipe: Recipe,
+    launch: LaunchPlan,
+    phases: tuple[Phase, ...],
+    *,
+    train_rows: int,
+    facts: Mapping[str, Any],
+    probe: Probe | None = None,
 ) -> RunPlan:
-    """Return the plan of a run over ``train_rows`` rows; a pure function."""
-    training = recipe.training
-    per_epoch = steps_per_epoch(rows=train_rows, global_batch_size=training.global_batch_size)
-    total = total_steps(steps_per_epoch=per_epoch, epochs=training.num_train_epochs, max_steps=training.max_steps)
+    """Return the plan of a run over ``train_rows`` rows; a pure function.
+
+    Raises:
+        RecipeError: the run ends before one of its phases begins.
+    """
+    planned = plan_timeline(phases, recipe, launch, rows=train_rows)
+    total = planned[-1].last_step
+    rises_by_itself = recipe.training.lr_scheduler_type in WITHOUT_WARMUP
     return RunPlan(
         launch=launch,
-        phases=phases,
+        phases=planned,
         train_rows=train_rows,
-        steps_per_epoch=per_epoch,
+        steps_per_epoch=steps_per_epoch(rows=train_rows, global_batch_size=recipe.training.global_batch_size),
         total_steps=total,
-        warmup_steps=share_of_steps(training.warmup_steps, total),
+        warmup_steps=0 if rises_by_itself else share_of_steps(recipe.training.warmup_steps, total),
+        probe=probe,
         facts=facts,
     )
 
@@ -40,4 +53,6 @@ def preview_run(recipe: Recipe, launch: LaunchPlan, *, base_folder: Path) -> Run
     strategy = registry.load(registry.STRATEGIES, recipe.strategy.type)()
     parameters = list_parameters(loaded.model, newly_initialized=loaded.newly_initialized)
     phases = strategy.phases(parameters, recipe)
-    return plan_run(recipe, launch, phases, train_rows=len(prepared.train), facts=prepared.facts)
+    probe = strategy.probe(parameters, recipe)
+    rows = len(prepared.train)
+    return plan_run(recipe, launch, phases, train_rows=rows, facts=prepared.facts, probe=probe)

@@ -12,7 +12,10 @@ from typing import TYPE_CHECKING
 from launcher.errors import Problem
 from launcher.recipe.contradictions import CONTRADICTIONS
 from launcher.recipe.keys import shown
+from launcher.recipe.optimizer_keys import OPTIMIZERS, obeys, optimizer_name
+from launcher.recipe.schedule_keys import FOLLOW_METRIC, KWARGS, WITHOUT_WARMUP
 from launcher.recipe.schema import Recipe
+from launcher.recipe.strategy_checks import DISCRIMINATIVE_IDLE
 from launcher.recipe.view import Finding, View, is_local
 
 if TYPE_CHECKING:
@@ -37,11 +40,7 @@ def _no_eval(v: View) -> str | bool:
 
 
 def _nothing_chosen(v: View) -> str | bool:
-    chosen = (
-        v.t.load_best_model_at_end
-        or v.t.early_stopping_patience
-        or v.t.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy")
-    )
+    chosen = v.t.load_best_model_at_end or v.t.early_stopping_patience or v.t.lr_scheduler_type in FOLLOW_METRIC
     return _no_eval(v) or (not chosen and "no checkpoint is chosen and no run stopped by a metric")
 
 
@@ -53,25 +52,24 @@ def _no_workers(v: View) -> str | bool:
     return not v.extra("dataloader_num_workers") and "training.dataloader_num_workers is 0"
 
 
-def _not_adam(v: View) -> str | bool:
-    optim = str(v.extra("optim", "adamw_torch"))
-    return "adam" not in optim and "ademamix" not in optim and f"training.optim is {optim}"
+def _unless_obeyed(name: str) -> Callable[[View], str | bool]:
+    return lambda v: not obeys(v, name) and f"training.optim is {optimizer_name(v)}"
+
+
+def _no_optim_args(v: View) -> str | bool:
+    found = OPTIMIZERS.get(optimizer_name(v))
+    return found is not None and not found.options and f"training.optim is {optimizer_name(v)}, which takes none"
 
 
 def _no_warmup(v: View) -> str | bool:
     schedule = v.t.lr_scheduler_type
-    return (
-        schedule in ("constant", "reduce_lr_on_plateau", "greedy")
-        and f"training.lr_scheduler_type is {schedule}, which has no warm-up"
-    )
+    reason = WITHOUT_WARMUP.get(schedule)
+    return reason is not None and f"training.lr_scheduler_type is {schedule}, {reason}"
 
 
 def _plain_schedule(v: View) -> str | bool:
     schedule = v.t.lr_scheduler_type
-    return (
-        schedule in ("linear", "constant", "constant_with_warmup")
-        and f"training.lr_scheduler_type is {schedule}, which takes none"
-    )
+    return KWARGS.get(schedule) == {} and f"training.lr_scheduler_type is {schedule}, which takes none"
 
 
 def _regression(v: View) -> str | bool:
@@ -161,9 +159,11 @@ IDLE = (
         ),
         "remove one of the two",
     ),
-    Idle("training.adam_beta1", _not_adam, "remove it, or choose an Adam optimizer"),
-    Idle("training.adam_beta2", _not_adam, "remove it, or choose an Adam optimizer"),
-    Idle("training.adam_epsilon", _not_adam, "remove it, or choose an Adam optimizer"),
+    Idle("training.adam_beta1", _unless_obeyed("adam_beta1"), "remove it, or choose an Adam optimizer"),
+    Idle("training.adam_beta2", _unless_obeyed("adam_beta2"), "remove it, or choose an Adam optimizer"),
+    Idle("training.adam_epsilon", _unless_obeyed("adam_epsilon"), "remove it, or choose an Adam optimizer"),
+    Idle("training.momentum", _unless_obeyed("momentum"), "write optim: sgd, or remove it"),
+    Idle("training.optim_args", _no_optim_args, "remove it"),
     Idle(
         "training.data_seed",
         lambda v: v.t.train_sampling_strategy == "sequential" and "rows keep their order",
@@ -197,6 +197,7 @@ IDLE = (
     Idle("data.validation_share", _has_validation, "keep one of the two"),
     Idle("data.split_seed", _has_validation, "keep one of the two"),
     Idle("strategy.head_lr", _frozen_head, "write train_head: true, or remove it"),
+    *(Idle(*row) for row in DISCRIMINATIVE_IDLE),
     Idle("model.revision", _not_on_hub, "remove it; revisions are of models on the hub"),
     Idle("evaluation.confidence", _no_intervals, "give bootstrap a number, or remove it"),
     *(

@@ -7,7 +7,10 @@ from pathlib import PurePath
 
 from launcher.errors import Fix
 from launcher.recipe.keys import clear_match, did_you_mean, shown
+from launcher.recipe.optimizer_keys import optimizer_rules
+from launcher.recipe.schedule_keys import FOLLOW_METRIC, schedule_rules
 from launcher.recipe.schema import BUILTIN_SOURCES, COLUMNS, SourceSpec
+from launcher.recipe.strategy_checks import adapter_options_fit, discriminative_options_fit, layerwise_options_fit
 from launcher.recipe.view import FILE_ENDINGS, Finding, View, sources
 
 _HUB_ONLY = ("name", "revision")
@@ -68,7 +71,7 @@ def _metric_is_on_validation(v: View) -> Iterator[Finding]:
 
 def _plateau_needs_evaluation(v: View) -> Iterator[Finding]:
     schedule = v.t.lr_scheduler_type
-    if schedule in ("reduce_lr_on_plateau", "greedy") and v.t.eval_strategy == "no":
+    if schedule in FOLLOW_METRIC and v.t.eval_strategy == "no":
         yield Finding(
             "training.lr_scheduler_type",
             f"{shown('training.lr_scheduler_type', schedule)}, which follows a metric, but eval_strategy is no",
@@ -161,9 +164,14 @@ CONTRADICTIONS: tuple[Callable[[View], Iterator[Finding]], ...] = (
     _best_can_be_saved,
     _metric_is_on_validation,
     _plateau_needs_evaluation,
+    schedule_rules,
+    optimizer_rules,
     _engine_fits,
     _weights_fit_precision,
     _rows_are_named_once,
     _columns_are_ours,
     _sources_fit,
+    layerwise_options_fit,
+    adapter_options_fit,
+    discriminative_options_fit,
 )

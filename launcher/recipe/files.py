@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def check_files(loaded: LoadedRecipe) -> list[Problem]:
     """Return what a recipe names and this machine lacks. Paths are relative to the current directory."""
-    found = [*_data(loaded), *_labels(loaded), *_models(loaded)]
+    found = [*_data(loaded), *_labels(loaded), *_models(loaded), *_quantisation(loaded)]
     return [Problem(loaded.place(key), message, remedy, key) for key, message, remedy in found]
 
 
@@ -91,3 +91,11 @@ def _folder(key: str, text: str, path: Path, name: str) -> Iterator[Lack]:
         yield key, f"{shown(key, text)}; there is no such folder", _near_file(str(path))
     elif name == "name_or_path" and not (path / "config.json").is_file():
         yield key, f"{shown(key, text)}; the folder has no config.json", "name a folder that save_pretrained wrote"
+
+
+def _quantisation(loaded: LoadedRecipe) -> Iterator[Lack]:
+    for name in ("load_in_4bit", "load_in_8bit"):
+        if getattr(loaded.recipe.strategy, name, False) and importlib.util.find_spec("bitsandbytes") is None:
+            key = f"strategy.{name}"
+            remedy = f"pip install bitsandbytes (it needs a GPU), or remove {name}"
+            yield key, f"{key} is true, but bitsandbytes is not installed", remedy

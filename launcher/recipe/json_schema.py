@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from launcher.recipe.keys import type_names
+from launcher.recipe.schedule_keys import KWARGS
 from launcher.recipe.schema import Recipe, TextClassificationOptions
-from launcher.recipe.training_fields import TrainingField, enum_values, passthrough_fields
+from launcher.recipe.training_fields import TrainingField, passthrough_fields
 
 _DRAFT = "https://json-schema.org/draft/2020-12/schema"
 _TYPES = {
@@ -42,7 +43,7 @@ def json_schema() -> dict[str, Any]:
 def _add_passthrough(training: dict[str, Any]) -> None:
     training["additionalProperties"] = False
     training["properties"] |= {name: _property(field) for name, field in sorted(passthrough_fields().items())}
-    training["properties"]["lr_scheduler_type"]["enum"] = list(enum_values("SchedulerType"))
+    training["properties"]["lr_scheduler_type"]["enum"] = list(KWARGS)
 
 
 def _property(field: TrainingField) -> dict[str, Any]:

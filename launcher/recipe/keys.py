@@ -19,16 +19,6 @@ from launcher.registry import NEAR_MISSES, suggest
 
 # Words of later versions, so that nobody looks for a spelling mistake.
 LATER = {
-    "strategy": {
-        "layerwise",
-        "layer-wise",
-        "layer_wise",
-        "freeze",
-        "discriminative",
-        "lora",
-        "qlora",
-        "gradual-unfreezing",
-    },
     "task": {
         "token-classification",
         "summarization",
@@ -39,7 +29,6 @@ LATER = {
         "image-classification",
     },
     "distributed": {"fsdp", "fsdp2"},
-    "training.lr_scheduler_type": {"step", "exponential", "cyclic", "one_cycle", "slanted_triangular"},
 }
 
 

@@ -7,18 +7,12 @@ without importing it.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-
-class Section(BaseModel):
-    """Base of all sections: immutable, and an unknown key is an error."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True, protected_namespaces=()
-    )
-
+from launcher.recipe.section import Section
+from launcher.recipe.strategy_options import FullOptions, StrategyOptions
 
 # --- task ----------------------------------------------------------------------------------------------------------
 
@@ -133,45 +127,16 @@ class DataSection(Section):
     """Folder of prepared data; null: ``launcher`` in the user's cache folder."""
 
 
-# --- strategy ------------------------------------------------------------------------------------------------------
-
-
-class FullOptions(Section):
-    """All parameters train."""
-
-    type: Literal["full"] = "full"
-    embedding_lr: float | None = Field(None, gt=0)
-    """Peak rate of the embeddings; null: training.learning_rate."""
-    head_lr: float | None = Field(None, gt=0)
-    """Peak rate of the head; null: training.learning_rate."""
-
-
-class EncoderOptions(Section):
-    """The encoder's blocks train; embeddings and the pretrained task part keep theirs. A new head always trains."""
-
-    type: Literal["encoder"]
-    components: list[Literal["attention", "mlp", "norm"]] = Field(default=["attention", "mlp", "norm"], min_length=1)
-    """Which parts of each block train."""
-    train_embeddings: bool = False
-    """Whether the embeddings train too."""
-    train_head: bool = True
-    """Whether the head trains; a head that is newly initialised must."""
-    head_lr: float | None = Field(None, gt=0)
-    """Peak rate of the head; null: training.learning_rate."""
-
-
-class HeadOptions(Section):
-    """Feature extraction: only the head trains; the encoder stays as it was."""
-
-    type: Literal["head"]
-    train_pooler: bool = False
-    """Whether what lies between the last block and the head (a pooler, a final norm) trains too."""
-
-
-StrategyOptions = Annotated[FullOptions | EncoderOptions | HeadOptions, Field(discriminator="type")]
-
-
 # --- training ------------------------------------------------------------------------------------------------------
+
+
+class BatchSizeChange(Section):
+    """From when on steps have another number of rows."""
+
+    epoch: float = Field(gt=0)
+    """Epochs done when it begins; a fraction lies inside an epoch."""
+    global_batch_size: int = Field(ge=1)
+    """Rows of one optimizer step from then on."""
 
 
 class TrainingSection(BaseModel):
@@ -187,6 +152,8 @@ class TrainingSection(BaseModel):
     """Optimizer steps in all; null: told by num_train_epochs."""
     global_batch_size: int = Field(32, ge=1)
     """Rows of one optimizer step over all ranks; accumulation follows from it and the number of ranks."""
+    batch_size_schedule: list[BatchSizeChange] | None = None
+    """Changes of global_batch_size over the run, in the order of their epochs: larger for less noise, smaller for more."""
     per_device_train_batch_size: int | None = Field(None, ge=1)
     """Cap on the rows that one rank holds at a time; null: its share of the global batch, at most 64."""
     per_device_eval_batch_size: int = Field(64, ge=1)
@@ -194,13 +161,26 @@ class TrainingSection(BaseModel):
     learning_rate: float = Field(2e-5, gt=0)
     """Peak rate of the optimizer."""
     lr_scheduler_type: str = "linear"
-    """Shape of the rate over the run, by transformers' names."""
+    """Shape of the rate over the run: one factor for all groups. Transformers' names, and step, exponential, cyclic,
+    one_cycle, slanted_triangular."""
+    lr_scheduler_kwargs: dict[str, Any] | None = None
+    """Options of the schedule by name, such as ``{num_cycles: 2}``; the guide to schedules lists them. null: its defaults."""
     warmup_steps: float = Field(0.06, ge=0)
-    """Steps over which the rate rises from 0; below 1 a share of all steps."""
+    """Steps over which the rate rises from 0; below 1 a share of all steps. Not for constant, one_cycle and
+    slanted_triangular."""
+    momentum: float | None = Field(None, ge=0, lt=1)
+    """Momentum of ``optim: sgd``; null: 0.9."""
     weight_decay: float | None = Field(None, ge=0)
-    """Decoupled weight decay, not applied to biases and norms; null: 0.01, and 0 for the strategy ``head``."""
+    """Weight decay, not applied to biases and norms; null: 0.01, and 0 for the strategy ``head``. Decoupled from the gradient
+    for AdamW, Adafactor and Lion; added to the gradient for adam, sgd, rmsprop and adagrad."""
+    l1_penalty: float = Field(0.0, ge=0)
+    """Pulls weights to zero by a constant: l1_penalty * sign(weight) is added to the gradient; not for biases and norms."""
+    l2_penalty: float = Field(0.0, ge=0)
+    """Pulls weights to zero in proportion: l2_penalty * weight is added to the gradient (weight_decay is decoupled from it)."""
     max_grad_norm: float = Field(1.0, ge=0)
     """Gradients are scaled down to this norm; 0: never."""
+    max_grad_value: float | None = Field(None, gt=0)
+    """Each element of the gradient is clipped to this size, after max_grad_norm; null: never."""
     label_smoothing_factor: float = Field(0.0, ge=0, lt=1)
     """Share of the target that is spread evenly over all classes."""
     eval_strategy: Literal["no", "steps", "epoch"] = "epoch"
@@ -264,7 +244,7 @@ class EvaluationSection(Section):
     """Resamples of the test rows for intervals; 0: no intervals."""
     confidence: float = Field(0.95, gt=0.5, lt=1)
     """Coverage of the intervals."""
-    baselines: list[Literal["majority", "tfidf"]] = ["majority", "tfidf"]
+    baselines: list[Literal["majority", "tfidf"]] = Field(default=["majority", "tfidf"])
     """Simple models trained on the same rows and shown beside the model."""
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from launcher.errors import InstallationError
 from launcher.recipe import training_tables as tables
+from launcher.recipe.optimizer_keys import OURS as OUR_OPTIMIZERS
 from launcher.recipe.schema import TrainingSection
 
 
@@ -93,7 +94,8 @@ def _choices(name: str, kinds: tuple[str, ...], named: Any) -> tuple[Any, ...]:
     if isinstance(named, list):
         return tuple(named)
     values = tuple(value for kind in kinds if kind in _ENUMS for value in enum_values(kind))
-    return tuple(value for value in values if not value.startswith(tables.FOREIGN_OPTIMIZERS))
+    ours = OUR_OPTIMIZERS if name == "optim" else ()
+    return (*(value for value in values if not value.startswith(tables.FOREIGN_OPTIMIZERS)), *ours)
 
 
 def _literal(node: ast.expr | None) -> Any:

@@ -7,7 +7,8 @@ from typing import Any
 from launcher.errors import Fix, Problem
 from launcher.recipe import training_tables as tables
 from launcher.recipe.keys import clear_match, did_you_mean, later_word, rename, shown
-from launcher.recipe.training_fields import TrainingField, enum_values
+from launcher.recipe.schedule_keys import KWARGS
+from launcher.recipe.training_fields import TrainingField
 from launcher.recipe.tree import KeyPath, Tree, dotted, show, value_at
 from launcher.recipe.values import wrong_type
 
@@ -67,8 +68,7 @@ def _is_plain(value: Any) -> bool:
 def check_scheduler(schedule: str, tree: Tree) -> Problem | None:
     """Return the fault of training.lr_scheduler_type, or None."""
     path: KeyPath = ("training", "lr_scheduler_type")
-    known = enum_values("SchedulerType")
-    return None if schedule in known else _wrong_choice(path, schedule, known, tree)
+    return None if schedule in KWARGS else _wrong_choice(path, schedule, tuple(KWARGS), tree)
 
 
 # --- values --------------------------------------------------------------------------------------------------------

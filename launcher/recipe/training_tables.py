@@ -12,7 +12,7 @@ from typing import Any
 
 PASSTHROUGH = frozenset({
     # optimizer and schedule
-    "optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon", "lr_scheduler_kwargs", "neftune_noise_alpha",
+    "optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon", "neftune_noise_alpha",
     # the computation
     "activation_checkpointing_kwargs", "torch_compile", "torch_compile_backend", "torch_compile_mode",
     "use_liger_kernel", "liger_kernel_config", "use_cache", "torch_empty_cache_steps", "full_determinism", "debug",
@@ -42,8 +42,8 @@ CHOICES = {
     "include_num_input_tokens_seen": ("all", "non_padding", "no", True, False),
 }
 
-# Optimizers that bring parameter groups or a backward pass of their own, which contradicts the tuning table.
-FOREIGN_OPTIMIZERS = ("galore_", "apollo_", "lomo", "adalomo")
+# Optimizers that bring parameter groups, a backward pass or a schedule of their own, which contradicts the tuning table.
+FOREIGN_OPTIMIZERS = ("galore_", "apollo_", "lomo", "adalomo", "schedule_free_")
 
 
 @dataclass(frozen=True)

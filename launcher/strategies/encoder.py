@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from launcher.contracts import Parameter, Phase, TuningTable
+from launcher.contracts import Parameter, Phase, Strategy
 from launcher.errors import ModelError
-from launcher.recipe.schema import EncoderOptions, Recipe
+from launcher.recipe.schema import Recipe
+from launcher.recipe.strategy_options import EncoderOptions
 from launcher.strategies.layers import number_of_blocks
-from launcher.strategies.tables import build_table, freeze, weight_decay
+from launcher.strategies.tables import build_table, regularization
 
 
-class Encoder:
+class Encoder(Strategy):
     """The chosen components of every block train; whatever is newly initialised trains too."""
 
     def phases(
@@ -36,9 +37,5 @@ class Encoder:
                 return base if parameter.component in options.components else 0.0
             return base if parameter.role == "embeddings" and options.train_embeddings else 0.0
 
-        decay = weight_decay(recipe)
-        return (Phase("main", build_table(parameters, rate=rate, weight_decay=decay)),)
-
-    def apply(self, model: Any, table: TuningTable) -> Any:
-        """Freeze what the table freezes."""
-        return freeze(model, table)
+        pull = regularization(recipe)
+        return (Phase("main", build_table(parameters, rate=rate, regularization=pull)),)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from launcher.contracts import Parameter, Phase, TuningTable
-from launcher.recipe.schema import FullOptions, Recipe
-from launcher.strategies.tables import build_table, freeze, weight_decay
+from launcher.contracts import Parameter, Phase, Strategy
+from launcher.recipe.schema import Recipe
+from launcher.recipe.strategy_options import FullOptions
+from launcher.strategies.tables import build_table, regularization
 
 
-class Full:
+class Full(Strategy):
     """All parameters at ``training.learning_rate``; embeddings and head may have rates of their own."""
 
     def phases(
@@ -24,9 +25,5 @@ class Full:
         def rate(parameter: Parameter) -> float:
             return own.get(parameter.role) or recipe.training.learning_rate
 
-        decay = weight_decay(recipe)
-        return (Phase("main", build_table(parameters, rate=rate, weight_decay=decay)),)
-
-    def apply(self, model: Any, table: TuningTable) -> Any:
-        """Mark every parameter as trainable."""
-        return freeze(model, table)
+        pull = regularization(recipe)
+        return (Phase("main", build_table(parameters, rate=rate, regularization=pull)),)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from launcher.contracts import Parameter, Phase, TuningTable
-from launcher.recipe.schema import HeadOptions, Recipe
-from launcher.strategies.tables import build_table, freeze, weight_decay
+from launcher.contracts import Parameter, Phase, Strategy
+from launcher.recipe.schema import Recipe
+from launcher.recipe.strategy_options import HeadOptions
+from launcher.strategies.tables import build_table, regularization
 
 
-class Head:
+class Head(Strategy):
     """The head trains (and the pooler, if asked), without weight decay unless the recipe sets it."""
 
     def phases(
@@ -26,9 +27,5 @@ class Head:
             return recipe.training.learning_rate if trains else 0.0
 
         # Linear probes are trained without weight decay (MAE, He et al. 2022, appendix A.1).
-        decay = weight_decay(recipe, default=0.0)
-        return (Phase("main", build_table(parameters, rate=rate, weight_decay=decay)),)
-
-    def apply(self, model: Any, table: TuningTable) -> Any:
-        """Freeze everything but the head."""
-        return freeze(model, table)
+        pull = regularization(recipe, weight_decay=0.0)
+        return (Phase("main", build_table(parameters, rate=rate, regularization=pull)),)

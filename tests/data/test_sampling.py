@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from launcher.data.sampling import GlobalBatches, RankBatches, evaluation_batches
+from launcher.contracts import BatchPlan, Phase, PlannedPhase, TuningTable
+from launcher.data.sampling import GlobalBatches, PhaseBatches, RankBatches, evaluation_batches
 
 ORDERS = ("group_by_length", "random", "sequential")
 
@@ -18,6 +19,18 @@ def make(rows: int, batch: int, order: str = "group_by_length", seed: int = 0) -
     return GlobalBatches(lengths_of(rows), batch, seed, order)  # type: ignore[arg-type]
 
 
+def phase(rows: int, batch: int, steps: int, **place: int) -> PlannedPhase:
+    batch_plan = BatchPlan(batch, 1, batch, 1)
+    place = {"first_step": 0, "epoch_batch_size": batch, **place}
+    return PlannedPhase(Phase("main", TuningTable(())), steps=steps, batch=batch_plan, rows=rows, **place)
+
+
+def epochs_of(batches: GlobalBatches, epochs: int = 3) -> PhaseBatches:
+    """The batches of some epochs as a phase."""
+    rows, size = len(batches.lengths), batches.global_batch_size
+    return PhaseBatches(batches.lengths, phase(rows, size, epochs * len(batches)), batches.seed, batches.order)
+
+
 @settings(max_examples=150)
 @given(
     rows=st.integers(1, 300), batch=st.integers(1, 40), order=st.sampled_from(ORDERS), epoch=st.integers(0, 3),
@@ -27,8 +40,7 @@ def test_each_row_is_in_exactly_one_batch_of_an_epoch(rows, batch, order, epoch,
     batches = make(rows, batch, order, seed)
     found = batches.epoch(epoch)
     assert sorted(np.concatenate(found).tolist()) == list(range(rows))
-    assert len(found) == len(batches) and all(0 < len(b) <= batch for b in found)
-    assert sum(len(b) < batch for b in found) <= 1
+    assert len(found) == len(batches) and all(len(b) == batch for b in found[:-1]) and 0 < len(found[-1]) <= batch
 
 
 @settings(max_examples=200)
@@ -37,11 +49,9 @@ def test_each_row_is_in_exactly_one_batch_of_an_epoch(rows, batch, order, epoch,
     order=st.sampled_from(ORDERS),
 )  # fmt: skip
 def test_the_ranks_together_have_one_ranks_global_batch_at_every_step(rows, batch, world, accumulation, order):
-    batches = make(rows, batch, order)
+    batches = epochs_of(make(rows, batch, order))
     ranks = [RankBatches(batches, accumulation=accumulation, rank=r, world_size=world) for r in range(world)]
     one = RankBatches(batches, accumulation=1, rank=0, world_size=1)
-    for rank in (*ranks, one):
-        rank.set_epoch(2)
     shares = [list(rank) for rank in ranks]
     assert all(
         len(share) == len(rank) == len(batches) * accumulation for share, rank in zip(shares, ranks, strict=True)
@@ -67,8 +77,40 @@ def test_no_rank_holds_more_rows_than_planned(batch, world, cap, rows):
     plan = plan_batch(global_batch_size=batch, world_size=world, cap=cap)
     whole = np.arange(min(rows, batch))
     for rank in range(world):
-        sampler = RankBatches(make(rows, batch), accumulation=plan.accumulation, rank=rank, world_size=world)
+        sampler = RankBatches(epochs_of(make(rows, batch)), accumulation=plan.accumulation, rank=rank, world_size=world)
         assert max(map(len, sampler.share(whole))) <= plan.micro_batch_size
+
+
+@given(
+    rows=st.integers(1, 60), size=st.integers(1, 20), epochs=st.integers(1, 4), share=st.floats(0, 1),
+    order=st.sampled_from(ORDERS),
+)  # fmt: skip
+def test_a_phase_goes_on_where_it_was_left(rows, size, epochs, share, order):
+    lengths = lengths_of(rows)
+    planned = phase(rows, size, epochs * -(-rows // size))
+    whole = [b.tolist() for b in PhaseBatches(lengths, planned, 3, order)]
+    after = int(share * planned.steps)
+    assert [b.tolist() for b in PhaseBatches(lengths, planned, 3, order, after=after)] == whole[after:]
+
+
+@given(
+    rows=st.integers(1, 60), sizes=st.lists(st.integers(1, 20), min_size=2, max_size=4), data=st.data(),
+    order=st.sampled_from(ORDERS),
+)  # fmt: skip
+def test_each_row_once_an_epoch_though_the_batch_size_changes_inside(rows, sizes, data, order):
+    lengths, used, place = lengths_of(rows), [], {"first_step": 0, "epoch": 0, "rows_done": 0}
+    began = sizes[0]
+    for size in sizes:
+        steps = data.draw(st.integers(1, 3 * -(-rows // size)))
+        planned = phase(rows, size, steps, **place, epoch_batch_size=began if place["rows_done"] else size)
+        used += [row for batch in PhaseBatches(lengths, planned, 3, order) for row in batch]
+        epoch, done = planned.position(planned.last_step)
+        began = planned.epoch_batch_size if epoch == place["epoch"] else size
+        place = {"first_step": planned.last_step, "epoch": epoch, "rows_done": done}
+    assert len(used) == place["epoch"] * rows + place["rows_done"]
+    for start in range(0, len(used), rows):
+        part = used[start : start + rows]
+        assert sorted(part) == list(range(rows)) or (len(part) < rows and len(set(part)) == len(part))
 
 
 def test_equal_seeds_give_equal_orders_and_epochs_differ():
@@ -103,8 +145,9 @@ def test_grouping_pads_far_less_than_a_shuffle(rows, share):
 @given(rows=st.integers(1, 300), batch=st.integers(1, 40), epoch=st.integers(0, 3))
 def test_the_longest_batch_comes_first(rows, batch, epoch):
     lengths = lengths_of(rows)
-    places = [int(lengths[b].max()) * len(b) for b in make(rows, batch).epoch(epoch)]
-    assert places[0] == max(places)
+    found = make(rows, batch).epoch(epoch)
+    full = [int(lengths[b].max()) for b in found if len(b) == len(found[0])]
+    assert full[0] == max(full)
 
 
 def test_length_says_nothing_about_when_a_row_comes():

@@ -281,7 +281,7 @@ def test_wandb_has_every_row_of_progress_under_its_own_names(finished, offline):
         "train/tokens_per_second",
         "train/samples_per_second",
     } <= names
-    groups = json.loads((finished.path / "plan.json").read_text())["phases"][0]["table"]["groups"]
+    groups = json.loads((finished.path / "plan.json").read_text())["phases"][0]["phase"]["table"]["groups"]
     assert {f"lr/{group['name']}" for group in groups if group["trainable"]} <= names
     assert any("eval/macro_f1" in row for row in logged)
 

@@ -103,7 +103,7 @@ def test_frozen_parameters_stay_on_two_ranks(place, small, engine, strategy):
         place, f"{strategy}-{engine}", ENGINES[engine], strategy={"type": strategy}, training={"num_train_epochs": 1}
     )
     before, after = load_file(place.model / "model.safetensors"), load_file(found / "model/model.safetensors")
-    groups = json.loads((found / "plan.json").read_text())["phases"][0]["table"]["groups"]
+    groups = json.loads((found / "plan.json").read_text())["phases"][0]["phase"]["table"]["groups"]
     for group in groups:
         for name in group["parameters"]:
             old = before.get(name.removeprefix("bert."))

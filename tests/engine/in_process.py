@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +10,13 @@ import tiny
 
 from launcher.contracts import Hardware
 from launcher.engine.arguments import training_arguments
-from launcher.engine.phases import run_phase
+from launcher.engine.phases import first_phase, run_phase
 from launcher.engine.progress import Progress
 from launcher.engine.signals import StopFlag
 from launcher.engine.tracking import NoTracker
 from launcher.engine.trainer import RunContext
 from launcher.launching.launch_plan import plan_launch
+from launcher.planning.plan import plan_run
 from launcher.recipe.schema import Recipe
 from launcher.registry import STRATEGIES, load
 from launcher.rundir import RunDir
@@ -38,9 +39,15 @@ class Prepared:
         return self.context.run
 
     def train(self, *, resume: bool = False) -> tuple[Any, bool]:
+        """Run the first phase, or the one that the newest checkpoint is in; return the trainer and whether it was stopped."""
         checkpoint = self.run.latest_checkpoint() if resume else None
         assert checkpoint is not None or not resume
-        return run_phase(self.context, self.model, self.arguments, resume_from=checkpoint)
+        number, beginning = first_phase(self.context.plan, checkpoint)
+        context = replace(self.context, number=number)
+        trainer, ending = run_phase(context, self.model, self.arguments, beginning=beginning)
+        if ending != "stopped" and context.recipe.training.chooses_best:
+            trainer.load_best()
+        return trainer, ending == "stopped"
 
 
 def prepare(bert: Path, data: Path, runs: Path, *, run: RunDir | None = None, **changes: Any) -> Prepared:
@@ -58,10 +65,8 @@ def prepare(bert: Path, data: Path, runs: Path, *, run: RunDir | None = None, **
     set_seed(recipe.training.seed)
     loaded = task.build_model(prepared)
     strategy = load(STRATEGIES, recipe.strategy.type)()
-    (phase,) = strategy.phases(list_parameters(loaded.model, newly_initialized=loaded.newly_initialized), recipe)
-    model = strategy.apply(loaded.model, phase.table)
+    parameters = list_parameters(loaded.model, newly_initialized=loaded.newly_initialized)
+    plan = plan_run(recipe, launch, strategy.phases(parameters, recipe), train_rows=len(prepared.train), facts={})
     progress = Progress(run, attempt=attempt, rank=0, terminal=None, tracker=NoTracker())
-    context = RunContext(
-        recipe, run, attempt, launch, phase, task, prepared, progress, StopFlag(run.stop_request(attempt))
-    )
-    return Prepared(context, model, training_arguments(recipe, launch, output_dir=str(run.path)))
+    context = RunContext(recipe, run, attempt, plan, 0, task, prepared, progress, StopFlag(run.stop_request(attempt)))
+    return Prepared(context, loaded.model, training_arguments(recipe, launch, output_dir=str(run.path)))

@@ -165,9 +165,15 @@ def test_a_tampered_optimizer_is_refused_before_the_first_step(ready, monkeypatc
     assert tiny.ledger(prepared.run.path) == {}
 
 
-def test_a_parameter_thawed_behind_the_tables_back_is_refused(ready):
+def test_a_parameter_thawed_behind_the_tables_back_is_refused(ready, monkeypatch):
     prepared = ready(sections={"strategy": {"type": "head"}}, **NEVER)
-    prepared.model.bert.pooler.dense.bias.requires_grad_(True)
+    create = RunTrainer.create_optimizer
+
+    def thawing(self: Any, model: Any = None) -> Any:
+        self.model.bert.pooler.dense.bias.requires_grad_(True)
+        return create(self, model)
+
+    monkeypatch.setattr(RunTrainer, "create_optimizer", thawing)
     with pytest.raises(PlanMismatch, match=r"bert.pooler.dense.bias"):
         prepared.train()
 
@@ -176,9 +182,9 @@ def test_another_world_than_planned_is_refused(ready):
     from dataclasses import replace
 
     prepared = ready(**NEVER)
-    prepared.context = replace(
-        prepared.context, launch=replace(prepared.context.launch, processes_per_node=2, engine="ddp")
-    )
+    plan = prepared.context.plan
+    launch = replace(plan.launch, processes_per_node=2, engine="ddp")
+    prepared.context = replace(prepared.context, plan=replace(plan, launch=launch))
     with pytest.raises(PlanMismatch, match=r"found .*'processes': 1.*plan says .*'processes': 2"):
         prepared.train()
 

@@ -30,6 +30,8 @@ WITHOUT_EFFECT = {
     "training.adam_beta1": "training: {optim: sgd, adam_beta1: 0.9}",
     "training.adam_beta2": "training: {optim: sgd, adam_beta2: 0.9}",
     "training.adam_epsilon": "training: {optim: sgd, adam_epsilon: 1e-6}",
+    "training.momentum": "training: {momentum: 0.9}",
+    "training.optim_args": "training: {optim: adafactor, optim_args: beta1=0.9}",
     "training.data_seed": "training: {data_seed: 1, train_sampling_strategy: sequential}",
     "training.dataloader_persistent_workers": "training: {dataloader_persistent_workers: true}",
     "training.dataloader_prefetch_factor": "training: {dataloader_prefetch_factor: 2}",
@@ -55,6 +57,29 @@ WITHOUT_EFFECT = {
             ("log_predictions", "true"),
         )
     },
+    **{
+        f"strategy.{name}": f"strategy: {{type: discriminative, apply: freeze, {name}: {value}}}"
+        for name, value in {
+            "mean_rank": 4,
+            "rank_min": 2,
+            "rank_max": 16,
+            "uniform_above": 0.9,
+            "rate_power": 1,
+        }.items()
+    },
+    **{
+        f"strategy.{name}": f"strategy: {{type: discriminative, apply: freeze, score: gradient, {name}: {value}}}"
+        for name, value in {
+            "lora_alpha": 8,
+            "lora_dropout": 0.1,
+            "use_rslora": "true",
+            "init_lora_weights": "gaussian",
+            "probe_rank": 8,
+        }.items()
+    },
+    "strategy.trainable_share": "strategy: {type: discriminative, trainable_share: 0.5}",
+    "strategy.probe_steps": "strategy: {type: discriminative, score: file, importance_file: a.json, probe_steps: 9}",
+    "strategy.importance_file": "strategy: {type: discriminative, importance_file: a.json}",
 }
 
 
@@ -101,6 +126,19 @@ def test_a_setting_without_effect_is_refused(key: str) -> None:
         "training: {eval_strategy: no}", "training: {save_strategy: no}", "training: {max_steps: 5}",
         "training: {eval_strategy: steps, eval_steps: 5, load_best_model_at_end: false}",
         "training: {optim: adamw_torch, adam_beta1: 0.8}", "training: {lr_scheduler_type: constant}",
+        "training: {optim: adam, adam_epsilon: 1e-6}", "training: {optim: lion_8bit, adam_beta2: 0.98}",
+        "training: {optim: sgd, momentum: 0.5, optim_args: 'nesterov=true'}",
+        "training: {optim: rmsprop, optim_args: 'momentum=0.9, centered=true, alpha=0.9'}",
+        "training: {lr_scheduler_type: one_cycle}", "training: {lr_scheduler_type: slanted_triangular}",
+        "training: {lr_scheduler_type: one_cycle, warmup_steps: 0, lr_scheduler_kwargs: {anneal_strategy: linear}}",
+        "training: {lr_scheduler_type: step, lr_scheduler_kwargs: {step_size: 0.3}, warmup_steps: 10}",
+        "training: {lr_scheduler_type: cyclic, lr_scheduler_kwargs: {cycle_steps: 100, cycle_decay: 0.5}}",
+        "training: {lr_scheduler_type: exponential, lr_scheduler_kwargs: {gamma: 0.999}}",
+        "training: {lr_scheduler_type: cosine_with_min_lr, lr_scheduler_kwargs: {min_lr: 1e-6}}",
+        "training: {lr_scheduler_type: warmup_stable_decay, lr_scheduler_kwargs: {num_decay_steps: 10}}",
+        "training: {lr_scheduler_type: reduce_lr_on_plateau, warmup_steps: 10, lr_scheduler_kwargs: {patience: 2}}",
+        "training: {lr_scheduler_type: greedy, lr_scheduler_kwargs: {smooth: true, max_scale: 1}}",
+        "training: {optim: adagrad, optim_args: lr_decay=0.1}\ndistributed: {engine: deepspeed, zero_stage: 0}",
         "training: {dataloader_num_workers: 2, dataloader_prefetch_factor: 2}",
         "distributed: {zero_stage: 2}", "distributed: {engine: deepspeed, zero_stage: 0}",
         "distributed: {nodes: 2, processes_per_node: 8}", "TASK multi_label_classification, label_delimiter: ';'",
@@ -113,6 +151,60 @@ def test_sound_combinations_pass(lines: str) -> None:
     text = _recipe(lines)
     assert _keys(text) == []
     assert _keys(resolved_text(parse_recipe(text, "r.yaml").recipe)) == [], "what was resolved is sound too"
+
+
+@pytest.mark.parametrize(
+    ("schedule", "options", "message", "remedy"),
+    [
+        ("cosine", "{gamma: 0.5}", "gamma is not an option of cosine", "num_cycles"),
+        ("cosine", "{num_cycles: 0}", "num_cycles is 0; it must lie in (0, infinity)", "the default is 0.5"),
+        ("cosine", "{num_cycles: yes}", "it must be a number", "the default is 0.5"),
+        ("cosine_with_restarts", "{num_cycles: 1.5}", "it must be a whole number", "the default is 1"),
+        ("cosine_with_min_lr", "{min_lr: 1e-6, min_lr_rate: 0.1}", "min_lr are both given", "keep one"),
+        ("cosine_with_min_lr", "{num_cycles: 1}", "which needs min_lr or min_lr_rate", "{min_lr_rate: 0.1}"),
+        ("cosine_with_min_lr", "{min_lr: 1e-3}", "not below training.learning_rate (2e-05)", "a smaller rate"),
+        ("polynomial", "{lr_end: 1e-3}", "not below training.learning_rate", "a smaller rate"),
+        ("warmup_stable_decay", "{min_lr_ratio: 0.1}", "which needs num_decay_steps", "{num_decay_steps: ...}"),
+        (
+            "warmup_stable_decay", "{num_decay_steps: 5, decay_type: sqrt}", "be one of cosine, linear, 1-sqrt",
+            "the default is 'cosine'",
+        ),
+        ("step", "{gamma: 0.5}", "which needs step_size", "{step_size: ...}"),
+        ("cyclic", "{cycle_steps: 10, base_lr: 1e-5}", "base_lr is not an option of cyclic", "write min_scale"),
+        ("cyclic", "{cycle_steps: -1}", "lie in (0, infinity)", "another value"),
+        ("exponential", "{gamma: 0.9, final_scale: 0.1}", "are both given", "keep one"),
+        ("one_cycle", "{max_lr: 1e-3}", "max_lr is not an option of one_cycle", "each group keeps its own"),
+        ("one_cycle", "{pct_start: 1}", "lie in (0, 1)", "the default is 0.3"),
+        ("slanted_triangular", "{ratio: .inf}", "lie in [1, infinity)", "the default is 32"),
+        ("reduce_lr_on_plateau", "{min_lr: 1e-6}", "min_lr is not an option", "write min_scale"),
+        ("reduce_lr_on_plateau", "{mode: max}", "mode is not an option", "training.greater_is_better"),
+        ("greedy", "{smooth: 1}", "be true or false", "the default is false"),
+    ],
+)  # fmt: skip
+def test_options_of_a_schedule(schedule: str, options: str, message: str, remedy: str) -> None:
+    lines = f"training: {{lr_scheduler_type: {schedule}, lr_scheduler_kwargs: {options}}}"
+    (problem,) = check_recipe(parse_recipe(_recipe(lines), "r.yaml"))
+    assert message in problem.message and remedy in problem.remedy
+    assert problem.place.startswith("r.yaml:7:")
+
+
+@pytest.mark.parametrize(
+    ("lines", "key", "message"),
+    [
+        ("training: {optim: sgd, optim_args: nesterov}", "training.optim_args", "'nesterov' is not NAME=VALUE"),
+        ("training: {optim: sgd, optim_args: dampening=2}", "training.optim_args", "lie in [0, 1]"),
+        ("training: {optim: adagrad, optim_args: weight_decay=0.1}", "training.optim_args", "not an option of adagrad"),
+        ("training: {optim: rmsprop, optim_args: alpha=x}", "training.optim_args", "be a number"),
+        ("training: {optim: ademamix, optim_args: beta1=0.8}", "training.optim_args", "not an option of ademamix"),
+        ("training: {optim: sgd, momentum: 0, optim_args: nesterov=true}", "training.optim_args", "needs momentum"),
+        ("training: {optim: sgd, optim_args: 'nesterov=true, dampening=0.1'}", "training.optim_args", "no dampening"),
+        ("training: {optim: adagrad}\ndistributed: {zero_stage: 1}", "training.optim", "one rate for all groups"),
+        ("training: {optim: adafactor}\ndistributed: {zero_stage: 3}", "training.optim", "needs whole matrices"),
+    ],
+)
+def test_options_of_an_optimizer(lines: str, key: str, message: str) -> None:
+    (problem,) = check_recipe(parse_recipe(_recipe(lines), "r.yaml"))
+    assert problem.key == key and message in problem.message and problem.remedy
 
 
 def test_a_default_is_not_a_setting_but_a_null_takes_one_back(write: Write) -> None:

@@ -6,6 +6,7 @@ import json
 
 from launcher.recipe import training_tables as tables
 from launcher.recipe.json_schema import json_schema
+from launcher.recipe.schedule_keys import OURS
 from launcher.recipe.schema import Recipe, TrainingSection
 from launcher.recipe.training_fields import enum_values
 
@@ -27,9 +28,10 @@ def test_training_takes_what_the_loader_takes() -> None:
     training = json_schema()["$defs"]["TrainingSection"]
     assert set(training["properties"]) == {*TrainingSection.model_fields, *tables.PASSTHROUGH}
     assert training["additionalProperties"] is False
+    assert {"adam", "adamw_torch_fused"} < set(training["properties"]["optim"]["enum"])
     assert training["properties"]["adam_beta1"]["type"] == ["number"]
     assert "first moment" in training["properties"]["adam_beta1"]["description"]
-    assert training["properties"]["lr_scheduler_type"]["enum"] == list(enum_values("SchedulerType"))
+    assert training["properties"]["lr_scheduler_type"]["enum"] == [*enum_values("SchedulerType"), *OURS]
 
 
 def test_every_key_is_documented_and_every_section_closed() -> None:

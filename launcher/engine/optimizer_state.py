@@ -1,0 +1,218 @@
+"""The optimizer's state by parameter name, whatever engine holds it: read whole, and written into another engine.
+
+DeepSpeed keeps master weights and state in flat partitions; its own accessors (``safe_get_full_optimizer_state``) know, after
+the first step, the first group only (0.19.8, stages 1 and 2), and cannot write before the first step. So the place of a
+parameter in the partitions is taken from DeepSpeed, and the rest is done here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from accelerate.optimizer import AcceleratedOptimizer
+
+from launcher.errors import PlanMismatch
+
+MASTER = "master"
+"""Key of the float32 weights, where the engine keeps them apart from the model's."""
+
+
+@dataclass(frozen=True)
+class _Fragment:
+    """Where this rank holds a part of a parameter: elements [start, start + numel) of ``flat`` are those from
+    ``param_start`` on of the flattened parameter.
+    """
+
+    flat: Any
+    """The tensor that the torch optimizer updates; its state is kept under it."""
+    start: int
+    param_start: int
+    numel: int
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A parameter in the optimizer."""
+
+    name: str
+    shape: tuple[int, ...]
+    fragment: _Fragment | None
+    """None: this rank holds none of it."""
+
+    @property
+    def numel(self) -> int:
+        count = 1
+        for size in self.shape:
+            count *= size
+        return count
+
+
+class OptimizerState:
+    """Reads and writes an optimizer's state by the names of the parameters that train. All ranks call alike."""
+
+    def __init__(self, optimizer: Any, named_parameters: Iterable[tuple[str, Any]]) -> None:
+        """``optimizer``: torch's, DeepSpeed's, or what ``accelerator.prepare`` made of one of them."""
+        engine = optimizer.optimizer if isinstance(optimizer, AcceleratedOptimizer) else optimizer
+        trainable = [(name, tensor) for name, tensor in named_parameters if tensor.requires_grad]
+        self._places = list(_places(engine, trainable))
+        self._has_masters = hasattr(engine, "optimizer")
+        self._is_sharded = hasattr(engine, "partition_count") or hasattr(engine, "fp32_partitioned_groups_flat")
+        self._base = engine.optimizer if self._has_masters else engine
+
+    def items(self, keys: Iterable[str] | None = None) -> Iterator[tuple[str, str, torch.Tensor]]:
+        """Yield (name, key, float32 tensor on the CPU): as large as the parameter, or a scalar (``step``).
+
+        One at a time, so that a rank that does not keep them needs no room for all.
+
+        Args:
+            keys: which; None: all of them, and ``MASTER`` where the engine has master weights.
+        """
+        elementwise, scalars = self._keys()
+        wanted = [*elementwise, *scalars, *([MASTER] if self._has_masters else [])] if keys is None else list(keys)
+        for place in self._places:
+            for key in wanted:
+                yield place.name, key, self._read_one(place, key, is_scalar=key in scalars)
+
+    def write(self, values: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
+        """Set the state of the parameters in ``values``, also before the first step; others keep theirs.
+
+        Raises:
+            PlanMismatch: parameters of one partition have taken different numbers of steps.
+        """
+        for place in self._places:
+            fragment = place.fragment
+            if place.name not in values or fragment is None:
+                continue
+            for key, value in values[place.name].items():
+                if key == MASTER:
+                    if self._has_masters:
+                        _slice(fragment.flat.data, fragment).copy_(_part(value, fragment))
+                elif value.numel() == place.numel and value.dim():
+                    state = self._base.state[fragment.flat]
+                    if key not in state:
+                        state[key] = torch.zeros_like(fragment.flat, dtype=torch.float32)
+                    _slice(state[key], fragment).copy_(_part(value, fragment))
+                else:
+                    self._write_scalar(fragment, key, value, place.name)
+        self._check_steps(values)
+
+    def _write_scalar(self, fragment: _Fragment, key: str, value: torch.Tensor, name: str) -> None:
+        state = self._base.state[fragment.flat]
+        # Fused and capturable optimizers keep their count beside the weights.
+        state[key] = value.clone().to(fragment.flat.device if self._fused() else "cpu")
+
+    def _fused(self) -> bool:
+        return any(group.get("fused") or group.get("capturable") for group in self._base.param_groups)
+
+    def _check_steps(self, values: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
+        """A flat partition has one step count for all of its parameters."""
+        counts: dict[int, dict[float, str]] = {}
+        for place in self._places:
+            if place.fragment is not None:
+                step = float(values.get(place.name, {}).get("step", torch.zeros(())))
+                counts.setdefault(id(place.fragment.flat), {})[step] = place.name
+        mixed = next((found for found in counts.values() if len(found) > 1), None)
+        if mixed:
+            raise PlanMismatch(
+                "parameters that share an optimizer partition have taken different numbers of steps: "
+                + ", ".join(f"{name} {step:g}" for step, name in mixed.items())
+            )
+
+    def _keys(self) -> tuple[list[str], list[str]]:
+        """Return (keys of tensors as large as what they belong to, keys of scalars), the same on all ranks."""
+        elementwise: dict[str, None] = {}
+        scalars: dict[str, None] = {}
+        for flat, state in self._base.state.items():
+            for key, value in state.items():
+                if isinstance(value, torch.Tensor):
+                    (elementwise if value.shape == flat.shape and value.dim() else scalars)[key] = None
+        return list(elementwise), list(scalars)
+
+    def _read_one(self, place: _Place, key: str, *, is_scalar: bool) -> torch.Tensor:
+        fragment = place.fragment
+        if is_scalar:
+            # Every partition takes the same steps, so any rank's own count will do; a rank without a part asks the others.
+            value = torch.zeros(()) if fragment is None else self._base.state[fragment.flat][key].detach().float().cpu()
+            # The parameters of a partition share one tensor; a file wants one for each.
+            return _largest(value.clone()) if self._is_sharded else value.clone()
+        device = self._device()
+        whole = torch.zeros(place.numel, dtype=torch.float32, device=device)
+        if fragment is not None:
+            flat = fragment.flat if key == MASTER else self._base.state[fragment.flat][key]
+            whole[fragment.param_start : fragment.param_start + fragment.numel] = _slice(
+                flat.detach(), fragment
+            ).float()
+        if self._is_sharded:
+            dist.all_reduce(whole)
+        return whole.reshape(place.shape).cpu()
+
+    def _device(self) -> Any:
+        return next((place.fragment.flat.device for place in self._places if place.fragment is not None), "cpu")
+
+
+def _slice(flat: torch.Tensor, fragment: _Fragment) -> torch.Tensor:
+    return flat.view(-1)[fragment.start : fragment.start + fragment.numel]
+
+
+def _part(value: torch.Tensor, fragment: _Fragment) -> torch.Tensor:
+    return value.reshape(-1)[fragment.param_start : fragment.param_start + fragment.numel].to(fragment.flat.device)
+
+
+def _largest(value: torch.Tensor) -> torch.Tensor:
+    if dist.get_backend() == "nccl":
+        value = value.cuda()
+    dist.all_reduce(value, op=dist.ReduceOp.MAX)
+    return value.cpu()
+
+
+# --- where each engine keeps a parameter -----------------------------------------------------------------------------
+
+
+def _places(engine: Any, trainable: list[tuple[str, Any]]) -> Iterator[_Place]:
+    if hasattr(engine, "fp32_partitioned_groups_flat"):
+        yield from _zero_3(engine, trainable)
+    elif hasattr(engine, "single_partition_of_fp32_groups"):
+        yield from _zero_1_and_2(engine, trainable)
+    elif hasattr(engine, "fp32_groups"):
+        yield from _half_without_zero(engine, trainable)
+    elif hasattr(engine, "optimizer"):
+        raise PlanMismatch(f"no way is known to carry the state of DeepSpeed's {type(engine).__name__} between phases")
+    else:
+        for name, tensor in trainable:
+            yield _Place(name, tuple(tensor.shape), _Fragment(tensor, 0, 0, tensor.numel()))
+
+
+def _zero_1_and_2(engine: Any, trainable: list[tuple[str, Any]]) -> Iterator[_Place]:
+    for name, tensor in trainable:
+        mapping = tensor._hp_mapping
+        fragment = None
+        if mapping is not None:
+            flat = engine.single_partition_of_fp32_groups[mapping.param_group_index]
+            inside, of_param = mapping.hp_fragment_address, mapping.lp_fragment_address
+            fragment = _Fragment(flat, inside.start, of_param.start, of_param.numel)
+        yield _Place(name, tuple(tensor.shape), fragment)
+
+
+def _zero_3(engine: Any, trainable: list[tuple[str, Any]]) -> Iterator[_Place]:
+    rank = dist.get_rank()
+    for name, tensor in trainable:
+        group, start, size = engine.grad_position[engine.get_param_id(tensor)]
+        # The last partitions are padded.
+        numel = min(size, tensor.ds_numel - rank * size)
+        flat = engine.fp32_partitioned_groups_flat[group]
+        fragment = _Fragment(flat, start, rank * size, numel) if numel > 0 else None
+        yield _Place(name, tuple(tensor.ds_shape), fragment)
+
+
+def _half_without_zero(engine: Any, trainable: list[tuple[str, Any]]) -> Iterator[_Place]:
+    masters = {
+        id(half): whole
+        for halves, wholes in zip(engine.fp16_groups, engine.fp32_groups, strict=True)
+        for half, whole in zip(halves, wholes, strict=True)
+    }
+    for name, tensor in trainable:
+        yield _Place(name, tuple(tensor.shape), _Fragment(masters[id(tensor)], 0, 0, tensor.numel()))

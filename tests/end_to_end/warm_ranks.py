@@ -1,0 +1,45 @@
+"""Walk the line of ``launcher.train`` for one run after the other in the same ranks: starting ranks costs more than tiny runs.
+
+``python warm_ranks.py RUN...`` alone, or under ``torchrun`` with two processes; every run has its first attempt prepared.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+from accelerate.state import AcceleratorState
+
+from launcher.contracts import LaunchPlan
+from launcher.engine.signals import StopFlag
+from launcher.recipe.load import load_recipe
+from launcher.rundir import RunDir
+from launcher.train import Session, _arguments, _leave_group, train
+
+
+def walk(path: Path) -> None:
+    """Train one run."""
+    run, rank = RunDir.open(path), int(os.environ.get("RANK", "0"))
+    noted = json.loads(run.launch_plan(1).read_text())
+    recipe, launch = load_recipe(run.resolved).recipe, LaunchPlan.from_json(noted["plan"])
+    AcceleratorState._reset_state()
+    train(
+        Session(
+            run=run, attempt=1, rank=rank, recipe=recipe, base_folder=Path(noted["base_folder"]), launch=launch,
+            stop=StopFlag(run.stop_request(1)), terminal=None, started=time.time(),
+            arguments=_arguments(recipe, launch, run.path),
+        )
+    )  # fmt: skip
+    if rank == 0:
+        run.add_event("finished", attempt=1)
+
+
+if __name__ == "__main__":
+    for name in sys.argv[1:]:
+        started = time.time()
+        walk(Path(name))
+        print(f"{Path(name).name}: {time.time() - started:.1f} s", flush=True)
+    _leave_group()
