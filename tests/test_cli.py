@@ -14,7 +14,20 @@ from typer.testing import CliRunner
 
 from launcher.cli import app
 
-VERBS = ("recipes", "init", "check", "plan", "run", "resume", "evaluate", "predict", "report", "schema", "doctor")
+VERBS = (
+    "recipes",
+    "init",
+    "check",
+    "plan",
+    "lr-find",
+    "run",
+    "resume",
+    "evaluate",
+    "predict",
+    "report",
+    "schema",
+    "doctor",
+)
 HEAVY = {"torch", "transformers", "datasets", "deepspeed", "wandb", "accelerate", "peft", "trl", "sklearn", "scipy", "pandas",
          "matplotlib", "pyarrow", "numpy"}  # fmt: skip
 
@@ -180,19 +193,92 @@ def test_plan_as_json(planned):
     done = invoke("plan", str(planned), "strategy.type=head", "--json")
     assert done.exit_code == 0, done.exception
     found = json.loads(done.stdout)
-    groups = found["phases"][0]["table"]["groups"]
+    groups = found["phases"][0]["phase"]["table"]["groups"]
     assert {group["name"]: group["trainable"] for group in groups} == {
         "embeddings.frozen": False, "encoder.frozen": False, "tail.frozen": False, "head": True,
     }  # fmt: skip
     assert (found["train_rows"], found["steps_per_epoch"], found["total_steps"]) == (21, 3, 6)
     assert found["command"][1:3] == ["-m", "launcher.train"]
+    rows = found["tuning"]
+    assert [(row["phase"], row["group"], row["lr"]) for row in rows][-1] == ("main", "head", 1e-3)
+    assert {"phase", "group", "depth", "parameters", "trainable", "lr", "weight_decay", "rank"} <= set(rows[0])
 
 
 def test_plan_for_people(planned):
     done = invoke("plan", str(planned))
     text = done.stdout
     assert re.search(r"encoder\.no_decay\s+1-2\s", text)
+    assert "main (steps 1-6, epochs 0 to 2, 8 rows a step)" in text
     assert "24,515 of 24,515 train (100.0%)" in text
     assert "21 train, 9 validation, 6 test rows" in text
     assert "8 rows a step = 1 process(es) x 8 rows x 1 pass(es)" in text
     assert "6 = 2 epochs of 3; warm-up 1" in text
+    assert "rank" not in text and "L1" not in text, "columns of nothing"
+
+
+def test_plan_shows_a_table_for_each_phase(planned):
+    keys = ("strategy.type=layerwise", "strategy.gradual_unfreezing.epochs_per_stage=0.5", "training.l1_penalty=1e-4")
+    done = invoke("plan", str(planned), *keys)
+    assert done.exit_code == 0, done.exception
+    heads = re.findall(r"^(.*) \(steps (\d+)-(\d+), ", done.stdout, re.MULTILINE)
+    assert len(heads) == 3 and [int(first) for _, first, _ in heads] == [1] + [int(last) + 1 for *_, last in heads[:-1]]
+    assert done.stdout.count("peak rate") == 3 and "L1" in done.stdout
+    assert re.search(r"block\.1\.frozen\s+1\s+[\d,]+\s+no", done.stdout)
+
+
+def test_plan_shows_one_table_for_a_change_of_the_batch(planned):
+    done = invoke("plan", str(planned), "training.batch_size_schedule=[{epoch: 1, global_batch_size: 4}]")
+    assert "main (steps 1-3, epochs 0 to 1, 8 rows a step)" in done.stdout, done.output
+    assert "main (steps 4-9, epochs 1 to 2, 4 rows a step)" in done.stdout
+    assert done.stdout.count("peak rate") == 1 and "9 = 2 epochs; warm-up 1" in done.stdout
+    assert "4 rows a step = 1 process(es) x 4 rows x 1 pass(es)" in done.stdout
+
+
+def test_plan_shows_the_probe_first_and_what_follows_from_it(planned):
+    done = invoke("plan", str(planned), "strategy.type=discriminative", "strategy.probe_steps=7")
+    assert done.exit_code == 0, done.exception
+    assert done.stdout.startswith("probe (7 steps before the run") and "discarded" in done.stdout.splitlines()[0]
+    assert done.stdout.index("probe (") < done.stdout.index("main (steps") and "ranks after the probe" in done.stdout
+    assert re.search(r"decay\s+rank", done.stdout)
+
+
+def test_plan_keeps_long_tables_whole(tmp_path, planned):
+    tiny.save_bert(tmp_path / "deep", num_hidden_layers=14)
+    done = invoke("plan", str(planned), f"model.name_or_path={tmp_path / 'deep'}", "strategy.type=layerwise")
+    names = re.findall(r"^ (block\.\d+)\s", done.stdout, re.MULTILINE)
+    assert names == [f"block.{i}" for i in range(1, 15)]
+
+
+def test_plan_draws_the_rates(planned, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = invoke("plan", str(planned), "--plot")
+    assert done.exit_code == 0 and "tiny-rates.svg" in done.stdout
+    assert (tmp_path / "tiny-rates.svg").read_text().startswith("<svg xmlns=")
+    done = invoke("plan", str(planned), "--plot", "my.png", "training.seed=3", "--json")
+    assert done.exit_code == 0 and (tmp_path / "my.png").read_bytes().startswith(b"\x89PNG")
+    assert json.loads(done.stdout)["total_steps"] == 6, "the name of the picture is no part of the JSON"
+    assert invoke("plan", str(planned), "--plot", "a.png", "b.svg").exit_code == 2
+
+
+# --- lr-find ---------------------------------------------------------------------------------------------------------
+
+
+def test_lr_find_writes_a_picture_and_its_numbers(planned, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = invoke("lr-find", str(planned), "--steps", "40", "--min-lr", "1e-6", "--plot", "r.png", "--json")
+    assert done.exit_code == 0, done.exception
+    found = json.loads(done.stdout)
+    assert found == json.loads((tmp_path / "r.json").read_text()) and found["rates"][0] == 1e-6
+    assert (tmp_path / "r.png").read_bytes().startswith(b"\x89PNG")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["r.json", "r.png"]
+
+
+def test_lr_find_says_what_it_found_or_why_it_found_nothing(planned, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = invoke("lr-find", str(planned), "--steps", "5")
+    assert "no suggestion: only 5 steps" in done.stdout and "tiny-lr-find.svg" in done.stdout, done.output
+
+
+def test_lr_find_refuses_what_cannot_be(planned, tmp_path):
+    for wrong in (["--min-lr", "1", "--max-lr", "0.1"], ["--min-lr", "0"], ["--steps", "1"], ["--plot", "a.pdf"]):
+        assert invoke("lr-find", str(planned), *wrong).exit_code == 2, wrong

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from launcher.evaluation import plots
+from launcher.evaluation import plots, plots_training
 from launcher.evaluation.assessment import Evaluation, evaluate_predictions
 from launcher.evaluation.metrics import HIGHER_IS_BETTER, greater_is_better
 from launcher.evaluation.predictions_io import clean_text
@@ -50,9 +50,13 @@ class ReportFacts:
     """``Evaluation.to_json()``; None: not evaluated."""
     progress: Sequence[Mapping[str, Any]] = ()
     """Rows of progress.jsonl: step, epoch, loss, learning_rate, ``lr/GROUP``, grad_norm, ``eval_METRIC``."""
-    tuning_table: Sequence[Mapping[str, Any]] = ()
-    """group, depth, parameters (elements), trainable, lr, weight_decay; and where they apply rank, phase."""
-    phase_names: Sequence[str] = ()
+    tuning_tables: Sequence[Mapping[str, Any]] = ()
+    """In the order of the run: headings (a line for each phase with this table), note, is_probe, and rows of group, depth
+    (text), parameters (elements), trainable, lr, weight_decay; and where they apply rank, l1_penalty, l2_penalty."""
+    rates: Mapping[str, Any] = field(default_factory=dict)
+    """What ``plots_training.draw_rates`` draws: lines, bands and note; and ``used``: the lines of the rates that were used."""
+    importance: Mapping[str, Any] = field(default_factory=dict)
+    """sentences, and grids: records of name, what, title and the cells of ``plots_training.module_grid``."""
     data: Mapping[str, Any] = field(default_factory=dict)
     """splits {name: rows}, truncated {name: rows cut at max_length}, fingerprint, warnings [text]; any other fact."""
     environment: Mapping[str, Any] = field(default_factory=dict)
@@ -92,7 +96,7 @@ def render_report(facts: ReportFacts) -> str:
     page = pages.get_template("report.html.j2").render(
         facts=facts, e=evaluation, verdict=verdict(evaluation), tiles=_tiles(facts, evaluation),
         metric_rows=_metric_rows(evaluation), comparisons=_comparisons(evaluation), plots=_plots(facts, evaluation),
-        splits=_splits(facts.data), other_data=_other_data(facts.data), tuning=_tuning(facts.tuning_table),
+        splits=_splits(facts.data), other_data=_other_data(facts.data), tuning=[_tuning(table) for table in facts.tuning_tables], grids=_grids(facts.importance),
         timing=_timing(facts.timing), comparison_plots=_comparison_plots(evaluation), metric_words=METRIC_WORDS,
     )  # fmt: skip
     return clean_text(page)
@@ -105,15 +109,23 @@ def _tiles(facts: ReportFacts, e: Evaluation | None) -> list[dict[str, str]]:
     tiles = _metric_tiles(e) if e else []
     if e:
         tiles.append({"name": f"{e.split} rows", "value": count(e.rows), "note": _label_note(e)})
-    trainable = sum(row["parameters"] for row in facts.tuning_table if row["trainable"])
-    total = sum(row["parameters"] for row in facts.tuning_table)
-    if total and len({row.get("phase") for row in facts.tuning_table}) == 1:
-        note = f"of {short_count(total)}, {100 * trainable / total:.3g} %"
-        tiles.append({"name": "trained parameters", "value": short_count(trainable), "note": note})
+    tiles += _trained_tile([table["rows"] for table in facts.tuning_tables if not table.get("is_probe")])
     timing = _timing(facts.timing)
     if timing:
         tiles.append({"name": timing[0][0], "value": duration(timing[0][1]), "note": _steps_note(facts.progress)})
     return tiles
+
+
+def _trained_tile(tables: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict[str, str]]:
+    """Say how much trains: in the run's only table, or in the one in which the most does."""
+    counts = [
+        (sum(r["parameters"] for r in rows if r["trainable"]), sum(r["parameters"] for r in rows)) for rows in tables
+    ]
+    if not counts or not max(counts)[1]:
+        return []
+    trainable, total = max(counts)
+    note = f"of {short_count(total)}, {100 * trainable / total:.3g} %" + (", at most" if len(set(counts)) > 1 else "")
+    return [{"name": "trained parameters", "value": short_count(trainable), "note": note}]
 
 
 def _metric_tiles(e: Evaluation) -> list[dict[str, str]]:
@@ -216,11 +228,34 @@ def _plots(facts: ReportFacts, e: Evaluation | None) -> dict[str, Any]:
     found = {
         "loss": plots.loss_curve(facts.progress),
         "metric": plots.metric_curve(facts.progress, _followed(facts, e), titles=METRIC_WORDS),
-        "rate": plots.rate_curve(facts.progress),
+        # Where the plan's groups are known, the rates that were used stand beside the planned ones.
+        "rate": "" if facts.rates.get("used") else plots.rate_curve(facts.progress),
         "norm": plots.gradient_norm_curve(facts.progress),
+        **_rate_plots(facts.rates),
     } | (_result_plots(e) if e and e.labelled else {})
     # matplotlib escapes the text that it writes; the page must not do so again.
     return {name: Markup(svg) for name, svg in found.items() if svg}
+
+
+def _rate_plots(rates: Mapping[str, Any]) -> dict[str, str]:
+    """Draw the rates as planned and, beside them, as they were used."""
+    if not rates:
+        return {}
+    bands = rates["bands"]
+    return {
+        "planned": plots_training.rates_svg(rates["lines"], bands, name="planned", note=rates["note"]),
+        "used": plots_training.rates_svg(rates["used"], bands, name="used"),
+    }
+
+
+def _grids(importance: Mapping[str, Any]) -> list[dict[str, Any]]:
+    from markupsafe import Markup
+
+    drawn = [
+        {**grid, "svg": Markup(plots_training.module_grid(grid["cells"], what=grid["what"], name=grid["name"]))}
+        for grid in importance.get("grids", ())
+    ]
+    return [grid for grid in drawn if grid["svg"]]
 
 
 def _result_plots(e: Evaluation) -> dict[str, str]:
@@ -274,9 +309,12 @@ def _other_data(data: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _tuning(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    shown = [{"phase": None, "rank": None, "depth": None, **row} for row in rows]
-    return {"rows": shown, "phase": any(r["phase"] for r in shown), "rank": any(r["rank"] is not None for r in shown)}
+def _tuning(table: Mapping[str, Any]) -> dict[str, Any]:
+    """Fill in what a row may leave out, and say which of the rare columns have anything in them."""
+    rare = ("rank", "l1_penalty", "l2_penalty")
+    rows = [{"depth": None, **dict.fromkeys(rare), **row} for row in table["rows"]]
+    columns = {name: any(row[name] for row in rows) for name in rare}
+    return {"headings": (), "note": "", "is_probe": False, **table, "rows": rows, "columns": columns}
 
 
 def _timing(timing: Mapping[str, Any]) -> list[tuple[str, float]]:

@@ -151,3 +151,21 @@ def shorten(text: str, *, most: int = 26) -> str:
             return kept.rstrip() + "…"
         kept += character
     return kept or "(empty)"
+
+
+def to_png(drawing: Any, *, scale: float = 2.0) -> bytes:
+    """Return the figure as a PNG on white, with ``scale`` pixels for each CSS pixel."""
+    buffer = io.BytesIO()
+    drawing.savefig(buffer, format="png", dpi=72 * scale, facecolor="white", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def standalone(svg: str) -> str:
+    """Return what ``to_svg`` made as a file of its own: with its size, a font, dark ink, and a white ground."""
+    size = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg)
+    assert size
+    head, _, rest = svg.partition(">")
+    head = re.sub(r' (class|style)="[^"]*"', "", head)
+    head = head.replace("<svg ", f'<svg xmlns="http://www.w3.org/2000/svg" width="{size[1]}" height="{size[2]}" ', 1)
+    look = "color:#1b2028;font-family:'DejaVu Sans',Verdana,Arial,sans-serif"
+    return f'{head} style="{look}"><rect width="100%" height="100%" fill="#ffffff"/>{rest}\n'

@@ -9,10 +9,16 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from launcher.errors import RunStateError
+from launcher.contracts import RunPlan
+from launcher.errors import RecipeError, RunStateError
 from launcher.evaluation.assessment import Evaluation
+from launcher.evaluation.plots_training import used_rates
 from launcher.evaluation.report import ReportFacts, render_report
+from launcher.recipe.load import load_recipe
+from launcher.recipe.schema import Recipe
 from launcher.rundir import RunDir, read_jsonl, write_text
+from launcher.workflows.importance_view import importance_facts
+from launcher.workflows.plan_view import group_row, plan_from_json, rate_lines, table_views
 
 METRICS_FILE = "metrics.json"
 PREDICTIONS_FILE = "predictions.parquet"
@@ -50,7 +56,9 @@ def report_facts(run: RunDir) -> ReportFacts:
         raise RunStateError(
             f"{run.path} has no plan yet: it ended before its first step; see {run.log(run.last_attempt, 0)}"
         )
-    plan = json.loads(run.plan.read_text())
+    values = json.loads(run.plan.read_text())
+    plan = plan_from_json(values)
+    progress, recipe = _without_replayed(read_jsonl(run.progress)), _recipe(run)
     evaluation, extra = read_evaluation(run) if (run.evaluation / METRICS_FILE).is_file() else (None, {})
     events = read_jsonl(run.events)
     return ReportFacts(
@@ -58,34 +66,46 @@ def report_facts(run: RunDir) -> ReportFacts:
         created=datetime.fromtimestamp(events[0]["time"]).strftime("%Y-%m-%d %H:%M"),
         recipe_text=run.recipe.read_text(),
         evaluation=evaluation.to_json() if evaluation else None,
-        progress=_without_replayed(read_jsonl(run.progress)),
-        tuning_table=tuning_rows(plan),
-        phase_names=[phase["name"] for phase in plan["phases"]],
-        data=_data_facts(plan["facts"]),
-        environment=_environment(run, plan),
+        progress=progress,
+        tuning_tables=_tables(plan),
+        rates=_rates(plan, recipe, progress) if recipe else {},
+        importance=_importance(run, recipe),
+        data=_data_facts(plan.facts),
+        environment=_environment(run, values),
         commands=_commands(run),
         timing={"training": _training_seconds(events), "whole_run": extra.get("worker_seconds")},
         metric_for_best_model=extra.get("metric_for_best_model", ""),
     )
 
 
-def tuning_rows(plan: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the rows of the tuning tables of plan.json, as the report and `launcher plan` show them."""
-    several = len(plan["phases"]) > 1
+def _tables(plan: RunPlan) -> list[dict[str, Any]]:
     return [
-        {
-            "group": group["name"],
-            "depth": "-".join(str(d) for d in dict.fromkeys(group["depths"])),
-            "parameters": group["numel"],
-            "trainable": group["trainable"],
-            "lr": group["lr"],
-            "weight_decay": group["weight_decay"],
-            **({"rank": group["rank"]} if group["rank"] is not None else {}),
-            **({"phase": phase["name"]} if several else {}),
-        }
-        for phase in plan["phases"]
-        for group in phase["table"]["groups"]
-    ]
+        {"headings": view.headings, "note": view.phase.note, "is_probe": view.is_probe,
+         "rows": [group_row(group) for group in view.groups]}
+        for view in table_views(plan)
+    ]  # fmt: skip
+
+
+def _recipe(run: RunDir) -> Recipe | None:
+    """Return the run's recipe; None where it was written for another version of this program."""
+    try:
+        return load_recipe(run.resolved).recipe
+    except RecipeError:
+        return None
+
+
+def _rates(plan: RunPlan, recipe: Recipe, progress: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the rates as planned, and as used at the steps that were logged."""
+    planned = rate_lines(plan, recipe)
+    depths = {line["name"]: line["depth"] for line in planned["lines"]}
+    return {**planned, "used": used_rates(progress, depths)}
+
+
+def _importance(run: RunDir, recipe: Recipe | None) -> dict[str, Any]:
+    if not run.importance.is_file():
+        return {}
+    bound = recipe.strategy.uniform_above if recipe and recipe.strategy.type == "discriminative" else None
+    return importance_facts(json.loads(run.importance.read_text()), uniform_above=bound)
 
 
 def _without_replayed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

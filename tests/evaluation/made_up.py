@@ -78,11 +78,15 @@ def facts(predictions: Predictions | None, baselines: Sequence[Baseline] = (), *
         "recipe_text": "version: 1\nname: made-up\n",
         "evaluation": evaluation,
         "progress": progress(),
-        "tuning_table": [
-            {"group": "embeddings", "trainable": False, "lr": 0.0, **group},
-            {"group": "head", "trainable": True, "lr": 3e-4, **group},
+        "tuning_tables": [
+            {
+                "headings": ["main: steps 1-200"],
+                "rows": [
+                    {"group": "embeddings", "trainable": False, "lr": 0.0, **group},
+                    {"group": "head", "trainable": True, "lr": 3e-4, **group},
+                ],
+            }
         ],
-        "phase_names": ["main"],
         "data": {"splits": {"train": 10, "test": 5}, "truncated": {"train": 1}, "warnings": ["a warning"]},
         "environment": {"versions": {"torch": "2.13.0"}, "devices": ["CPU"], "git_revision": None},
         "commands": ["launcher run recipe.yaml"],

@@ -57,7 +57,7 @@ def all_kinds() -> dict[str, ReportFacts]:
     }
     given = {name: facts(p, [as_baseline(p, "majority"), as_baseline(p)]) for name, p in kinds.items()}
     given["unlabelled"] = facts(dataclasses.replace(single(), labels=None))
-    given["alone"] = facts(single(), progress=[], tuning_table=[], data={}, environment={}, commands=[], timing={})
+    given["alone"] = facts(single(), progress=[], tuning_tables=[], data={}, environment={}, commands=[], timing={})
     given["nothing"] = ReportFacts("made-up-001", "today", "version: 1\n")
     return given
 
@@ -116,6 +116,10 @@ def test_everything_from_data_is_escaped() -> None:
     names = (HOSTILE, "b", "c")
     p = single(60, names=names, skill=0.0, texts=[HOSTILE] * 60)
     baseline = as_baseline(p, note=HOSTILE)
+    row = {"depth": HOSTILE, "parameters": 5, "trainable": True, "lr": 1.0, "weight_decay": 0.0}
+    line = {"name": HOSTILE, "depth": 0, "steps": [1, 2], "rates": [0.1, 0.2]}
+    band = {"name": HOSTILE, "first": 0, "last": 1}
+    cell = {"kind": HOSTILE, "depth": 1, "value": 2.0, "text": HOSTILE}
     given = facts(
         p,
         [baseline],
@@ -123,7 +127,12 @@ def test_everything_from_data_is_escaped() -> None:
         created=HOSTILE,
         recipe_text=HOSTILE,
         commands=[HOSTILE],
-        phase_names=[HOSTILE] * 2,
+        tuning_tables=[{"headings": [HOSTILE] * 2, "note": HOSTILE, "rows": [{"group": HOSTILE, **row}]}],
+        rates={"lines": [line], "bands": [band, {**band, "first": 1, "last": 2}], "note": HOSTILE, "used": [line]},
+        importance={
+            "sentences": [HOSTILE],
+            "grids": [{"name": "x", "what": HOSTILE, "title": HOSTILE, "cells": [cell]}],
+        },
         data={"splits": {HOSTILE: 3}, "warnings": [HOSTILE], HOSTILE: {HOSTILE: [HOSTILE]}},
         environment={HOSTILE: HOSTILE},
         progress=[{"step": 1, f"lr/{HOSTILE}": 0.1, "loss": 1.0}, {"step": 2, f"lr/{HOSTILE}": 0.2}],
@@ -150,6 +159,48 @@ def test_numbers_and_names_on_the_page(pages: dict[str, str]) -> None:
         assert expected in words, expected
     assert "体育" in Page(pages["chinese"]).words
     assert "NaN" not in words and "nan" not in words.split()
+
+
+def tables() -> list[dict[str, object]]:
+    row = {"depth": "1", "parameters": 100, "trainable": True, "lr": 3e-4, "weight_decay": 0.01}
+    frozen = {
+        "group": "embeddings.frozen",
+        "depth": "0",
+        "parameters": 900,
+        "trainable": False,
+        "lr": 0.0,
+        "weight_decay": 0,
+    }
+    return [
+        {"headings": ["probe: 20 steps"], "is_probe": True, "rows": [{"group": "p", **row, "parameters": 950, "rank": 32}]},
+        {"headings": ["main: steps 1-5", "main: steps 6-9"], "note": "a note", "rows": [{"group": "b", **row, "rank": 8}, frozen]},
+        {"headings": ["last: steps 10-12"], "rows": [{"group": "c", **row, "l1_penalty": 1e-4}, {**frozen, "l1_penalty": 0.0}]},
+    ]  # fmt: skip
+
+
+def test_every_phase_has_its_heading_its_note_and_its_table() -> None:
+    text = render_report(facts(None, tuning_tables=tables()))
+    section = text[text.index('<section id="tuning">') : text.index('<section id="reproduce">')]
+    heads = re.findall(r"<h3>(.*?)</h3>", section)
+    assert heads == ["probe: 20 steps", "main: steps 1-5", "main: steps 6-9", "last: steps 10-12"]
+    columns = [re.findall(r"<th[^>]*>(.*?)</th>", head) for head in re.findall(r"<thead>(.*?)</thead>", section)]
+    both = ["group", "depth", "parameters", "learning rate", "weight decay"]
+    assert columns == [[*both[:3], "rank", *both[3:]]] * 2 + [[*both, "L1"]]
+    assert "a note" in section and section.count("frozen</td>") == 2
+    # The probe's weights are discarded, so what it trains is not what the run trains.
+    assert "of 1e+03, 10 %" in text.replace("1 k", "1e+03") and "950" in section
+
+
+def test_a_run_with_rates_and_importance_shows_them() -> None:
+    line = {"name": "head", "depth": 3, "steps": [1, 2, 3], "rates": [0.0, 0.2, 0.1]}
+    rates = {"lines": [line], "bands": [{"name": "main", "first": 0, "last": 3}], "note": "", "used": [line]}
+    cells = [{"kind": "query", "depth": 1, "value": 3.0}]
+    grid = {"name": "ranks", "what": "rank", "title": "Ranks", "cells": cells}
+    given = facts(None, rates=rates, importance={"sentences": ["It is even."], "grids": [grid]})
+    text = render_report(given)
+    assert "as planned" in text and "that were used" in text and 'href="#importance"' in text
+    assert "It is even." in text and ">query<" in text and "Ranks" in text
+    assert render_report(ReportFacts(**json.loads(json.dumps(dataclasses.asdict(given), allow_nan=False)))) == text
 
 
 def test_words() -> None:

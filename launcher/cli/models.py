@@ -1,0 +1,73 @@
+"""Verbs about what a run has left: its model, its evaluation, its report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from launcher.cli.shared import Json, RunPath, print_json, short
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+def evaluate(run: RunPath, as_json: Json = False) -> None:
+    """Evaluate a finished run's model again, and write its report anew."""
+    from launcher.evaluation.verdict import verdict_sentence
+    from launcher.workflows.inference import evaluate_run
+
+    evaluation = evaluate_run(run.resolve())
+    if as_json:
+        print_json(evaluation.to_json())
+        return
+    typer.echo(verdict_sentence(evaluation))
+    typer.echo(f"report: {run / 'report.html'}")
+
+
+def predict(
+    run: RunPath,
+    texts: Annotated[list[str] | None, typer.Argument(help="Texts to predict.", show_default=False)] = None,
+    file: Annotated[
+        str | None, typer.Option("--file", help="A file of rows, in any format that training reads.")
+    ] = None,
+    pair: Annotated[str | None, typer.Option("--pair", help="The second text, for a model of pairs.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", help="Write to this .jsonl, .csv or .parquet file.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Predict texts with a finished run's model."""
+    if bool(texts) == bool(file):
+        raise typer.BadParameter("give texts, or --file with a file of rows")
+    from launcher.workflows.inference import FinishedModel, predict_file, prediction_rows, write_rows
+
+    finished = FinishedModel(run.resolve())
+    pairs = [pair] * len(texts) if pair is not None and texts else None
+    predictions = predict_file(finished, file) if file else finished.predict_texts(texts or [], pairs)
+    if output is not None:
+        write_rows(predictions, output)
+        typer.echo(f"wrote {len(predictions.texts):,} predictions to {output}")
+    elif as_json:
+        print_json(prediction_rows(predictions))
+    else:
+        for row in prediction_rows(predictions):
+            typer.echo(_prediction_line(row))
+
+
+def _prediction_line(row: Mapping[str, Any]) -> str:
+    prediction = row["prediction"]
+    if isinstance(prediction, float):
+        return f"{prediction:.4f}\t{row['text']}"
+    shown = ", ".join(prediction) or "(none)" if isinstance(prediction, list) else prediction
+    best = max(row["scores"].values())
+    return f"{shown}\t{best:.3f}\t{row['text']}"
+
+
+def report(run: RunPath) -> None:
+    """Write a run's report.html from its files."""
+    from launcher.rundir import RunDir
+    from launcher.workflows.report import write_report
+
+    typer.echo(f"report: {short(write_report(RunDir.open(run.resolve())))}")

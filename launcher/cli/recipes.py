@@ -1,0 +1,86 @@
+"""Verbs about recipes: list, start one, check, schema."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from launcher.cli.shared import Json, Overrides, RecipeName, print_json, print_table, tell_notes
+from launcher.errors import RecipeError
+
+
+def recipes(as_json: Json = False) -> None:
+    """List the recipes that ship with launcher."""
+    from launcher.recipe.load import list_recipes
+
+    found = list_recipes()
+    if as_json:
+        print_json([{"name": name, "path": str(path), "about": about} for name, path, about in found])
+        return
+    print_table(["recipe", "about"], [[name, about] for name, _, about in found])
+    typer.echo("\nTry one:  launcher check NAME    Start from one:  launcher init my.yaml --from NAME")
+
+
+def init(
+    path: Annotated[Path, typer.Argument(help="File to write.")] = Path("recipe.yaml"),
+    source: Annotated[
+        str, typer.Option("--from", help="Shipped recipe, or file, to start from.")
+    ] = "quickstart/api-topics",
+    data: Annotated[str | None, typer.Option("--data", help="Your data: a file, a folder or a hub id.")] = None,
+    model: Annotated[str | None, typer.Option("--model", help="Your model: a folder or a hub id.")] = None,
+) -> None:
+    """Write a recipe of your own to start from."""
+    from launcher.workflows.init import starter_recipe
+
+    starter_recipe(path, source=source, data=data, model=model)
+    typer.echo(f"wrote {path}; next: launcher check {path}")
+
+
+def check(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    fix: Annotated[bool, typer.Option("--fix", help="Write the remedies that are certain into the file.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Check a recipe completely; nothing is started."""
+    from launcher.recipe.examine import examine
+
+    loaded, problems = examine(recipe, overrides or [])
+    if fix and problems:
+        loaded, problems = _fix(recipe, overrides or [], problems)
+    if as_json:
+        rows = [{"place": p.place, "key": p.key, "message": p.message, "remedy": p.remedy} for p in problems]
+        print_json({"ok": not problems, "problems": rows, "notes": loaded.notes if loaded else []})
+    elif problems:
+        typer.echo(str(RecipeError(problems)), err=True)
+        fixable = sum(p.fix is not None for p in problems)
+        hint = f"; `launcher check {recipe} --fix` mends {fixable} of them" if fixable and not fix else ""
+        typer.echo(f"{len(problems)} problem(s){hint}", err=True)
+    else:
+        assert loaded is not None
+        tell_notes(loaded)
+        typer.echo(f"{loaded.path}: no problems found")
+    raise typer.Exit(RecipeError.exit_code if problems else 0)
+
+
+def _fix(recipe: str, overrides: list[str], problems: list[Any]) -> tuple[Any, list[Any]]:
+    from launcher.recipe.examine import examine
+    from launcher.recipe.fix import apply_fixes, write_fixed
+    from launcher.recipe.load import find_recipe
+
+    path = find_recipe(recipe)
+    text = apply_fixes(path, problems)
+    if text is None:
+        return examine(recipe, overrides)
+    write_fixed(path, text)
+    typer.echo(f"mended {path}")
+    return examine(recipe, overrides)
+
+
+def schema() -> None:
+    """Print the JSON Schema of a recipe, for editors."""
+    from launcher.recipe.json_schema import json_schema
+
+    print_json(json_schema())

@@ -1,0 +1,189 @@
+"""The learning-rate range test: train a few steps in this process while the rate grows, and keep nothing but the losses."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from launcher import registry
+from launcher.contracts import Hardware, LaunchPlan, Phase, PlannedPhase, Prepared
+from launcher.evaluation.range_test import RangeTest, exponential_rates, has_diverged, read_range_test
+from launcher.launching.launch_plan import plan_launch
+from launcher.recipe.load import LoadedRecipe
+from launcher.recipe.schema import Recipe
+
+
+@dataclass(frozen=True)
+class _Setting:
+    """What every step needs."""
+
+    recipe: Recipe
+    launch: LaunchPlan
+    task: Any
+    model: Any
+    optimizer: Any
+    scaler: Any
+    device: Any
+
+
+def find_rate(
+    loaded: LoadedRecipe,
+    *,
+    min_lr: float,
+    max_lr: float,
+    steps: int,
+    hardware: Hardware | None = None,
+    base_folder: Path | None = None,
+    tell: Callable[[str], object] = lambda text: None,
+) -> RangeTest:
+    """Train up to ``steps`` steps while the rate grows from ``min_lr`` to ``max_lr``, and read the losses.
+
+    Model, tuning table, loss, optimizer, clipping, precision and the order of rows are those of the run; the rate is
+    training.learning_rate's, and the groups keep their ratios to it. One process, nothing sharded, no schedule. The phase is
+    the one in which the most trains.
+
+    Args:
+        hardware: this machine; found where it is None.
+        base_folder: what the recipe's paths are relative to; None: the current folder.
+        tell: told what happens, a line at a time.
+
+    Raises:
+        DataError, ModelError, RecipeError: as a run would.
+    """
+    from transformers.utils import logging
+
+    from launcher.planning.hardware import detect_hardware
+
+    # Bars and the report of loaded weights are not what someone who asked for a rate wants to read.
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    recipe = _alone(loaded.recipe)
+    launch = plan_launch(recipe, hardware or detect_hardware())
+    task = registry.load(registry.TASKS, recipe.task.type)(recipe, base_folder=base_folder or Path.cwd())
+    _, prepared = task.prepare_data()
+    model, phase = _model_and_phase(recipe, task, prepared)
+    tell(f"phase {phase.name}: {phase.table.trainable_numel:,} of {phase.table.total_numel:,} parameters train")
+    setting = _setting(recipe, launch, task, model, phase)
+    rates, losses = exponential_rates(min_lr, max_lr, steps), []
+    for step, (rate, batches) in enumerate(zip(rates, _batches(setting, phase, prepared, steps=steps), strict=True)):
+        losses.append(_step(setting, phase, batches, scale=float(rate) / recipe.training.learning_rate))
+        if (step + 1) % 10 == 0:
+            tell(f"step {step + 1}/{steps}  rate {rate:.2e}  loss {losses[-1]:.4f}")
+        if has_diverged(losses):
+            tell(f"step {step + 1}/{steps}  rate {rate:.2e}: the loss has diverged")
+            break
+    return read_range_test(rates[: len(losses)].tolist(), losses)
+
+
+def _alone(recipe: Recipe) -> Recipe:
+    """Return the recipe for one process."""
+    one = {"nodes": 1, "processes_per_node": 1, "engine": "single", "zero_stage": None}
+    return recipe.model_copy(update={"distributed": recipe.distributed.model_copy(update=one)})
+
+
+def _model_and_phase(recipe: Recipe, task: Any, prepared: Prepared) -> tuple[Any, Phase]:
+    """Build the model as a run does, and make it what the phase with the most parameters in training says."""
+    from transformers import set_seed
+
+    from launcher.strategies.layers import list_parameters
+    from launcher.strategies.preparing import prepare_model
+
+    set_seed(recipe.training.seed)
+    built = task.build_model(prepared)
+    strategy = registry.load(registry.STRATEGIES, recipe.strategy.type)()
+    phases = strategy.phases(list_parameters(built.model, newly_initialized=built.newly_initialized), recipe)
+    phase: Phase = max(phases, key=lambda one: one.table.trainable_numel)
+    return prepare_model(built.model, phase), phase
+
+
+def _setting(recipe: Recipe, launch: LaunchPlan, task: Any, model: Any, phase: Phase) -> _Setting:
+    import torch
+
+    from launcher.engine.arguments import training_arguments
+    from launcher.engine.optimizers import make_optimizer, regularize_before_step
+    from launcher.strategies.preparing import modules_kept_in_eval
+
+    device = torch.device(launch.device)
+    model.to(device).train()
+    for module in modules_kept_in_eval(model, phase):
+        module.eval()
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = training_arguments(recipe, launch, output_dir=folder)
+    tensors = dict(model.named_parameters())
+    groups = [
+        {
+            "params": [tensors[name] for name in group.parameters],
+            "lr": group.lr,
+            "weight_decay": group.weight_decay,
+            "l1_penalty": group.l1_penalty,
+            "l2_penalty": group.l2_penalty,
+            "name": group.name,
+        }
+        for group in phase.table.trainable
+    ]
+    optimizer = make_optimizer(arguments, groups, model)
+    regularize_before_step(optimizer, max_grad_value=recipe.training.max_grad_value)
+    scaler = torch.amp.GradScaler(launch.device, enabled=launch.precision == "fp16")
+    return _Setting(recipe, launch, task, model, optimizer, scaler, device)
+
+
+def _batches(setting: _Setting, phase: Phase, prepared: Prepared, *, steps: int) -> Iterator[list[dict[str, Any]]]:
+    """Yield the micro-batches of each optimizer step in the order of a run's first steps."""
+    import numpy as np
+
+    from launcher.data.sampling import PhaseBatches, RankBatches
+    from launcher.engine.loading import Rows
+
+    training, batch, count = setting.recipe.training, setting.launch.batch, len(prepared.train)
+    size = batch.global_batch_size
+    order = PhaseBatches(
+        lengths=np.asarray(prepared.train["length"]),
+        phase=PlannedPhase(phase, first_step=0, steps=steps, batch=batch, rows=count, epoch_batch_size=size),
+        seed=training.passthrough.get("data_seed", training.seed),
+        order=training.train_sampling_strategy,
+    )
+    share = RankBatches(order, accumulation=batch.accumulation, rank=0, world_size=1).share
+    rows, collate = Rows(prepared.train), setting.task.collator()
+    for numbers in order:
+        yield [collate(rows.__getitems__(part)) for part in share(numbers)]
+
+
+def _step(setting: _Setting, phase: Phase, batches: list[dict[str, Any]], *, scale: float) -> float:
+    """Take one optimizer step with every group's rate times ``scale``; return the mean loss of its rows before it."""
+    import torch
+
+    for group, planned in zip(setting.optimizer.param_groups, phase.table.trainable, strict=True):
+        group["lr"] = planned.lr * scale
+    items = sum(float(setting.task.items(batch)) for batch in batches)
+    total = 0.0
+    for batch in batches:
+        loss = _loss(setting, batch) / max(items, 1e-12)
+        setting.scaler.scale(loss).backward()
+        total += float(loss.detach())
+    setting.scaler.unscale_(setting.optimizer)
+    norm = setting.recipe.training.max_grad_norm
+    if norm > 0:
+        tensors = [tensor for group in setting.optimizer.param_groups for tensor in group["params"]]
+        torch.nn.utils.clip_grad_norm_(tensors, norm)
+    setting.scaler.step(setting.optimizer)
+    setting.scaler.update()
+    setting.optimizer.zero_grad(set_to_none=True)
+    return total
+
+
+def _loss(setting: _Setting, batch: dict[str, Any]) -> Any:
+    """Return the summed loss of a micro-batch, computed in the run's precision."""
+    import torch
+
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(setting.launch.precision)
+    moved = {
+        key: value.to(setting.device) if isinstance(value, torch.Tensor) else value for key, value in batch.items()
+    }
+    targets = {name: moved.pop(name) for name in ("labels", "sample_weight") if name in moved}
+    with torch.autocast(setting.launch.device, dtype=dtype, enabled=dtype is not None):
+        outputs = setting.model(**moved)
+    smoothing = setting.recipe.training.label_smoothing_factor
+    return setting.task.loss(outputs, targets, label_smoothing=smoothing)
