@@ -59,11 +59,11 @@ class Session:
 
 def train(session: Session) -> None:
     """Take a run from its recipe to the report; the line that every rank walks."""
+    from launcher.engine.context import RunContext
     from launcher.engine.phases import first_phase, run_phase
     from launcher.engine.progress import Progress
     from launcher.engine.release import release
     from launcher.engine.tracking import start_tracker
-    from launcher.engine.trainer import RunContext
     from launcher.planning.plan import plan_run
     from launcher.strategies.layers import list_parameters
     from launcher.workflows.evaluate import evaluate_and_report
@@ -116,6 +116,7 @@ def train(session: Session) -> None:
     assert trainer is not None
     if recipe.training.chooses_best:
         trainer.load_best()
+    trainer.make_whole()
     if identifying is not None:
         identifying.join()
         run.add_event("trained", attempt=session.attempt, step=trainer.state.global_step)

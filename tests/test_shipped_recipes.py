@@ -163,7 +163,7 @@ def test_labelled_text_offline(bert: Path, real: Path, tmp_path: Path) -> None:
         (tmp_path / f"{name}.txt").write_text("".join(lines), encoding="gbk", errors="ignore")
     files = [f"data.{name}={{source: {name}.txt, encoding: gbk}}" for name in ("train", "validation", "test")]
     run, recipe = train("labelled-text-files", *files, bert=bert, cwd=tmp_path)
-    groups = plan_of(run)["phases"][0]["table"]["groups"]  # type: ignore[index]
+    groups = plan_of(run)["phases"][0]["phase"]["table"]["groups"]  # type: ignore[index]
     assert {group["weight_decay"] for group in groups} == {0.0}
     rates = {row["learning_rate"] for row in tiny.jsonl(run / "progress.jsonl") if "loss" in row}
     assert rates == {recipe.training.learning_rate}

@@ -7,6 +7,8 @@ from typing import Any
 from transformers import TrainerCallback
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
+from launcher.engine.asserting import assert_rates, assert_table
+
 
 class RunCallback(TrainerCallback):
     """Connects Trainer's events with the run: assertions, rates, ledger, progress, stopping."""
@@ -19,7 +21,7 @@ class RunCallback(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Check that the engine has what was planned, take over what came before, and begin to tell about it."""
         trainer = self.trainer
-        trainer.assert_table_is_used()
+        assert_table(trainer, trainer.context)
         trainer.remember_rates()
         trainer.context.progress.begin(total_steps=trainer.context.plan.total_steps, done=state.global_step)
         trainer.begin()
@@ -28,7 +30,7 @@ class RunCallback(TrainerCallback):
         """Keep the rates of this step; at the first one, hold them to the plan."""
         self.trainer.remember_rates()
         if not self._rates_are_checked:
-            self.trainer.assert_rates_are_used()
+            assert_rates(self.trainer, self.trainer.context)
             self._rates_are_checked = True
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -134,21 +134,22 @@ class OptimizerState:
 
     def _read_one(self, place: _Place, key: str, *, is_scalar: bool) -> torch.Tensor:
         fragment = place.fragment
+        held = None if fragment is None else self._held(fragment, key)
         if is_scalar:
-            # Every partition takes the same steps, so any rank's own count will do; a rank without a part asks the others.
-            value = torch.zeros(()) if fragment is None else self._base.state[fragment.flat][key].detach().float().cpu()
             # The parameters of a partition share one tensor; a file wants one for each.
-            return _largest(value.clone()) if self._is_sharded else value.clone()
-        device = self._device()
-        whole = torch.zeros(place.numel, dtype=torch.float32, device=device)
-        if fragment is not None:
-            flat = fragment.flat if key == MASTER else self._base.state[fragment.flat][key]
-            whole[fragment.param_start : fragment.param_start + fragment.numel] = _slice(
-                flat.detach(), fragment
-            ).float()
+            value = torch.zeros(()) if held is None else held.float().cpu().clone()
+            return _largest(value) if self._is_sharded else value
+        whole = torch.zeros(place.numel, dtype=torch.float32, device=self._device())
+        if fragment is not None and held is not None:
+            whole[fragment.param_start : fragment.param_start + fragment.numel] = _slice(held, fragment).float()
         if self._is_sharded:
             dist.all_reduce(whole)
         return whole.reshape(place.shape).cpu()
+
+    def _held(self, fragment: _Fragment, key: str) -> torch.Tensor | None:
+        """Return the flat tensor under ``key``; None where the parameter has had no gradient yet."""
+        held = fragment.flat if key == MASTER else self._base.state.get(fragment.flat, {}).get(key)
+        return None if held is None else held.detach()
 
     def _device(self) -> Any:
         return next((place.fragment.flat.device for place in self._places if place.fragment is not None), "cpu")
@@ -182,7 +183,9 @@ def _places(engine: Any, trainable: list[tuple[str, Any]]) -> Iterator[_Place]:
     elif hasattr(engine, "optimizer"):
         raise PlanMismatch(f"no way is known to carry the state of DeepSpeed's {type(engine).__name__} between phases")
     else:
+        held = {id(tensor) for group in engine.param_groups for tensor in group["params"]}
         for name, tensor in trainable:
+            assert id(tensor) in held, f"the optimizer holds the parameter {name}"
             yield _Place(name, tuple(tensor.shape), _Fragment(tensor, 0, 0, tensor.numel()))
 
 

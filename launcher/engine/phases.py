@@ -8,10 +8,12 @@ from typing import Any, Literal
 from transformers import PrinterCallback
 
 from launcher.contracts import RunPlan
+from launcher.engine.asserting import assert_launch
 from launcher.engine.callbacks import RunCallback
 from launcher.engine.checkpoints import load_weights, read_manifest
-from launcher.engine.trainer import Beginning, RunContext, RunTrainer
-from launcher.errors import PlanMismatch
+from launcher.engine.context import Beginning, RunContext
+from launcher.engine.prefix_decision import open_cache
+from launcher.engine.trainer import RunTrainer
 from launcher.evaluation.metrics import greater_is_better
 from launcher.launching.batch import share_of_steps
 from launcher.strategies.preparing import prepare_model
@@ -53,8 +55,10 @@ def run_phase(
     model = prepare_model(model, context.planned.phase)
     if beginning.carry_from is not None:
         load_weights(model, beginning.carry_from, zero_stage=context.launch.zero_stage)
+    cache = open_cache(context, model, arguments.device)
     data = context.prepared
     trainer = trainer_class(model=model, args=arguments, train_dataset=data.train, eval_dataset=data.validation)
+    trainer.cache = cache
     trainer.start(context, beginning=beginning)
     assert_launch(trainer, context)
     trainer.remove_callback(PrinterCallback)
@@ -85,18 +89,3 @@ def _complete(arguments: Any, context: RunContext, beginning: Beginning) -> None
     arguments.eval_on_start = arguments.eval_on_start and beginning.checkpoint is None
     # The best checkpoint may be of another phase, whose engine is another: it is loaded by name after the last one.
     arguments.load_best_model_at_end = False
-
-
-def assert_launch(trainer: Any, context: RunContext) -> None:
-    """Compare what accelerate really started with the plan, in every rank. Raises PlanMismatch."""
-    plan, accelerator = context.launch, trainer.accelerator
-    stage = None
-    if trainer.is_deepspeed_enabled:
-        stage = accelerator.state.deepspeed_plugin.zero_stage
-    engine = "ddp" if accelerator.num_processes > 1 else "single"
-    if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
-        engine = "deepspeed" if trainer.is_deepspeed_enabled else "fsdp"
-    found = {"processes": accelerator.num_processes, "engine": engine, "ZeRO stage": stage}
-    wanted = {"processes": plan.world_size, "engine": plan.engine, "ZeRO stage": plan.zero_stage}
-    if found != wanted:
-        raise PlanMismatch(f"rank {accelerator.process_index} found {found}, but the plan says {wanted}")

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from launcher.contracts import PlannedPhase, Probe, RunPlan
+from launcher.engine.context import RunContext
 from launcher.engine.optimizers import base_optimizer
 from launcher.engine.phases import Ending, first_phase, run_phase
 from launcher.engine.schedule import RunSchedule
@@ -19,7 +20,7 @@ from launcher.engine.sensitivity import (
     summed_gradient_scores,
     track_sensitivity,
 )
-from launcher.engine.trainer import RunContext, RunTrainer
+from launcher.engine.trainer import RunTrainer
 from launcher.launching.batch import share_of_steps
 
 _WARMUP = 0.06

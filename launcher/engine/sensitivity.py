@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from launcher.engine.optimizer_state import OptimizerState
 from launcher.strategies.adapters import part_of, target_of
 from launcher.strategies.importance import gradient_scores, module_scores, variance_scores
 
@@ -148,61 +149,14 @@ def gather_statistics(
     """Return name -> key -> float32 array of the whole parameter's shape, on every rank. Collective.
 
     Args:
-        optimizer: the optimizer as the engine wraps it (or the DeepSpeed engine itself).
+        optimizer: torch's, DeepSpeed's, or what ``accelerator.prepare`` made of one of them.
         named_parameters: trained parameters of the model, in the same order on all ranks.
         keys: of the optimizer's state. A parameter that never had a gradient gets zeros.
     """
-    layers = list(_unwrap(optimizer))
-    masters: dict[torch.Tensor, torch.Tensor] = {}
-    for layer in layers:
-        _link_fragments(layer)
-        masters |= _masters(layer)
-    return {
-        name: {
-            key: _whole(parameter, key, layers[-1], masters.get(parameter, parameter)).float().cpu().numpy()
-            for key in keys
-        }
-        for name, parameter in named_parameters.items()
-    }
-
-
-def _unwrap(optimizer: Any) -> Iterator[Any]:
-    while optimizer is not None:
-        yield optimizer
-        optimizer = getattr(optimizer, "optimizer", None)
-
-
-def _link_fragments(layer: Any) -> None:
-    """Point DeepSpeed's per-parameter views at the present state.
-
-    ZeRO-1 and -2 do so once, at the first step; a checkpoint that is loaded puts other tensors into the state.
-    """
-    if hasattr(layer, "single_partition_of_fp32_groups"):
-        from deepspeed.utils import lazy_init_hp_params_optimizer_state
-
-        for group, partition in zip(layer.bit16_groups, layer.single_partition_of_fp32_groups, strict=True):
-            if partition in layer.optimizer.state:
-                lazy_init_hp_params_optimizer_state(group, partition, layer.optimizer.state)
-
-
-def _masters(layer: Any) -> dict[torch.Tensor, torch.Tensor]:
-    """Return parameter -> the float32 copy that the optimizer steps, for DeepSpeed's stage 0 in half precision."""
-    pairs = zip(getattr(layer, "fp16_groups", ()), getattr(layer, "fp32_groups", ()), strict=False)
-    return {parameter: copy for group, copies in pairs for parameter, copy in zip(group, copies, strict=True)}
-
-
-def _whole(
-    parameter: torch.nn.Parameter, key: str, optimizer: torch.optim.Optimizer, master: torch.Tensor
-) -> torch.Tensor:
-    if hasattr(parameter, "ds_id") or hasattr(parameter, "_hp_mapping"):
-        from deepspeed.utils import safe_get_full_optimizer_state
-
-        whole = safe_get_full_optimizer_state(parameter, key)
-        assert isinstance(whole, torch.Tensor), "only parameters that train have statistics"
-        return whole.view(getattr(parameter, "ds_shape", parameter.shape))
-    assert any(master is held for held in _parameters(optimizer)), "the optimizer holds the parameter, or a copy of it"
-    values = optimizer.state.get(master, {})
-    return values[key] if key in values else torch.zeros_like(parameter)
+    found: dict[str, dict[str, np.ndarray]] = {name: {} for name in named_parameters}
+    for name, key, value in OptimizerState(optimizer, named_parameters.items()).items(keys):
+        found[name][key] = value.numpy()
+    return found
 
 
 # --- scores --------------------------------------------------------------------------------------------------------

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,66 +15,19 @@ import torch.distributed as dist
 from torch.utils.data import DataLoader
 from transformers import Trainer
 
-from launcher.contracts import LaunchPlan, PlannedPhase, Prepared, RunPlan
 from launcher.data.sampling import PhaseBatches, RankBatches
 from launcher.engine.carried import CARRIED, read_carried, write_carried
 from launcher.engine.checkpoints import load_weights, prune, read_manifest, room_for, save_weights, write_manifest
+from launcher.engine.context import Beginning, RunContext
 from launcher.engine.early_stopping import EarlyStopping
 from launcher.engine.loading import Rows, WithRowIds
-from launcher.engine.optimizers import base_optimizer, make_optimizer, regularize_before_step
+from launcher.engine.optimizers import make_optimizer, regularize_before_step
 from launcher.engine.predicting import predict_logits
-from launcher.engine.progress import Progress
+from launcher.engine.prefix_cache import PrefixCache
 from launcher.engine.schedule import RunSchedule, plateau_factor
-from launcher.engine.signals import StopFlag
-from launcher.errors import PlanMismatch, TrainingDiverged
-from launcher.recipe.schema import Recipe
-from launcher.rundir import RunDir
+from launcher.errors import TrainingDiverged
 from launcher.strategies.preparing import modules_kept_in_eval
 from launcher.strategies.schedules import schedule_factor
-
-
-@dataclass(frozen=True)
-class RunContext:
-    """What a phase of a run needs beside the model."""
-
-    recipe: Recipe
-    run: RunDir
-    attempt: int
-    plan: RunPlan
-    number: int
-    """Of the phase, from 0."""
-    task: Any
-    prepared: Prepared
-    progress: Progress
-    stop: StopFlag
-
-    @property
-    def launch(self) -> LaunchPlan:
-        """Processes, engine and precision."""
-        return self.plan.launch
-
-    @property
-    def planned(self) -> PlannedPhase:
-        """The phase that is trained, with its place in the run."""
-        return self.plan.phases[self.number]
-
-    @property
-    def is_last(self) -> bool:
-        """Whether no phase follows."""
-        return self.number == len(self.plan.phases) - 1
-
-
-@dataclass(frozen=True)
-class Beginning:
-    """From where a phase begins: a checkpoint inside it, the checkpoint at the end of the phase before, or neither."""
-
-    resume_from: Path | None = None
-    carry_from: Path | None = None
-
-    @property
-    def checkpoint(self) -> Path | None:
-        """Whichever there is."""
-        return self.resume_from or self.carry_from
 
 
 class RunMixin:
@@ -91,6 +43,8 @@ class RunMixin:
     lr_scheduler: Any
     _created_lr_scheduler: bool
     loss_is_scaled_for_ga: Any
+    cache: PrefixCache | None = None
+    """Stored states of a frozen prefix, while the model is cut to start from them."""
 
     def start(self, context: RunContext, *, beginning: Beginning) -> None:
         """Take over a phase, at its beginning or inside it."""
@@ -132,7 +86,7 @@ class RunMixin:
         return DataLoader(
             Rows(split),
             batch_sampler=sampler,
-            collate_fn=WithRowIds(context.task.collator()),
+            collate_fn=WithRowIds(self.collator(split)),
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.dataloader_pin_memory and context.launch.device == "cuda",
             persistent_workers=self.args.dataloader_persistent_workers,
@@ -140,6 +94,19 @@ class RunMixin:
             # Without one, every new iterator would draw a number from the state that dropout goes on with.
             generator=torch.Generator(),
         )
+
+    def collator(self, split: Any) -> Any:
+        """Return what makes batches of ``split``: the task's own, with stored states while the model is cut."""
+        own = self.context.task.collator()
+        return own if self.cache is None else self.cache.collator(own, split)
+
+    def make_whole(self) -> None:
+        """Put the frozen prefix back, where it was cached, and remove its states; the best weights are loaded before."""
+        if self.cache is not None:
+            self.cache.restore(self.model)
+            if self.args.should_save:
+                self.cache.remove()
+            self.cache = None
 
     def _init_training_state(
         self,
@@ -274,31 +241,6 @@ class RunMixin:
         regularize_before_step(self.optimizer, max_grad_value=self.context.recipe.training.max_grad_value)
         return self.lr_scheduler
 
-    def assert_table_is_used(self) -> None:
-        """Compare the optimizer's groups and what trains with the tuning table. Raises PlanMismatch."""
-        table = self.context.planned.phase.table
-        wanted = [(group.name, group.lr, group.weight_decay) for group in table.trainable]
-        found = [(g.get("name"), g.get("initial_lr", g["lr"]), g["weight_decay"]) for g in self.optimizer.param_groups]
-        if found != wanted:
-            raise PlanMismatch(f"the optimizer's groups are {found}, but the tuning table says {wanted}")
-        planned = [name for group in table.trainable for name in group.parameters]
-        trains = {name for name, tensor in self.model.named_parameters() if tensor.requires_grad}
-        if len(planned) != len(set(planned)) or set(planned) != trains:
-            raise PlanMismatch(f"what trains differs from the tuning table: {sorted(set(planned) ^ trains)[:5]}")
-
-    def assert_rates_are_used(self) -> None:
-        """Compare the rates with which the optimizer has just stepped with the plan's. Raises PlanMismatch."""
-        factor = self.lr_scheduler.factor
-        wanted = {group.name: group.lr * factor for group in self.context.planned.phase.table.trainable}
-        found = {group["name"]: float(group["lr"]) for group in base_optimizer(self.optimizer).param_groups}
-        wrong = sorted(name for name in wanted.keys() | found.keys() if not _close(wanted.get(name), found.get(name)))
-        if wrong:
-            name = wrong[0]
-            raise PlanMismatch(
-                f"step {self.state.global_step + 1} used the rate {found.get(name)} for {name}, but the tuning table and the "
-                f"schedule make it {wanted.get(name)}"
-            )
-
     def rates(self) -> dict[str, float]:
         """Return group name -> rate that the last step used."""
         return dict(self._rates)
@@ -360,7 +302,7 @@ class RunMixin:
             # Sharded weights are gathered by the engine's hooks; DDP's wrapper adds nothing to a forward pass.
             wrapped if context.launch.engine == "deepspeed" else self.model,
             split,
-            context.task.collator(),
+            self.collator(split),
             batch_size=self.args.per_device_eval_batch_size,
             device=self.args.device,
             loss=lambda outputs, batch: (context.task.loss(outputs, batch), context.task.items(batch)),
@@ -464,10 +406,6 @@ class RunMixin:
 
 class RunTrainer(RunMixin, Trainer):
     """Trainer for tasks with one forward pass."""
-
-
-def _close(one: float | None, other: float | None) -> bool:
-    return one is not None and other is not None and abs(one - other) <= 1e-6 * max(abs(one), abs(other))
 
 
 def _column(split: Any, name: str) -> Any:

@@ -82,7 +82,7 @@ def _stretches(phases: Sequence[Phase], recipe: Recipe, launch: LaunchPlan, *, e
         for position, size in enumerate(sizes):
             first, last = since[position], since[position + 1]
             # The last phase takes the changes that come too late, or nothing would be said about them.
-            if first <= begin < last or begin < first and (first < stop or is_last):
+            if first <= begin < last or (begin < first and (first < stop or is_last)):
                 yield _Stretch(phase, _batch(recipe, launch, size), min(stop, last))
         begin = stop
 

@@ -39,6 +39,8 @@ class HeadOptions(Section):
     type: Literal["head"]
     train_pooler: bool = False
     """Whether what lies between the last block and the head (a pooler, a final norm) trains too."""
+    frozen_eval: bool = True
+    """Whether the frozen part is kept in evaluation mode, so that a row always has the same features."""
     prefix_cache: Literal["off", "auto", "memory", "disk"] = "auto"
     """Whether what the frozen part makes of each row is computed once and kept. auto: in memory, or else on disk, where it
     is exact, fits, and should make training at least 1.3 times as fast."""

@@ -28,4 +28,5 @@ class Head(Strategy):
 
         # Linear probes are trained without weight decay (MAE, He et al. 2022, appendix A.1).
         pull = regularization(recipe, weight_decay=0.0)
-        return (Phase("main", build_table(parameters, rate=rate, regularization=pull)),)
+        table = build_table(parameters, rate=rate, regularization=pull)
+        return (Phase("main", table, frozen_eval=options.frozen_eval),)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from launcher.contracts import Predictions, Prepared
-from launcher.engine.trainer import RunContext
+from launcher.engine.context import RunContext
 from launcher.evaluation.assessment import Evaluation, evaluate_predictions
 from launcher.evaluation.baselines import TextRows, fit_baseline
 from launcher.evaluation.predictions_io import write_predictions

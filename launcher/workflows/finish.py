@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from launcher.engine.checkpoints import save_adapter_folder, save_model_folder
-from launcher.engine.trainer import RunContext
+from launcher.engine.context import RunContext
 from launcher.strategies.adapters import merged_from_state
 
 

@@ -15,11 +15,11 @@ import numpy as np
 
 from launcher.contracts import BatchPlan, Parameter
 from launcher.data.prepare import cache_folder
+from launcher.engine.context import RunContext
 from launcher.engine.probe import probe_plan, run_probe
 from launcher.engine.progress import Progress
 from launcher.engine.release import release
 from launcher.engine.tracking import NoTracker
-from launcher.engine.trainer import RunContext
 from launcher.errors import Interrupted
 from launcher.rundir import RunDir, write_text
 from launcher.strategies.discriminative import measured, with_allocation

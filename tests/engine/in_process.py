@@ -10,11 +10,11 @@ import tiny
 
 from launcher.contracts import Hardware
 from launcher.engine.arguments import training_arguments
+from launcher.engine.context import RunContext
 from launcher.engine.phases import first_phase, run_phase
 from launcher.engine.progress import Progress
 from launcher.engine.signals import StopFlag
 from launcher.engine.tracking import NoTracker
-from launcher.engine.trainer import RunContext
 from launcher.launching.launch_plan import plan_launch
 from launcher.planning.plan import plan_run
 from launcher.recipe.schema import Recipe

@@ -78,19 +78,19 @@ def train_with_deepspeed(stage: int, score: str, folder: Path, *, rank: int, wor
     engine = _engine(stage, score, world=world)
     for step in range(STEPS):
         if step == STEPS // 2:
-            before = gather_statistics(engine, trained(engine.module), keys=KEYS[score])
+            before = gather_statistics(engine.optimizer, trained(engine.module), keys=KEYS[score])
             engine.save_checkpoint(str(folder), tag="middle")
             engine.destroy()
             engine = _engine(stage, score, world=world)
             engine.load_checkpoint(str(folder), tag="middle")
-            after = gather_statistics(engine, trained(engine.module), keys=KEYS[score])
+            after = gather_statistics(engine.optimizer, trained(engine.module), keys=KEYS[score])
             for name, values in before.items():
                 for key, value in values.items():
                     np.testing.assert_array_equal(after[name][key], value)
         x, y = batch(step, rank=rank, world=world)
         engine.backward(nn.functional.mse_loss(engine(x), y))
         engine.step()
-    found = gather_statistics(engine, trained(engine.module), keys=KEYS[score])
+    found = gather_statistics(engine.optimizer, trained(engine.module), keys=KEYS[score])
     engine.destroy()
     return found
 
