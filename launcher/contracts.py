@@ -355,8 +355,11 @@ class Task(Protocol):
         """Return the data that ``prepare_data`` left in ``folder``: what the ranks but the first do."""
         ...
 
-    def build_model(self, prepared: Prepared, *, skeleton: bool = False) -> BuiltModel:
-        """Return the model with its head; ``skeleton``: on the meta device, without weights. Raises ModelError."""
+    def build_model(self, prepared: Prepared, *, skeleton: bool = False, quantization: Any = None) -> BuiltModel:
+        """Return the model with its head; ``skeleton``: on the meta device, without weights. Raises ModelError.
+
+        ``quantization``: transformers' quantisation configuration for its weights.
+        """
         ...
 
     def model_revision(self, model: Any) -> str:

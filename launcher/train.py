@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from launcher import registry
-from launcher.contracts import BatchPlan, LaunchPlan, Prepared
+from launcher.contracts import BatchPlan, LaunchPlan, Parameter, Prepared
 from launcher.engine.session import describe_environment, write_output_to, write_start, write_verdict
 from launcher.engine.signals import StopFlag
 from launcher.errors import Interrupted, LauncherError, RecipeError
@@ -65,7 +65,6 @@ def train(session: Session) -> None:
     from launcher.engine.release import release
     from launcher.engine.tracking import start_tracker
     from launcher.planning.plan import plan_run
-    from launcher.strategies.layers import list_parameters
     from launcher.workflows.evaluate import evaluate_and_report
     from launcher.workflows.finish import save_model
 
@@ -78,8 +77,7 @@ def train(session: Session) -> None:
     _tell_data(progress, prepared)
 
     _stop_if_asked(session)
-    model, new = _build_model(session, task, prepared)
-    parameters = list_parameters(model, newly_initialized=new)
+    model, parameters = _build_model(session, task, prepared)
     strategy = registry.load(registry.STRATEGIES, recipe.strategy.type)()
     phases, probe = strategy.phases(parameters, recipe), strategy.probe(parameters, recipe)
     rows, facts = len(prepared.train), prepared.facts
@@ -156,13 +154,29 @@ def _tell_data(progress: Any, prepared: Prepared) -> None:
     progress.say(f"data: {counts} rows{labels}{cut_text}")
 
 
-def _build_model(session: Session, task: Any, prepared: Prepared) -> tuple[Any, frozenset[str]]:
-    """Return the model with its pretrained weights and a head of the seed's, and the names of what is new in it."""
+def _build_model(session: Session, task: Any, prepared: Prepared) -> tuple[Any, tuple[Parameter, ...]]:
+    """Return the model with its pretrained weights and a head of the seed's, and its parameters."""
     from transformers import set_seed
 
-    set_seed(session.recipe.training.seed)
-    loaded = task.build_model(prepared)
-    return loaded.model, loaded.newly_initialized
+    from launcher.strategies.layers import list_parameters
+    from launcher.strategies.quantization import is_quantized, prepare_quantized, quantization_config
+    from launcher.strategies.targets import modules_to_save_for
+
+    recipe = session.recipe
+    # Quantised weights no longer have their shapes: those are told from a model without weights.
+    quantized = is_quantized(recipe.strategy)
+    loaded = task.build_model(prepared, skeleton=True) if quantized else None
+    if loaded is None:
+        set_seed(recipe.training.seed)
+        loaded = task.build_model(prepared)
+    parameters = list_parameters(loaded.model, newly_initialized=loaded.newly_initialized)
+    if not quantized:
+        return loaded.model, parameters
+    dtype = "bfloat16" if session.launch.precision == "bf16" else "float32"
+    skip = modules_to_save_for(parameters, recipe.strategy.modules_to_save)  # type: ignore[union-attr]
+    quantization = quantization_config(recipe.strategy, compute_dtype=dtype, skip=skip)
+    set_seed(recipe.training.seed)
+    return prepare_quantized(task.build_model(prepared, quantization=quantization).model), parameters
 
 
 def _begin(session: Session, progress: Any, plan: Any, task: Any, model: Any) -> threading.Thread:

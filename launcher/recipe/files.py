@@ -97,5 +97,5 @@ def _quantisation(loaded: LoadedRecipe) -> Iterator[Lack]:
     for name in ("load_in_4bit", "load_in_8bit"):
         if getattr(loaded.recipe.strategy, name, False) and importlib.util.find_spec("bitsandbytes") is None:
             key = f"strategy.{name}"
-            remedy = f"pip install bitsandbytes (it needs a GPU), or remove {name}"
+            remedy = f"pip install bitsandbytes, or remove {name}"
             yield key, f"{key} is true, but bitsandbytes is not installed", remedy

@@ -136,9 +136,9 @@ class LoraOptions(_AdapterOptions):
     layer_decay: float = Field(1.0, gt=0, le=1)
     """Factor of the adapters' rate from one block to the one below, as for layerwise."""
     load_in_4bit: bool = False
-    """Hold the frozen weights in 4 bits (QLoRA, nf4 with double quantisation); needs bitsandbytes and a GPU."""
+    """Hold the frozen weights in 4 bits (QLoRA, nf4 with double quantisation); needs bitsandbytes."""
     load_in_8bit: bool = False
-    """Hold the frozen weights in 8 bits; needs bitsandbytes and a GPU."""
+    """Hold the frozen weights in 8 bits; needs bitsandbytes."""
 
 
 class DiscriminativeOptions(_AdapterOptions):

@@ -8,6 +8,11 @@ from launcher.errors import InstallationError
 from launcher.recipe.strategy_options import LoraOptions
 
 
+def is_quantized(options: Any) -> bool:
+    """Whether a recipe's ``strategy`` asks for weights in 4 or 8 bits."""
+    return isinstance(options, LoraOptions) and (options.load_in_4bit or options.load_in_8bit)
+
+
 def quantization_config(options: Any, *, compute_dtype: str = "bfloat16", skip: tuple[str, ...] = ()) -> Any | None:
     """Return transformers' BitsAndBytesConfig, or None where nothing is quantised.
 
@@ -19,9 +24,9 @@ def quantization_config(options: Any, *, compute_dtype: str = "bfloat16", skip: 
         skip: modules that keep full precision: those that train whole.
 
     Raises:
-        InstallationError: bitsandbytes or a GPU is missing.
+        InstallationError: bitsandbytes is missing.
     """
-    if not isinstance(options, LoraOptions) or not (options.load_in_4bit or options.load_in_8bit):
+    if not is_quantized(options):
         return None
     _require_installation("4" if options.load_in_4bit else "8")
     import torch
@@ -49,15 +54,42 @@ def prepare_quantized(model: Any) -> Any:
     return prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
 
 
+def whole_state(model: Any) -> dict[str, Any]:
+    """Return the state of a model with adapters on the CPU in float32, its quantised weights as what they stand for.
+
+    Merged into these, adapters give the model that was trained; merged into the pretrained weights, they would give another.
+    """
+    state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+    for name, module in model.named_modules():
+        # PEFT's layers also answer for the weight of the layer that they adapt.
+        if type(module).__module__.startswith("bitsandbytes."):
+            # Beside the packed weight stand its scales and tables (weight.absmax, SCB).
+            state = {key: tensor for key, tensor in state.items() if not _is_of(name, key)}
+            state[f"{name}.weight"] = _dequantized(module).detach().float().cpu()
+    return state
+
+
+def _dequantized(module: Any) -> Any:
+    from peft.utils.integrations import dequantize_bnb_weight
+
+    if type(module.weight).__name__ == "Params4bit":
+        return dequantize_bnb_weight(module.weight, state=module.weight.quant_state)
+    if module.state.SCB is None:
+        # The scales move from the weight to the layer's state with its first forward pass.
+        module.state.SCB = module.weight.SCB
+    return dequantize_bnb_weight(module.weight, state=module.state)
+
+
+def _is_of(module: str, key: str) -> bool:
+    return key == f"{module}.weight" or key.startswith(
+        (f"{module}.weight.", f"{module}.SCB", f"{module}.weight_format")
+    )
+
+
 def _require_installation(bits: str) -> None:
     import importlib.util
 
-    import torch
-
-    key = f"strategy.load_in_{bits}bit"
     if importlib.util.find_spec("bitsandbytes") is None:
         raise InstallationError(
-            f"{key} is true, but bitsandbytes is not installed; pip install bitsandbytes, or remove it"
+            f"strategy.load_in_{bits}bit is true, but bitsandbytes is not installed; pip install bitsandbytes, or remove it"
         )
-    if not torch.cuda.is_available():
-        raise InstallationError(f"{key} is true, but this machine has no GPU that torch can use; remove it, or use one")

@@ -107,10 +107,13 @@ class LoadedModel:
     newly_initialized: frozenset[str]
 
 
-def load_model(auto_class: Any, section: ModelSection, config: Any, *, skeleton: bool = False) -> LoadedModel:
+def load_model(
+    auto_class: Any, section: ModelSection, config: Any, *, skeleton: bool = False, quantization: Any = None
+) -> LoadedModel:
     """Return a model of ``auto_class`` with ``config``.
 
     Args:
+        quantization: transformers' quantisation configuration; None: the weights as they are.
         skeleton: build it on the meta device, without reading weights; new parameters are then told from the names in
             the checkpoint, where it lies on this machine.
     """
@@ -131,6 +134,7 @@ def load_model(auto_class: Any, section: ModelSection, config: Any, *, skeleton:
             dtype="auto" if section.dtype == "auto" else getattr(torch, section.dtype),
             attn_implementation=section.attn_implementation,
             trust_remote_code=section.trust_remote_code,
+            quantization_config=quantization,
             # A model that was fine-tuned before has a head for other labels; its tensors are made anew and reported.
             ignore_mismatched_sizes=True,
             output_loading_info=True,

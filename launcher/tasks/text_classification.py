@@ -221,7 +221,7 @@ class TextClassification:
 
     # --- model -----------------------------------------------------------------------------------------------------
 
-    def build_model(self, prepared: Prepared, *, skeleton: bool = False) -> LoadedModel:
+    def build_model(self, prepared: Prepared, *, skeleton: bool = False, quantization: Any = None) -> LoadedModel:
         """Return the model with a head for these labels. Raises ModelError."""
         from transformers import AutoModelForSequenceClassification
 
@@ -232,7 +232,9 @@ class TextClassification:
         if wanted is not None:
             for field in _HEAD_DROPOUT:
                 setattr(config, field, wanted)
-        loaded = load_model(AutoModelForSequenceClassification, self.recipe.model, config, skeleton=skeleton)
+        loaded = load_model(
+            AutoModelForSequenceClassification, self.recipe.model, config, skeleton=skeleton, quantization=quantization
+        )
         if wanted is not None and not _has_head_dropout(loaded.model, wanted):
             raise ModelError(
                 f"task.head_dropout is {wanted}, but {type(loaded.model).__name__} has no dropout before its head; remove it"

@@ -7,12 +7,14 @@ from typing import Any
 from launcher.engine.checkpoints import save_adapter_folder, save_model_folder
 from launcher.engine.context import RunContext
 from launcher.strategies.adapters import merged_from_state
+from launcher.strategies.quantization import is_quantized, whole_state
 
 
 def save_model(trainer: Any) -> None:
     """Gather the weights on all ranks; rank 0 writes them, adapters merged into the weights that they adapt."""
     context: RunContext = trainer.context
-    state = trainer.final_state_dict()
+    quantized = is_quantized(context.recipe.strategy)
+    state = whole_state(trainer.model) if quantized else trainer.final_state_dict()
     if context.progress.rank != 0:
         return
     task, prepared, run = context.task, context.prepared, context.run
