@@ -53,8 +53,8 @@ class Session:
     stop: StopFlag
     terminal: TextIO | None
     started: float
-    arguments: Callable[[BatchPlan], Any]
-    """Makes TrainingArguments for a batch."""
+    arguments: Callable[..., Any]
+    """Makes TrainingArguments for a batch, with changes of the recipe's section ``training``."""
 
 
 def train(session: Session) -> None:
@@ -328,13 +328,14 @@ def _started_by_accelerate(options: argparse.Namespace, rank: int, started: floa
 
 def _arguments(
     recipe: Recipe, launch: LaunchPlan, output: Path, *, deepspeed: dict[str, Any] | None = None
-) -> Callable[[BatchPlan], Any]:
+) -> Callable[..., Any]:
     """Start torch.distributed where there are several ranks, and return what makes TrainingArguments for a batch."""
     from launcher.engine.arguments import training_arguments
 
-    def make(batch: BatchPlan) -> Any:
+    def make(batch: BatchPlan, **training: Any) -> Any:
         plan = replace(launch, batch=batch)
-        return training_arguments(recipe, plan, output_dir=str(output), deepspeed=deepspeed)
+        changed = recipe.model_copy(update={"training": recipe.training.model_copy(update=training)})
+        return training_arguments(changed, plan, output_dir=str(output), deepspeed=deepspeed)
 
     make(launch.batch)
     return make

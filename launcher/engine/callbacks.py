@@ -8,6 +8,7 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from launcher.engine.asserting import assert_rates, assert_table
+from launcher.engine.checkpoints import base_model
 
 
 class RunCallback(TrainerCallback):
@@ -23,6 +24,10 @@ class RunCallback(TrainerCallback):
         trainer = self.trainer
         assert_table(trainer, trainer.context)
         trainer.remember_rates()
+        if args.activation_checkpointing and not (args.activation_checkpointing_kwargs or {}).get("use_reentrant"):
+            # transformers asks for gradients of the embeddings' output, which only the reentrant form needs: the backward
+            # pass would go through every frozen block below what trains.
+            base_model(trainer.model).disable_input_require_grads()
         trainer.context.progress.begin(total_steps=trainer.context.plan.total_steps, done=state.global_step)
         trainer.begin()
 

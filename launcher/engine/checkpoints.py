@@ -83,6 +83,11 @@ def has_adapters(model: Any) -> bool:
     return hasattr(model, "peft_config")
 
 
+def base_model(model: Any) -> Any:
+    """Return transformers' model, without PEFT's around it."""
+    return model.get_base_model() if has_adapters(model) else model
+
+
 def save_weights(model: Any, folder: Path, *, state_dict: Any) -> None:
     """Write a checkpoint's weights under the names that the model's parameters have; with adapters, those alone.
 

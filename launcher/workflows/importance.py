@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from launcher.contracts import BatchPlan, Parameter
+from launcher.contracts import Parameter
 from launcher.data.prepare import cache_folder
 from launcher.engine.context import RunContext
 from launcher.engine.probe import probe_plan, run_probe
@@ -30,7 +30,7 @@ _PACKAGES = ("torch", "transformers", "peft")
 
 
 def find_importance(
-    context: RunContext, model: Any, parameters: Sequence[Parameter], *, arguments: Callable[[BatchPlan], Any]
+    context: RunContext, model: Any, parameters: Sequence[Parameter], *, arguments: Callable[..., Any]
 ) -> Mapping[str, Any]:
     """Return importance.json's values for this run: found under the same key, or measured by a probe, which uses ``model`` up.
 
@@ -101,7 +101,7 @@ def _key_parts(context: RunContext, model: Any) -> dict[str, Any]:
     }
 
 
-def _measure(context: RunContext, model: Any, arguments: Callable[[BatchPlan], Any]) -> dict[str, np.ndarray]:
+def _measure(context: RunContext, model: Any, arguments: Callable[..., Any]) -> dict[str, np.ndarray]:
     """Run the probe in a folder of its own."""
     probe = context.plan.probe
     assert probe is not None
@@ -112,7 +112,9 @@ def _measure(context: RunContext, model: Any, arguments: Callable[[BatchPlan], A
     progress = Progress(folder, attempt=context.attempt, rank=told.rank, terminal=told.terminal, tracker=NoTracker())
     plan = probe_plan(probe, context.plan)
     inside = replace(context, run=folder, plan=plan, progress=progress)
-    trainer, ending, scores = run_probe(inside, model, arguments(plan.phases[0].batch))
+    # A gradient that is measured, and moves nothing, is not to be scaled.
+    unclipped = {} if probe.score == "sensitivity" else {"max_grad_norm": 0.0}
+    trainer, ending, scores = run_probe(inside, model, arguments(plan.phases[0].batch, **unclipped))
     if ending == "stopped":
         raise Interrupted(
             f"stopped by {context.stop.reason or 'another rank'} in the probe, at step {trainer.state.global_step}"

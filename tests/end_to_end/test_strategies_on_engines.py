@@ -95,7 +95,7 @@ def make_runs(folder: Path, engine: str, distributed: dict[str, Any]) -> dict[st
 def start(command: list[str], runs: dict[str, Path], folder: Path) -> None:
     done = subprocess.run(
         [*command, str(WORKER), *map(str, runs.values())],
-        cwd=folder, env={**tiny.environment(), "ACCELERATE_USE_CPU": ""}, capture_output=True, text=True, timeout=1200,
+        cwd=folder, env=tiny.environment(), capture_output=True, text=True, timeout=1200,
     )  # fmt: skip
     assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
 

@@ -189,6 +189,23 @@ def test_another_world_than_planned_is_refused(ready):
         prepared.train()
 
 
+def test_checkpointing_keeps_the_backward_pass_out_of_a_frozen_prefix(ready):
+    frozen = {"strategy": {"type": "layerwise", "freeze_layers": 1, "prefix_cache": "off"}}
+    found = {}
+    for activation_checkpointing in (False, True):
+        prepared = ready(
+            sections=frozen, num_train_epochs=1, activation_checkpointing=activation_checkpointing, **NEVER
+        )
+        asked = []
+        prepared.model.bert.encoder.layer[0].register_forward_hook(
+            lambda module, args, out: asked.append(out.requires_grad)
+        )
+        prepared.train()
+        found[activation_checkpointing] = tiny.losses(prepared.run.path)
+        assert asked and not any(asked)
+    assert found[True] == pytest.approx(found[False], rel=1e-6)
+
+
 # --- best model, early stopping --------------------------------------------------------------------------------------
 
 
