@@ -85,6 +85,8 @@ def train(session: Session) -> None:
     if probe is not None:
         from launcher.workflows.importance import find_importance
 
+        if rank == 0:
+            run.add_event("running", attempt=session.attempt, total_steps=plan.total_steps)
         context = RunContext(recipe, run, session.attempt, plan, 0, task, prepared, progress, session.stop)
         importance = find_importance(context, model, parameters, arguments=session.arguments)
         phases = strategy.phases(parameters, recipe, importance)

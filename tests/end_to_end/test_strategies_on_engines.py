@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -39,7 +38,7 @@ CELLS: dict[str, dict[str, Any]] = {
     },
     "gradual": {
         "strategy": {"type": "layerwise", "gradual_unfreezing": {"epochs_per_stage": 0.5}},
-        "training": {"num_train_epochs": 3, "lr_scheduler_type": "linear"},
+        "training": {"num_train_epochs": 4, "lr_scheduler_type": "linear"},
     },
     "batch-sizes": {
         "strategy": {"type": "full"},
@@ -64,10 +63,17 @@ ENGINES = {
 }
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    found = tmp_path_factory.mktemp("grid")
-    tiny.save_bert(found / "bert", num_hidden_layers=3)
+# MiniLM's shape: six blocks of width 384.
+SHAPES = {
+    "tiny": {"num_hidden_layers": 3},
+    "minilm": {"num_hidden_layers": 6, "hidden_size": 384, "intermediate_size": 1536, "num_attention_heads": 12},
+}
+
+
+@pytest.fixture(scope="module", params=["tiny", pytest.param("minilm", marks=pytest.mark.soak)])
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    found = tmp_path_factory.mktemp(f"grid-{request.param}")
+    tiny.save_bert(found / "bert", **SHAPES[request.param])
     tiny.write_data(found / "data", train=45)
     return found
 
@@ -155,8 +161,6 @@ def test_importance_is_that_of_one_process(found, reference):
 def test_gradual_unfreezing_has_a_phase_for_each_stage(reference):
     plan = json.loads((reference["gradual"] / "plan.json").read_text())
     trains = [sum(g["numel"] for g in phase["phase"]["table"]["groups"] if g["trainable"]) for phase in plan["phases"]]
-    assert len(trains) == 4 and trains == sorted(trains) and len(set(trains)) == 4
+    assert len(trains) >= 4 and trains == sorted(trains) and len(set(trains)) == len(trains)
     found = rates(reference["gradual"])
-    first = {step: len(groups) for step, groups in found.items()}
-    assert first[1] < first[max(first)]
-    assert os.listdir(reference["gradual"] / "model")
+    assert len(found[1]) < len(found[max(found)])

@@ -146,3 +146,21 @@ def test_predictions_are_logged_when_asked_for(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     tables = list(tmp_path.glob("job-001/wandb/**/*.table.json"))
     assert len(tables) == 1 and "MarkerText" in tables[0].read_text()
+
+
+def test_a_table_reaches_the_offline_run(monkeypatch, tmp_path):
+    import json
+
+    from wandb_file import items, records
+
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    run = RunDir.create(tmp_path / "runs", "a", recipe_text="", resolved_text="")
+    tracker = start_tracker(WandbSection(), run, rank=0, config={})
+    tracker.log_table("importance", [{"module": "0.query", "rank": 3}, {"module": "1.query", "rank": None}])
+    tracker.finish(summary={}, report=None, predictions=None)
+    (file,) = run.path.glob("wandb/offline-run-*/run-*.wandb")
+    logged = [items(record.history.item) for record in records(file) if record.WhichOneof("record_type") == "history"]
+    (told,) = [row for row in logged if any(key.startswith("importance") for key in row)]
+    assert any("table-file" in json.dumps(value) for value in told.values())
+    (table,) = file.parent.glob("files/media/table/importance_*.json")
+    assert json.loads(table.read_text()) == {"columns": ["module", "rank"], "data": [["0.query", 3], ["1.query", None]]}

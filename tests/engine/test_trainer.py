@@ -166,7 +166,7 @@ def test_a_tampered_optimizer_is_refused_before_the_first_step(ready, monkeypatc
 
 
 def test_a_parameter_thawed_behind_the_tables_back_is_refused(ready, monkeypatch):
-    prepared = ready(sections={"strategy": {"type": "head"}}, **NEVER)
+    prepared = ready(sections={"strategy": {"type": "head", "prefix_cache": "off"}}, **NEVER)
     create = RunTrainer.create_optimizer
 
     def thawing(self: Any, model: Any = None) -> Any:
