@@ -1,4 +1,5 @@
-"""Write the generated parts of docs/ anew: ``python docs/generate.py``; with ``--check`` only say what is out of date.
+"""Write the generated parts of docs/ and its pictures anew: ``python docs/generate.py``; with ``--check`` only say what is out of
+date.
 
 A page marks a generated part by ``<!-- generated: NAME -->`` and ``<!-- end -->``; the parts are the functions in PARTS.
 """
@@ -99,9 +100,10 @@ def _schema() -> dict[str, Any]:
 
 
 def _own_keys(section: str) -> set[str]:
-    from launcher.recipe import schema
+    from launcher.recipe import schema, strategy_options
 
-    return set(getattr(schema, section).model_fields)
+    found = getattr(schema, section, None) or getattr(strategy_options, section)
+    return set(found.model_fields)
 
 
 def _values(value: dict[str, Any]) -> str:
@@ -238,11 +240,29 @@ PARTS: dict[str, Callable[..., str]] = {
 }
 
 
+# --- pictures ----------------------------------------------------------------------------------------------------------
+
+
+def pictures() -> Iterator[tuple[Path, str]]:
+    """Yield every picture of the guide with its text; none where another version of matplotlib would draw other bytes."""
+    if str(ROOT / "docs") not in sys.path:
+        sys.path.append(str(ROOT / "docs"))
+    import drawing
+
+    if drawing.is_comparable():
+        for name, text in drawing.pictures():
+            yield ROOT / "docs" / "pictures" / f"{name}.svg", text
+
+
+# --- all ---------------------------------------------------------------------------------------------------------------
+
+
 def outputs() -> Iterator[tuple[Path, str]]:
     """Yield every generated file with the text that it should have."""
     for path in pages():
         yield path, renewed(path.read_text(encoding="utf-8"))
     yield ROOT / "recipes" / "recipe.schema.json", json.dumps(_schema(), indent=2, ensure_ascii=False) + "\n"
+    yield from pictures()
 
 
 def stale() -> list[Path]:
