@@ -32,10 +32,10 @@ from launcher.contracts import BatchPlan, LaunchPlan, Phase
 from launcher.data.sampling import GlobalBatches
 from launcher.engine.loading import Rows
 from launcher.engine.prefix_cache import build_cache
-from launcher.engine.prefix_decision import cache_facts
 from launcher.recipe.schema import Recipe
 from launcher.strategies.layers import list_parameters
 from launcher.strategies.prefix import CachePlan, plan_cache
+from launcher.strategies.prefix_facts import cache_facts, free_room
 from launcher.strategies.preparing import modules_kept_in_eval, prepare_model
 from launcher.strategies.tables import NONE, build_table
 from launcher.tasks.text_classification import TextClassification
@@ -122,7 +122,7 @@ class Bench:
         started, cpu = time.perf_counter(), time.process_time()
         if cached:
             splits, epochs = {"train": self.rows}, self.options.epochs
-            facts = cache_facts(model, splits, launch=self.launch, epochs=epochs, phases=1, folder=self.folder)
+            facts = cache_facts(model, splits, launch=self.launch, epochs=epochs, phases=1, free=free_room(self.folder))
             plan = plan_cache(parameters, phase, self.recipe, facts)
             assert isinstance(plan, CachePlan), plan
             # Nothing of an earlier round may be read again.

@@ -89,6 +89,8 @@ def _show_plan(found: RunPlan) -> None:
             f"{batch.micro_batch_size} rows x {batch.accumulation} pass(es)"
         )
     typer.echo(f"steps       {found.total_steps:,} = {_epochs(found)}; warm-up {found.warmup_steps:,}")
+    if "prefix_cache" in found.facts:
+        typer.echo(f"cache       {found.facts['prefix_cache']}")
     typer.echo(f"command     {shlex.join(_command_of(found))}")
 
 

@@ -64,18 +64,28 @@ class OptimizerState:
         self._base = engine.optimizer if self._has_masters else engine
 
     def items(self, keys: Iterable[str] | None = None) -> Iterator[tuple[str, str, torch.Tensor]]:
-        """Yield (name, key, float32 tensor on the CPU): as large as the parameter, or a scalar (``step``).
+        """Yield (name, key, tensor on the CPU) of all that the optimizer keeps for a parameter, one at a time.
 
-        One at a time, so that a rank that does not keep them needs no room for all.
+        What is kept for each element is float32 and as large as the parameter; where parameters are whole, anything else
+        stays as it is (bitsandbytes' packed states). A Python number comes as a scalar under its key and ``:int`` or ``:float``.
 
         Args:
             keys: which; None: all of them, and ``MASTER`` where the engine has master weights.
+
+        Raises:
+            PlanMismatch: sharded state that belongs to no single element (factored, packed).
         """
-        elementwise, scalars = self._keys()
-        wanted = [*elementwise, *scalars, *([MASTER] if self._has_masters else [])] if keys is None else list(keys)
         for place in self._places:
+            kinds = self._kinds(place)
+            wanted = [*kinds, *([MASTER] if self._has_masters else [])] if keys is None else list(keys)
             for key in wanted:
-                yield place.name, key, self._read_one(place, key, is_scalar=key in scalars)
+                kind = kinds.get(key, "element")
+                if kind == "element":
+                    yield place.name, key, self._read_elements(place, key)
+                else:
+                    value = self._read_other(place, key, kind)
+                    if value is not None:
+                        yield place.name, key if kind in ("scalar", "other") else f"{key}:{kind}", value
 
     def write(self, values: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
         """Set the state of the parameters in ``values``, also before the first step; others keep theirs.
@@ -84,28 +94,30 @@ class OptimizerState:
             PlanMismatch: parameters of one partition have taken different numbers of steps.
         """
         for place in self._places:
-            fragment = place.fragment
-            if place.name not in values or fragment is None:
-                continue
-            for key, value in values[place.name].items():
-                if key == MASTER:
-                    if self._has_masters:
-                        _slice(fragment.flat.data, fragment).copy_(_part(value, fragment))
-                elif value.numel() == place.numel and value.dim():
-                    state = self._base.state[fragment.flat]
-                    if key not in state:
-                        state[key] = torch.zeros_like(fragment.flat, dtype=torch.float32)
-                    _slice(state[key], fragment).copy_(_part(value, fragment))
-                else:
-                    self._write_scalar(fragment, key, value, place.name)
+            if place.name in values and place.fragment is not None:
+                for key, value in values[place.name].items():
+                    self._write_one(place, place.fragment, key, value)
         self._check_steps(values)
 
-    def _write_scalar(self, fragment: _Fragment, key: str, value: torch.Tensor, name: str) -> None:
+    def _write_one(self, place: _Place, fragment: _Fragment, key: str, value: torch.Tensor) -> None:
+        name, _, kind = key.partition(":")
+        if key == MASTER:
+            if self._has_masters:
+                _slice(fragment.flat.data, fragment).copy_(_part(value, fragment))
+            return
         state = self._base.state[fragment.flat]
-        # Fused and capturable optimizers keep their count beside the weights.
-        state[key] = value.clone().to(fragment.flat.device if self._fused() else "cpu")
+        if kind:
+            state[name] = {"int": int, "float": float}[kind](value.item())
+        elif value.dtype == torch.float32 and value.dim() and tuple(value.shape) == place.shape:
+            if key not in state:
+                state[key] = torch.zeros_like(fragment.flat, dtype=torch.float32)
+            _slice(state[key], fragment).copy_(_part(value, fragment))
+        else:
+            # Fused and capturable optimizers keep their count beside the weights, as all keep what is no count.
+            beside = value.dim() or self._is_fused()
+            state[key] = value.clone().to(fragment.flat.device if beside else "cpu")
 
-    def _fused(self) -> bool:
+    def _is_fused(self) -> bool:
         return any(group.get("fused") or group.get("capturable") for group in self._base.param_groups)
 
     def _check_steps(self, values: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
@@ -113,7 +125,8 @@ class OptimizerState:
         counts: dict[int, dict[float, str]] = {}
         for place in self._places:
             if place.fragment is not None:
-                step = float(values.get(place.name, {}).get("step", torch.zeros(())))
+                found = values.get(place.name, {})
+                step = float(found.get("step", found.get("step:int", torch.zeros(()))))
                 counts.setdefault(id(place.fragment.flat), {})[step] = place.name
         mixed = next((found for found in counts.values() if len(found) > 1), None)
         if mixed:
@@ -122,23 +135,39 @@ class OptimizerState:
                 + ", ".join(f"{name} {step:g}" for step, name in mixed.items())
             )
 
-    def _keys(self) -> tuple[list[str], list[str]]:
-        """Return (keys of tensors as large as what they belong to, keys of scalars), the same on all ranks."""
-        elementwise: dict[str, None] = {}
-        scalars: dict[str, None] = {}
-        for flat, state in self._base.state.items():
-            for key, value in state.items():
-                if isinstance(value, torch.Tensor):
-                    (elementwise if value.shape == flat.shape and value.dim() else scalars)[key] = None
-        return list(elementwise), list(scalars)
+    def _kinds(self, place: _Place) -> dict[str, str]:
+        """Return key -> what stands under it: ``element`` (a number for each element), scalar, int, float, other.
 
-    def _read_one(self, place: _Place, key: str, *, is_scalar: bool) -> torch.Tensor:
+        Where parameters are sharded the keys are those of the whole optimizer, so that all ranks ask for the same.
+        """
+        own = self._base.state.get(place.fragment.flat, {}) if place.fragment is not None else {}
+        states = (
+            list(self._base.state.items())
+            if self._is_sharded or place.fragment is None
+            else [(place.fragment.flat, own)]
+        )
+        kinds = {key: _kind(value, flat) for flat, state in states for key, value in state.items()}
+        return {key: kind for key, kind in kinds.items() if kind != "nothing"}
+
+    def _read_other(self, place: _Place, key: str, kind: str) -> torch.Tensor | None:
+        held = None if place.fragment is None else self._base.state.get(place.fragment.flat, {}).get(key)
+        if kind == "other":
+            if self._is_sharded:
+                raise PlanMismatch(
+                    f"{type(self._base).__name__} keeps {key!r}, which belongs to no single weight and cannot be carried from "
+                    "one sharded phase to the next; choose another training.optim, or zero_stage 0"
+                )
+            return None if held is None else held.detach().cpu().clone()
+        dtype = torch.float32 if kind == "scalar" else torch.float64
+        # The parameters of a partition share one count; a file wants one for each.
+        value = (
+            torch.zeros((), dtype=dtype) if held is None else torch.as_tensor(held).detach().to("cpu", dtype).clone()
+        )
+        return _largest(value) if self._is_sharded else value
+
+    def _read_elements(self, place: _Place, key: str) -> torch.Tensor:
         fragment = place.fragment
         held = None if fragment is None else self._held(fragment, key)
-        if is_scalar:
-            # The parameters of a partition share one tensor; a file wants one for each.
-            value = torch.zeros(()) if held is None else held.float().cpu().clone()
-            return _largest(value) if self._is_sharded else value
         whole = torch.zeros(place.numel, dtype=torch.float32, device=self._device())
         if fragment is not None and held is not None:
             whole[fragment.param_start : fragment.param_start + fragment.numel] = _slice(held, fragment).float()
@@ -153,6 +182,14 @@ class OptimizerState:
 
     def _device(self) -> Any:
         return next((place.fragment.flat.device for place in self._places if place.fragment is not None), "cpu")
+
+
+def _kind(value: Any, flat: torch.Tensor) -> str:
+    if not isinstance(value, torch.Tensor):
+        return type(value).__name__ if type(value) in (int, float) else "nothing"
+    if value.dim() == 0:
+        return "scalar"
+    return "element" if value.shape == flat.shape and value.is_floating_point() else "other"
 
 
 def _slice(flat: torch.Tensor, fragment: _Fragment) -> torch.Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from launcher.launching.batch import share_of_steps, steps_per_epoch
 from launcher.launching.timeline import plan_timeline
 from launcher.recipe.schedule_keys import WITHOUT_WARMUP
 from launcher.recipe.schema import Recipe
+from launcher.strategies.prefix import Refusal, is_considered, plan_cache
+from launcher.strategies.prefix_facts import cache_facts, cached_splits, free_room
 
 
 def plan_run(
@@ -44,7 +47,10 @@ def plan_run(
 
 
 def preview_run(recipe: Recipe, launch: LaunchPlan, *, base_folder: Path) -> RunPlan:
-    """Return the plan without loading weights: the model is built on the meta device, the data are read and prepared."""
+    """Return the plan without loading weights: the model is built on the meta device, the data are read and prepared.
+
+    ``facts["prefix_cache"]`` says what would be cached of a frozen prefix on this machine, and what that should bring.
+    """
     from launcher.strategies.layers import list_parameters
 
     task = registry.load(registry.TASKS, recipe.task.type)(recipe, base_folder=base_folder)
@@ -54,5 +60,18 @@ def preview_run(recipe: Recipe, launch: LaunchPlan, *, base_folder: Path) -> Run
     parameters = list_parameters(loaded.model, newly_initialized=loaded.newly_initialized)
     phases = strategy.phases(parameters, recipe)
     probe = strategy.probe(parameters, recipe)
-    rows = len(prepared.train)
-    return plan_run(recipe, launch, phases, train_rows=rows, facts=prepared.facts, probe=probe)
+    plan = plan_run(recipe, launch, phases, train_rows=len(prepared.train), facts=prepared.facts, probe=probe)
+    if not is_considered(parameters, plan.phases[0].phase, recipe):
+        return plan
+    facts = cache_facts(
+        loaded.model,
+        cached_splits(prepared.train, prepared.validation, eval_strategy=recipe.training.eval_strategy),
+        launch=launch,
+        epochs=plan.phases[-1].epochs_at(plan.total_steps),
+        phases=len(plan.phases),
+        free=free_room(base_folder),
+        padding_side=task.tokenizer.padding_side,
+    )
+    cache = plan_cache(parameters, plan.phases[0].phase, recipe, facts)
+    told = f"off: {cache.reason}" if isinstance(cache, Refusal) else cache.describe().removeprefix("prefix cache: ")
+    return replace(plan, facts={**plan.facts, "prefix_cache": told})

@@ -200,6 +200,10 @@ def _nesterov_fits(v: View, given: Mapping[str, str]) -> Iterator[Finding]:
 
 
 # Why ZeRO, which hands flat pieces of many tensors to the optimizer, cannot carry an optimizer out.
+# State in packed blocks, or stacked, instead of a number for each element.
+_PACKED = frozenset(
+    name for name in OPTIMIZERS if "8bit" in name or "4bit" in name or "fp8" in name or "ademamix" in name
+)
 _NOT_UNDER_ZERO = {
     "adagrad": "DeepSpeed builds Adagrad anew, with one rate for all groups",
     "adafactor": "Adafactor needs whole matrices, and ZeRO hands it flat pieces",
@@ -211,3 +215,16 @@ def _engine_carries_it_out(v: View, name: str) -> Iterator[Finding]:
     if stage and name in _NOT_UNDER_ZERO:
         message = f"{shown('training.optim', name)} while distributed.zero_stage is {stage}: {_NOT_UNDER_ZERO[name]}"
         yield Finding("training.optim", message, "choose another optimizer, or zero_stage: 0")
+    elif stage and name in _PACKED and _has_phases(v):
+        message = (
+            f"{shown('training.optim', name)} while distributed.zero_stage is {stage} and the run has several phases"
+        )
+        yield Finding(
+            "training.optim",
+            f"{message}: its state belongs to no single weight, so that no next phase could take it over",
+            "choose another optimizer, or zero_stage: 0",
+        )
+
+
+def _has_phases(v: View) -> bool:
+    return bool(v.t.batch_size_schedule or getattr(v.recipe.strategy, "gradual_unfreezing", None))

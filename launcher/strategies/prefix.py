@@ -290,6 +290,12 @@ _OPERATIONS_PER_BYTE = {
 }
 
 
+def is_considered(parameters: Sequence[Parameter], phase: Phase, recipe: Recipe) -> bool:
+    """Whether there is anything to decide, and to tell: the recipe names a store, or blocks are frozen."""
+    wanted = _wanted(recipe)
+    return wanted != "off" and (wanted != "auto" or frozen_prefix(parameters, phase.table) > 0)
+
+
 def _wanted(recipe: Recipe) -> Literal["off", "auto", "memory", "disk"]:
     options = recipe.strategy
     return options.prefix_cache if isinstance(options, (HeadOptions, LayerwiseOptions)) else "off"

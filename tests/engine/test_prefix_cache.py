@@ -15,11 +15,11 @@ from datasets import Dataset
 from launcher.contracts import BatchPlan, LaunchPlan, Phase
 from launcher.engine.loading import Rows
 from launcher.engine.prefix_cache import build_cache, cache_key
-from launcher.engine.prefix_decision import cache_facts
 from launcher.errors import InstallationError
 from launcher.recipe.schema import Recipe
 from launcher.strategies.layers import list_parameters
 from launcher.strategies.prefix import FAMILIES, CachePlan, Refusal, plan_cache
+from launcher.strategies.prefix_facts import cache_facts, free_room
 from launcher.strategies.preparing import modules_kept_in_eval
 from launcher.strategies.tables import NONE, build_table
 
@@ -127,7 +127,7 @@ def make_recipe(*, cache: str = "memory", kind: str = "layerwise", **training: A
 
 
 def make_plan(model: Any, phase: Phase, rows: Dataset, folder: Path, *, cache: str = "memory", **facts: Any) -> Any:
-    found = cache_facts(model, {"train": rows}, launch=LAUNCH, epochs=10, phases=1, folder=folder)
+    found = cache_facts(model, {"train": rows}, launch=LAUNCH, epochs=10, phases=1, free=free_room(folder))
     return plan_cache(list_parameters(model), phase, make_recipe(cache=cache), replace(found, **facts))
 
 
@@ -313,7 +313,7 @@ class TestPrecision:
         launch = replace(LAUNCH, engine="deepspeed", zero_stage=2, precision="bf16")
         model, rows = make_model("llama"), make_rows()
         phase = make_phase(model, frozen=2)
-        facts = cache_facts(model, {"train": rows}, launch=launch, epochs=10, phases=1, folder=tmp_path)
+        facts = cache_facts(model, {"train": rows}, launch=launch, epochs=10, phases=1, free=free_room(tmp_path))
         plan = plan_cache(list_parameters(model), phase, make_recipe(), facts)
         cache = build(model, rows, plan, tmp_path, launch=launch)
         entries = cache.entries["train"]
@@ -476,7 +476,7 @@ def test_two_ranks_share_the_work_and_both_have_everything(tmp_path: Path) -> No
 
 def test_facts_of_a_model_without_dropout(tmp_path: Path) -> None:
     def has_dropout(model: Any) -> bool:
-        return cache_facts(model, {"train": make_rows()}, launch=LAUNCH, epochs=1, phases=1, folder=tmp_path / "new").has_dropout  # fmt: skip
+        return cache_facts(model, {"train": make_rows()}, launch=LAUNCH, epochs=1, phases=1, free=free_room(tmp_path / "new")).has_dropout  # fmt: skip
 
     assert has_dropout(make_model("bert"))
     assert not has_dropout(make_model("bert", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0))

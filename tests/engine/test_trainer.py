@@ -328,3 +328,35 @@ def test_a_stopped_and_resumed_run_is_the_uninterrupted_run(bert, data, tmp_path
     assert all(torch.equal(ours[name], wanted[name]) for name in wanted)
     evaluated = [[(row["step"], row["eval_loss"]) for row in rows_of(p, "eval_loss")] for p in (first, whole)]
     assert evaluated[0] == evaluated[1], "an evaluation is missing or repeated"
+
+
+# --- from one phase to the next --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "training",
+    [
+        {},
+        {"optim": "sgd"},
+        {"optim": "adafactor"},
+        {"optim": "adamw_8bit"},
+        {"optim": "ademamix"},
+        {"optim": "lion_32bit"},
+    ],
+    ids=lambda training: training.get("optim", "adamw"),
+)
+def test_a_run_cut_into_phases_is_the_run_in_one(bert, data, tmp_path, training):
+    """Two phases of the same batch and table, each with an engine of its own, go on as one: the optimizer loses nothing."""
+    whole = prepare(bert, data, tmp_path / "whole", training={"num_train_epochs": 2, **training, **NEVER})
+    one, _ = whole.train()
+    same = [{"epoch": 1, "global_batch_size": 8}]
+    cut = {"training": {"num_train_epochs": 2, "batch_size_schedule": same, **training, **NEVER}}
+    first = prepare(bert, data, tmp_path / "cut", **cut)
+    assert len(first.context.plan.phases) == 2
+    first.train()
+    second = prepare(bert, data, tmp_path / "cut", run=first.run, **cut)
+    two, _ = second.train(resume=True)
+    assert tiny.losses(first.run.path) == tiny.losses(whole.run.path)
+    assert tiny.ledger(first.run.path) == tiny.ledger(whole.run.path)
+    for name, tensor in one.model.state_dict().items():
+        assert torch.equal(two.model.state_dict()[name], tensor), name
