@@ -23,7 +23,7 @@ import strategies_report as report
 SETTINGS = cells.Settings(
     sets=(
         cells.DataSet("one", 2, {"train": 40, "validation": 20, "test": 30}, "accuracy"),
-        cells.DataSet("several", 2, {"train": 40, "validation": 20, "test": 25}, "micro_f1"),
+        cells.DataSet("several", 2, {"train": 40, "validation": 20, "test": 25}, "micro_f1", (1e-4, 1e-3, 1e-2), 30.0),
     )
 )
 
@@ -56,7 +56,9 @@ def test_each_rate_is_tried_and_only_the_best_one_trains_with_the_other_seeds():
     assert len(rows) == cells.total_cells(SETTINGS) == len({cells.cell_of(row) for row in rows})
     for data, arm in itertools.product(("one", "several"), cells.ARMS):
         mine = [row for row in rows if (row["data"], row["arm"]) == (data, arm)]
-        assert sorted(row["rate"] for row in mine if row["seed"] == cells.TUNING_SEED) == sorted(SETTINGS.rates)
+        assert sorted(row["rate"] for row in mine if row["seed"] == cells.TUNING_SEED) == sorted(
+            SETTINGS.rates_for(data)
+        )
         assert {(row["rate"], row["seed"]) for row in mine if row["seed"]} == {(1e-3, seed) for seed in SETTINGS.seeds}
 
 
@@ -116,7 +118,7 @@ def test_every_arm_is_a_sound_recipe_with_the_same_rows_and_seed(arm: str, data:
     assert loaded is not None and not problems, problems
     training, strategy = loaded.recipe.training, loaded.recipe.strategy
     assert (training.seed, training.global_batch_size) == (3, SETTINGS.batch)
-    rate = 1e-3 * SETTINGS.head_factor if arm == "head" else 1e-3
+    rate = 1e-3 * SETTINGS.head_factor_for(data) if arm == "head" else 1e-3
     assert training.learning_rate == pytest.approx(rate)
     head = getattr(strategy, "head_lr", None) or training.learning_rate * getattr(strategy, "head_lr_mult", 1.0)
     assert head == pytest.approx(SETTINGS.head_rate)
@@ -244,7 +246,7 @@ def test_a_part_of_the_grid_has_a_report_too(done: int):
 
 
 def test_a_rate_at_the_border_is_marked():
-    summary = summary_of(train_all(SETTINGS, best=max(SETTINGS.rates)))
+    summary = summary_of(train_all(SETTINGS, best=max(SETTINGS.rates_for("one"))))
     assert "0.003 (border)" in report.arms_table(summary, "one")
 
 

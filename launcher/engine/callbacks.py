@@ -9,6 +9,7 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from launcher.engine.asserting import assert_rates, assert_table
 from launcher.engine.checkpoints import base_model
+from launcher.engine.early_stopping import RunIsOver
 
 
 class RunCallback(TrainerCallback):
@@ -30,6 +31,8 @@ class RunCallback(TrainerCallback):
             base_model(trainer.model).disable_input_require_grads()
         trainer.context.progress.begin(total_steps=trainer.context.plan.total_steps, done=state.global_step)
         trainer.begin()
+        if trainer.stopping.has_stopped:
+            raise RunIsOver
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Keep the rates of this step; at the first one, hold them to the plan."""

@@ -7,6 +7,10 @@ from typing import Any
 from transformers import EarlyStoppingCallback
 
 
+class RunIsOver(Exception):
+    """Raised before the first step of a resumed run that the evaluation it still owed has ended; Trainer would take one more."""
+
+
 class EarlyStopping(EarlyStoppingCallback):
     """transformers' rule. Its own count starts anew with every Trainer, so it is taken from the state, where checkpoints keep it."""
 

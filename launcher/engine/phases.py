@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +13,7 @@ from launcher.engine.asserting import assert_launch
 from launcher.engine.callbacks import RunCallback
 from launcher.engine.checkpoints import load_weights, read_manifest
 from launcher.engine.context import Beginning, RunContext
+from launcher.engine.early_stopping import RunIsOver
 from launcher.engine.prefix_decision import open_cache
 from launcher.engine.trainer import RunTrainer
 from launcher.evaluation.metrics import greater_is_better
@@ -19,7 +21,7 @@ from launcher.launching.batch import share_of_steps
 from launcher.strategies.preparing import prepare_model
 
 Ending = Literal["done", "stopped", "finished_early"]
-"""``stopped``: it was asked to; ``finished_early``: the metric no longer improved, and no phase follows."""
+"""``stopped``: it was asked to; ``finished_early``: the metric no longer improved, which ends the run in any phase."""
 
 
 def first_phase(plan: RunPlan, checkpoint: Path | None) -> tuple[int, Beginning]:
@@ -66,7 +68,8 @@ def run_phase(
     trainer.add_callback(callback)
     trainer.add_callback(trainer.stopping)
     try:
-        trainer.train(resume_from_checkpoint=str(beginning.resume_from) if beginning.resume_from else None)
+        with suppress(RunIsOver):
+            trainer.train(resume_from_checkpoint=str(beginning.resume_from) if beginning.resume_from else None)
     finally:
         context.progress.end()
     if callback.stopped_early:

@@ -164,6 +164,9 @@ class RunMixin:
         self._determine_best_metric(metrics=metrics, trial=None)  # type: ignore[attr-defined]
         if self._beginning.resume_from is not None:
             self._save_checkpoint(self.model, None)
+        elif self.state.best_global_step == self.state.global_step:
+            # The phase before has written it; this engine's own first checkpoint comes later.
+            self.state.best_model_checkpoint = str(self._beginning.carry_from)
 
     def at_epoch(self) -> float:
         """Return how many epochs of the run are done; Trainer's own count is of its one epoch."""

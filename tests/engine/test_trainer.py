@@ -165,6 +165,26 @@ def test_a_tampered_optimizer_is_refused_before_the_first_step(ready, monkeypatc
     assert tiny.ledger(prepared.run.path) == {}
 
 
+@pytest.mark.parametrize("resumed", [False, True], ids=["first-step", "after-a-resume"])
+def test_a_rate_that_the_plan_does_not_know_ends_the_run_at_its_first_step(ready, monkeypatch, resumed):
+    prepared = ready(num_train_epochs=1, **EACH_STEP)
+    if resumed:
+        prepared.train()
+        whole = prepared
+        prepared = ready(whole.run, num_train_epochs=2, **EACH_STEP)
+    collect = RunTrainer.get_batch_samples
+
+    def tampering(self: Any, *arguments: Any) -> Any:
+        self.optimizer.param_groups[0]["lr"] = 0.5
+        return collect(self, *arguments)
+
+    monkeypatch.setattr(RunTrainer, "get_batch_samples", tampering)
+    with pytest.raises(
+        PlanMismatch, match=rf"step {STEPS + 1 if resumed else 1} used the rate 0.5 for embeddings, but the tuning"
+    ):
+        prepared.train(resume=resumed)
+
+
 def test_a_parameter_thawed_behind_the_tables_back_is_refused(ready, monkeypatch):
     prepared = ready(sections={"strategy": {"type": "head", "prefix_cache": "off"}}, **NEVER)
     create = RunTrainer.create_optimizer
@@ -246,6 +266,30 @@ def test_early_stopping_stops_with_the_best_model(ready, monkeypatch):
     trainer, stopped = prepared.train()
     assert trainer.state.global_step == 4 and not stopped, "this end was not asked for by anybody: the run is finished"
     assert same_weights(trainer.model, prepared.run.checkpoints / "step-2")
+
+
+def test_the_count_of_early_stopping_goes_on_after_a_resume(ready, monkeypatch):
+    training = {"num_train_epochs": 4, "early_stopping_patience": 2, **EACH_STEP}
+    first = ready(**training)
+    with_metrics(first, [0.1, 0.9, 0.5], monkeypatch)
+    on_step = first.context.progress.on_step
+
+    def stop(step: int, **facts: Any) -> None:
+        on_step(step, **facts)
+        if step == 4:
+            first.run.stop_request(1).touch()
+
+    monkeypatch.setattr(first.context.progress, "on_step", stop)
+    _, stopped = first.train()
+    assert stopped
+    second = ready(first.run, **training)
+    with_metrics(second, [0.6, 0.99], monkeypatch)
+    trainer, stopped = second.train(resume=True)
+    assert not stopped and trainer.state.global_step == 4, "the second evaluation without a better metric ended it"
+    assert same_weights(trainer.model, first.run.checkpoints / "step-2")
+    third = ready(first.run, **training)
+    trainer, _ = third.train(resume=True)
+    assert trainer.state.global_step == 4, "a run that has stopped early is over"
 
 
 # --- ledger, progress ------------------------------------------------------------------------------------------------
@@ -360,3 +404,24 @@ def test_a_run_cut_into_phases_is_the_run_in_one(bert, data, tmp_path, training)
     assert tiny.ledger(first.run.path) == tiny.ledger(whole.run.path)
     for name, tensor in one.model.state_dict().items():
         assert torch.equal(two.model.state_dict()[name], tensor), name
+
+
+def test_a_stop_at_the_border_of_two_phases_leaves_the_best_checkpoint_what_it_is(ready, monkeypatch):
+    training = {"num_train_epochs": 2, "batch_size_schedule": [{"epoch": 1, "global_batch_size": 4}]}
+    first = ready(**training)
+    on_step = first.context.progress.on_step
+
+    def stop(step: int, **facts: Any) -> None:
+        on_step(step, **facts)
+        if step == STEPS:
+            first.run.stop_request(1).touch()
+
+    monkeypatch.setattr(first.context.progress, "on_step", stop)
+    _, stopped = first.train()
+    assert stopped
+    second = ready(first.run, **training)
+    with_metrics(second, [0.9, 0.1], monkeypatch)
+    trainer, _ = second.train(resume=True)
+    assert trainer.context.number == 1 and trainer.state.best_global_step == STEPS
+    assert [row["step"] for row in rows_of(second, "eval_loss")] == [STEPS, STEPS + 6]
+    assert same_weights(trainer.model, first.run.checkpoints / f"step-{STEPS}")
