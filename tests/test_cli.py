@@ -244,7 +244,9 @@ def test_plan_shows_the_probe_first_and_what_follows_from_it(planned):
 
 def test_plan_predicts_what_a_prefix_cache_brings(planned):
     done = invoke("plan", str(planned), "strategy.type=head", "strategy.prefix_cache=memory")
-    assert re.search(r"^cache +the head's input, .* in memory; .* predicted 2\.\dx$", done.stdout, re.MULTILINE), done.output
+    assert re.search(r"^cache +the head's input, .* in memory; .* predicted 2\.\dx$", done.stdout, re.MULTILINE), (
+        done.output
+    )
     off = invoke("plan", str(planned), "strategy.type=layerwise", "strategy.freeze_layers=1", "strategy.layer_decay=1")
     assert "cache       off: " in off.stdout, off.output
     assert "cache  " not in invoke("plan", str(planned), "strategy.type=layerwise").stdout, "nothing is frozen"
