@@ -109,6 +109,9 @@ def _measure(context: RunContext, model: Any, arguments: Callable[..., Any]) -> 
     folder.attempt(context.attempt).mkdir(parents=True, exist_ok=True)
     told = context.progress
     told.say(f"probe: {probe.steps} steps to measure importance ({probe.score}); its weights are discarded")
+    before = folder.latest_checkpoint() if probe.score != "eva" else None
+    if before is not None:
+        told.say(f"continuing the probe from {before.name}")
     progress = Progress(folder, attempt=context.attempt, rank=told.rank, terminal=told.terminal, tracker=NoTracker())
     plan = probe_plan(probe, context.plan)
     inside = replace(context, run=folder, plan=plan, progress=progress)
