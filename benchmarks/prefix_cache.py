@@ -28,10 +28,11 @@ from datasets.utils.logging import disable_progress_bar
 from transformers import set_seed
 from transformers.utils import logging
 
-from launcher.contracts import BatchPlan, LaunchPlan, Phase
+from launcher.contracts import Phase
 from launcher.data.sampling import GlobalBatches
 from launcher.engine.loading import Rows
 from launcher.engine.prefix_cache import build_cache
+from launcher.plans import BatchPlan, LaunchPlan
 from launcher.recipe.schema import Recipe
 from launcher.strategies.layers import list_parameters
 from launcher.strategies.prefix import CachePlan, plan_cache

@@ -17,11 +17,12 @@ from peft import AdaLoraConfig, get_peft_model
 from transformers import set_seed
 
 from launcher import registry
-from launcher.contracts import AdapterPlan, Prepared, RunPlan
+from launcher.contracts import AdapterPlan, Prepared
 from launcher.data.sampling import PhaseBatches
 from launcher.engine.loading import Rows
 from launcher.engine.predicting import predict_logits
 from launcher.planning.plan import plan_run
+from launcher.plans import RunPlan
 from launcher.recipe.schema import Recipe
 from launcher.strategies.layers import list_parameters
 from launcher.strategies.schedules import schedule_factor

@@ -31,12 +31,13 @@ from strategies_cells import (
     take_rows,
 )
 
-from launcher.contracts import LaunchPlan, Predictions
+from launcher.contracts import Predictions
 from launcher.engine.signals import StopFlag
 from launcher.errors import TrainingDiverged
 from launcher.evaluation.metrics import metrics_for
 from launcher.evaluation.predictions_io import read_predictions
 from launcher.planning.hardware import detect_hardware
+from launcher.plans import LaunchPlan
 from launcher.recipe.examine import examine
 from launcher.recipe.load import load_recipe
 from launcher.rundir import RunDir

@@ -18,16 +18,16 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from launcher import registry
-from launcher.contracts import BatchPlan, LaunchPlan, Parameter, Prepared
+from launcher.contracts import Prepared
 from launcher.engine.session import describe_environment, write_output_to, write_start, write_verdict
 from launcher.engine.signals import StopFlag
 from launcher.errors import Interrupted, LauncherError, RecipeError
 from launcher.launching.processes import die_with_parent
+from launcher.plans import BatchPlan, LaunchPlan
 from launcher.recipe.load import load_recipe, resolved_text
 from launcher.recipe.schema import Recipe
 from launcher.rundir import RunDir, write_json
 
-_POLL_SECONDS = 0.05
 _RANK_0_SPEAKS_SECONDS = 5.0
 
 
@@ -65,6 +65,7 @@ def train(session: Session) -> None:
     from launcher.engine.release import release
     from launcher.engine.tracking import start_tracker
     from launcher.planning.plan import plan_run
+    from launcher.workflows.building import build_model
     from launcher.workflows.evaluate import evaluate_and_report
     from launcher.workflows.finish import save_model
 
@@ -76,8 +77,8 @@ def train(session: Session) -> None:
     prepared = _prepare_once(session, task)
     _tell_data(progress, prepared)
 
-    _stop_if_asked(session)
-    model, parameters = _build_model(session, task, prepared)
+    session.stop.raise_if_set()
+    model, parameters = build_model(recipe, session.launch, task, prepared)
     strategy = registry.load(registry.STRATEGIES, recipe.strategy.type)()
     phases, probe = strategy.phases(parameters, recipe), strategy.probe(parameters, recipe)
     rows, facts = len(prepared.train), prepared.facts
@@ -91,7 +92,7 @@ def train(session: Session) -> None:
         importance = find_importance(context, model, parameters, arguments=session.arguments)
         phases = strategy.phases(parameters, recipe, importance)
         plan = plan_run(recipe, session.launch, phases, train_rows=rows, facts=facts, probe=probe)
-        model, _ = _build_model(session, task, prepared)
+        model, _ = build_model(recipe, session.launch, task, prepared)
     identifying = _begin(session, progress, plan, task, model) if rank == 0 else None
 
     resume_from = run.latest_checkpoint() if session.attempt > 1 else None
@@ -104,7 +105,7 @@ def train(session: Session) -> None:
             # An engine knows what trained when it was made, so each phase has a new one, and a model that none has touched.
             beginning = trainer.end_of_phase()
             release(trainer)
-            model, _ = _build_model(session, task, prepared)
+            model, _ = build_model(recipe, session.launch, task, prepared)
         context = RunContext(recipe, run, session.attempt, plan, number, task, prepared, progress, session.stop)
         _tell_phase(progress, context)
         arguments = session.arguments(context.planned.batch)
@@ -130,17 +131,14 @@ def train(session: Session) -> None:
 
 def _prepare_once(session: Session, task: Any) -> Prepared:
     """Rank 0 prepares; the others wait for its file, so no collective can time out however long it takes."""
-    _stop_if_asked(session)
+    session.stop.raise_if_set()
     note = session.run.prepared(session.attempt)
     if session.rank == 0:
         folder, prepared = task.prepare_data()
         write_json(note, {"folder": str(folder)})
         result: Prepared = prepared
         return result
-    while not note.exists():
-        _stop_if_asked(session)
-        time.sleep(_POLL_SECONDS)
-    other: Prepared = task.load_data(Path(json.loads(note.read_text())["folder"]))
+    other: Prepared = task.load_data(Path(session.stop.wait_for(note)["folder"]))
     return other
 
 
@@ -154,31 +152,6 @@ def _tell_data(progress: Any, prepared: Prepared) -> None:
     cut = prepared.facts["splits"]["train"]["cut"]
     cut_text = f"; {cut} training texts cut at {prepared.facts['max_length']} tokens" if cut else ""
     progress.say(f"data: {counts} rows{labels}{cut_text}")
-
-
-def _build_model(session: Session, task: Any, prepared: Prepared) -> tuple[Any, tuple[Parameter, ...]]:
-    """Return the model with its pretrained weights and a head of the seed's, and its parameters."""
-    from transformers import set_seed
-
-    from launcher.strategies.layers import list_parameters
-    from launcher.strategies.quantization import is_quantized, prepare_quantized, quantization_config
-    from launcher.strategies.targets import modules_to_save_for
-
-    recipe = session.recipe
-    # Quantised weights no longer have their shapes: those are told from a model without weights.
-    quantized = is_quantized(recipe.strategy)
-    loaded = task.build_model(prepared, skeleton=True) if quantized else None
-    if loaded is None:
-        set_seed(recipe.training.seed)
-        loaded = task.build_model(prepared)
-    parameters = list_parameters(loaded.model, newly_initialized=loaded.newly_initialized)
-    if not quantized:
-        return loaded.model, parameters
-    dtype = "bfloat16" if session.launch.precision == "bf16" else "float32"
-    skip = modules_to_save_for(parameters, recipe.strategy.modules_to_save)  # type: ignore[union-attr]
-    quantization = quantization_config(recipe.strategy, compute_dtype=dtype, skip=skip)
-    set_seed(recipe.training.seed)
-    return prepare_quantized(task.build_model(prepared, quantization=quantization).model), parameters
 
 
 def _begin(session: Session, progress: Any, plan: Any, task: Any, model: Any) -> threading.Thread:
@@ -222,11 +195,6 @@ def _identify_model(run: RunDir, plan: Any, task: Any, model: Any) -> threading.
     thread = threading.Thread(target=identify, daemon=True)
     thread.start()
     return thread
-
-
-def _stop_if_asked(session: Session) -> None:
-    if session.stop.is_set:
-        raise Interrupted(f"stopped by {session.stop.reason} before the first step")
 
 
 # --- starting and ending ---------------------------------------------------------------------------------------------

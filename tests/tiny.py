@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from launcher.recipe.schema import Recipe
+
 LAUNCHER = str(Path(sys.executable).with_name("launcher"))
 TOPICS = {
     "fruit": ["apple", "pear", "plum", "cherry", "grape", "lemon"],
@@ -117,6 +119,12 @@ def recipe_values(model: Path | str, data: Path | str, /, **changes: Any) -> dic
         both = isinstance(change, Mapping) and isinstance(values.get(name), Mapping)
         values[name] = {**values[name], **change} if both else change
     return values
+
+
+def recipe(**sections: Any) -> Recipe:
+    """A recipe whose model and data are only names; ``sections`` are laid over it."""
+    named = {"version": 1, "name": "r", "task": {"type": "text-classification"}, "model": {"name_or_path": "m"}}
+    return Recipe.model_validate({**named, "data": {"source": "s"}, **sections})
 
 
 def write_recipe(path: Path, values: Mapping[str, Any]) -> Path:

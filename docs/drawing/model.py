@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from launcher import registry
-from launcher.contracts import BatchPlan, LaunchPlan, Parameter, Phase, RunPlan
+from launcher.contracts import Parameter, Phase
+from launcher.plans import BatchPlan, LaunchPlan, RunPlan
 from launcher.recipe.load import load_recipe
 from launcher.recipe.schema import Recipe
 

@@ -16,9 +16,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from launcher.contracts import JobStatus, LaunchPlan
+from launcher.contracts import JobStatus
 from launcher.launching.processes import die_with_parent
 from launcher.launching.render import launch_script, worker_command
+from launcher.plans import LaunchPlan
 from launcher.rundir import RunDir, read_jsonl, write_text
 
 _KILL_AFTER_SECONDS = 10.0

@@ -14,8 +14,8 @@ from launcher.errors import DataError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from launcher.contracts import RunPlan
     from launcher.evaluation.range_test import RangeTest
+    from launcher.plans import RunPlan
     from launcher.recipe.schema import Recipe
     from launcher.workflows.plan_view import TableView
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from launcher.contracts import PlannedPhase
+from launcher.plans import PlannedPhase
 
 Order = Literal["group_by_length", "random", "sequential"]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from launcher.contracts import LaunchPlan
 from launcher.launching.render import deepspeed_config
+from launcher.plans import LaunchPlan
 from launcher.recipe.optimizer_keys import DEFAULT_MOMENTUM, OURS as OUR_OPTIMIZERS
 from launcher.recipe.schema import Recipe, TrainingSection
 

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher.contracts import LaunchPlan, PlannedPhase, Prepared, RunPlan
+from launcher.contracts import Prepared
 from launcher.engine.progress import Progress
 from launcher.engine.signals import StopFlag
+from launcher.plans import LaunchPlan, PlannedPhase, RunPlan
 from launcher.recipe.schema import Recipe
 from launcher.rundir import RunDir
 

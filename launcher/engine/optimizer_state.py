@@ -7,6 +7,7 @@ parameter in the partitions is taken from DeepSpeed, and the rest is done here.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -45,10 +46,7 @@ class _Place:
 
     @property
     def numel(self) -> int:
-        count = 1
-        for size in self.shape:
-            count *= size
-        return count
+        return math.prod(self.shape)
 
 
 class OptimizerState:

@@ -11,8 +11,25 @@ import torch
 from torch.optim import Optimizer
 from transformers import Trainer
 
+from launcher.contracts import TuningTable
 from launcher.errors import InstallationError
 from launcher.recipe.optimizer_keys import OPTIMIZERS
+
+
+def optimizer_groups(model: Any, table: TuningTable) -> list[dict[str, Any]]:
+    """Return one named group for each group of ``table`` that trains, with its peak rate; ``model`` has their names."""
+    tensors = dict(model.named_parameters())
+    return [
+        {
+            "params": [tensors[name] for name in group.parameters],
+            "lr": group.lr,
+            "weight_decay": group.weight_decay,
+            "l1_penalty": group.l1_penalty,
+            "l2_penalty": group.l2_penalty,
+            "name": group.name,
+        }
+        for group in table.trainable
+    ]
 
 
 def make_optimizer(arguments: Any, groups: Sequence[Mapping[str, Any]], model: Any) -> Optimizer:

@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 from transformers import PrinterCallback
 
-from launcher.contracts import RunPlan
 from launcher.engine.asserting import assert_launch
 from launcher.engine.callbacks import RunCallback
 from launcher.engine.checkpoints import load_weights, read_manifest
@@ -18,6 +17,7 @@ from launcher.engine.prefix_decision import open_cache
 from launcher.engine.trainer import RunTrainer
 from launcher.evaluation.metrics import greater_is_better
 from launcher.launching.batch import share_of_steps
+from launcher.plans import RunPlan
 from launcher.strategies.preparing import prepare_model
 
 Ending = Literal["done", "stopped", "finished_early"]

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 
 from launcher.data.sampling import evaluation_batches
 from launcher.engine.loading import Rows
+from launcher.engine.ranks import everyone, rank_and_world
 
 
 @torch.no_grad()
@@ -33,7 +33,7 @@ def predict_logits(
         loss: (outputs, batch) -> (summed loss, total weight), for labelled rows.
         on_batch: told (passes done, passes in all).
     """
-    rank, world = _rank_and_world()
+    rank, world = rank_and_world()
     rows = Rows(split)
     batches = evaluation_batches(split["length"], batch_size=batch_size)
     mine = batches[rank::world]
@@ -53,7 +53,7 @@ def predict_logits(
                     totals += torch.stack([part.double().cpu() for part in loss(outputs, batch)])
             if on_batch is not None:
                 on_batch(number + 1, passes)
-    gathered = _gather((found, totals.tolist()))
+    gathered = everyone((found, totals.tolist()))
     return _in_order([pair for part, _ in gathered for pair in part], len(rows)), _mean_loss([t for _, t in gathered])
 
 
@@ -67,21 +67,6 @@ def _in_order(parts: list[tuple[np.ndarray, np.ndarray]], rows: int) -> np.ndarr
 def _mean_loss(totals: list[list[float]]) -> float | None:
     summed, weight = (sum(column) for column in zip(*totals, strict=True))
     return summed / weight if weight else None
-
-
-def _rank_and_world() -> tuple[int, int]:
-    if dist.is_available() and dist.is_initialized():
-        return dist.get_rank(), dist.get_world_size()
-    return 0, 1
-
-
-def _gather(value: Any) -> list[Any]:
-    _, world = _rank_and_world()
-    if world == 1:
-        return [value]
-    parts: list[Any] = [None] * world
-    dist.all_gather_object(parts, value)
-    return parts
 
 
 @contextmanager

@@ -21,22 +21,20 @@ import numpy as np
 import torch
 from torch import nn
 
-from launcher.contracts import LaunchPlan
 from launcher.data.prepare import fingerprint_of
 from launcher.data.sampling import evaluation_batches
 from launcher.engine.loading import Rows
 from launcher.engine.prefix_cut import STATES, Skipped, places, source_for
 from launcher.engine.prefix_states import (
     Entries,
-    barrier,
     in_memory,
     make_layout,
-    rank_and_world,
     read_parts,
     room_in,
-    share,
     write_part,
 )
+from launcher.engine.ranks import barrier, rank_and_world, share
+from launcher.plans import LaunchPlan
 from launcher.rundir import write_json
 from launcher.strategies.prefix import CachePlan
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.engine.prefix_cache import PrefixCache, build_cache
-from launcher.engine.prefix_states import everyone, share
+from launcher.engine.ranks import everyone, share
 from launcher.rundir import read_jsonl
 from launcher.strategies.layers import list_parameters
 from launcher.strategies.prefix import CachePlan, Refusal, is_considered, plan_cache

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from launcher.engine.ranks import rank_and_world
 from launcher.errors import InstallationError
 
 _BROADCAST_BYTES = 64 * 2**20
@@ -137,34 +138,3 @@ def room_in(folder: Path) -> Iterator[None]:
 def _chain(first: torch.Tensor, rest: Iterator[torch.Tensor]) -> Iterator[torch.Tensor]:
     yield first
     yield from rest
-
-
-def rank_and_world() -> tuple[int, int]:
-    """Return this process's rank, and the number of processes."""
-    if dist.is_available() and dist.is_initialized():
-        return dist.get_rank(), dist.get_world_size()
-    return 0, 1
-
-
-def share(find: Callable[[], Any]) -> Any:
-    """Return what rank 0 finds, on all ranks."""
-    rank, world = rank_and_world()
-    found = [find() if rank == 0 else None]
-    if world > 1:
-        dist.broadcast_object_list(found)
-    return found[0]
-
-
-def everyone(value: Any) -> list[Any]:
-    """Return the values of all ranks."""
-    world = rank_and_world()[1]
-    values = [value] * world
-    if world > 1:
-        dist.all_gather_object(values, value)
-    return values
-
-
-def barrier() -> None:
-    """Wait for all ranks."""
-    if rank_and_world()[1] > 1:
-        dist.barrier()

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from launcher.contracts import PlannedPhase, Probe, RunPlan
+from launcher.contracts import Probe
 from launcher.engine.context import RunContext
 from launcher.engine.optimizers import base_optimizer
 from launcher.engine.phases import Ending, first_phase, run_phase
@@ -22,6 +22,7 @@ from launcher.engine.sensitivity import (
 )
 from launcher.engine.trainer import RunTrainer
 from launcher.launching.batch import share_of_steps
+from launcher.plans import PlannedPhase, RunPlan
 
 _WARMUP = 0.06
 # The probe is short: a few checkpoints suffice, and what they cost does not show.

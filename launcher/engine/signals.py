@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import signal
+import time
 from pathlib import Path
 from types import FrameType
+from typing import Any
+
+from launcher.errors import Interrupted
+
+_POLL_SECONDS = 0.05
 
 
 class StopFlag:
@@ -28,3 +35,16 @@ class StopFlag:
         if not self.reason and self.stop_file is not None and self.stop_file.exists():
             self.reason = "a stop request"
         return bool(self.reason)
+
+    def raise_if_set(self) -> None:
+        """Raise Interrupted where this rank was asked to stop, in what comes before training."""
+        if self.is_set:
+            raise Interrupted(f"stopped by {self.reason} before the first step")
+
+    def wait_for(self, path: Path) -> dict[str, Any]:
+        """Return the JSON of a file when rank 0 has written it; no collective can time out over it. Raises Interrupted."""
+        while not path.exists():
+            self.raise_if_set()
+            time.sleep(_POLL_SECONDS)
+        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return values

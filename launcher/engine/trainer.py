@@ -21,9 +21,10 @@ from launcher.engine.checkpoints import load_weights, prune, read_manifest, room
 from launcher.engine.context import Beginning, RunContext
 from launcher.engine.early_stopping import EarlyStopping
 from launcher.engine.loading import Rows, WithRowIds
-from launcher.engine.optimizers import make_optimizer, regularize_before_step
+from launcher.engine.optimizers import make_optimizer, optimizer_groups, regularize_before_step
 from launcher.engine.predicting import predict_logits
 from launcher.engine.prefix_cache import PrefixCache
+from launcher.engine.ranks import barrier
 from launcher.engine.schedule import RunSchedule, plateau_factor
 from launcher.errors import TrainingDiverged
 from launcher.strategies.preparing import modules_kept_in_eval
@@ -210,18 +211,7 @@ class RunMixin:
         """Build the optimizer from the tuning table: one named group for each group that trains."""
         if self.optimizer is not None:
             return self.optimizer
-        tensors = dict((model or self.model).named_parameters())
-        groups = [
-            {
-                "params": [tensors[name] for name in group.parameters],
-                "lr": group.lr,
-                "weight_decay": group.weight_decay,
-                "l1_penalty": group.l1_penalty,
-                "l2_penalty": group.l2_penalty,
-                "name": group.name,
-            }
-            for group in self.context.planned.phase.table.trainable
-        ]
+        groups = optimizer_groups(model or self.model, self.context.planned.phase.table)
         self.optimizer = self.new_optimizer(groups)
         return self.optimizer
 
@@ -324,7 +314,7 @@ class RunMixin:
         if self.args.should_save:
             target.mkdir(parents=True, exist_ok=True)
             (target / "MANIFEST.json").unlink(missing_ok=True)
-        _barrier()
+        barrier()
         if self.state.best_global_step == self.state.global_step:
             self.state.best_model_checkpoint = str(target)
         with room_for(target):
@@ -337,7 +327,7 @@ class RunMixin:
             if self._ends_phase_with_adam():
                 write_carried(target / CARRIED, self.optimizer, self.model, writes=self.args.should_save)
         self.context.progress.flush()
-        _barrier()
+        barrier()
         if self.args.should_save:
             launch, planned = self.context.launch, self.context.planned
             write_manifest(
@@ -355,7 +345,7 @@ class RunMixin:
             best = [Path(self.state.best_model_checkpoint)] if self.state.best_model_checkpoint else []
             prune(folder, keep_last=self.context.recipe.training.save_total_limit, keep=best)
             self.context.run.add_event("checkpoint", step=self.state.global_step, attempt=self.context.attempt)
-        _barrier()
+        barrier()
 
     def _ends_phase_with_adam(self) -> bool:
         """Whether the next phase, with an engine of its own, will want the optimizer's state by name."""
@@ -420,8 +410,3 @@ def _column(split: Any, name: str) -> Any:
 def _real_tokens(batch: dict[str, Any]) -> Any:
     mask = batch.get("attention_mask")
     return mask.sum() if mask is not None else torch.tensor(float(next(iter(batch.values())).shape[0]))
-
-
-def _barrier() -> None:
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        dist.barrier()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from launcher.contracts import BatchPlan
+from launcher.plans import BatchPlan
 
 # Without a cap, a rank holds at most this many rows at a time and accumulates the rest.
 DEFAULT_MICRO_BATCH = 64

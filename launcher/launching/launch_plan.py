@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from launcher.contracts import Engine, Hardware, LaunchPlan
 from launcher.errors import InstallationError
 from launcher.launching.batch import plan_batch
+from launcher.plans import Engine, Hardware, LaunchPlan
 from launcher.recipe.schema import Recipe
 
 

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from launcher.contracts import LaunchPlan
 from launcher.errors import PlanMismatch
+from launcher.plans import LaunchPlan
 from launcher.recipe.schema import Recipe
 from launcher.shipped import shipped_folder
 

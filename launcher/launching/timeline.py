@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from launcher.contracts import BatchPlan, LaunchPlan, Phase, PlannedPhase
+from launcher.contracts import Phase
 from launcher.errors import Problem, RecipeError
 from launcher.launching.batch import plan_batch
+from launcher.plans import BatchPlan, LaunchPlan, PlannedPhase
 from launcher.recipe.schema import Recipe
 
 # 0.1 * 30 steps are 3 steps, not 4.

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher.contracts import Hardware, LaunchPlan
 from launcher.errors import PlanMismatch
 from launcher.launching.launch_plan import plan_launch
+from launcher.plans import Hardware, LaunchPlan
 from launcher.recipe.schema import Recipe
 
 _PRECISION = {"no": "fp32", "bf16": "bf16", "fp16": "fp16"}

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from launcher.contracts import Gpu, Hardware
+from launcher.plans import Gpu, Hardware
 
 # Processor flags of instructions that multiply bf16 at least as fast as fp32.
 _BF16_FLAGS = {"avx512_bf16", "amx_bf16"}

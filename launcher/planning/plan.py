@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from launcher import registry
-from launcher.contracts import LaunchPlan, Phase, Probe, RunPlan
+from launcher.contracts import Phase, Probe
 from launcher.launching.batch import share_of_steps, steps_per_epoch
 from launcher.launching.timeline import plan_timeline
+from launcher.plans import LaunchPlan, RunPlan
 from launcher.recipe.schedule_keys import WITHOUT_WARMUP
 from launcher.recipe.schema import Recipe
 from launcher.strategies.prefix import Refusal, is_considered, plan_cache

@@ -7,6 +7,7 @@ What comes before them is embeddings (depth 0), the blocks are 1..L in the order
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -29,10 +30,7 @@ class _Tensor:
 
     @property
     def numel(self) -> int:
-        count = 1
-        for size in self.shape:
-            count *= size
-        return count
+        return math.prod(self.shape)
 
 
 # Path of an element of a numbered container -> what follows it in a name -> tensor.

@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from launcher.contracts import LaunchPlan, Parameter, Phase, TuningTable
+from launcher.contracts import Parameter, Phase, TuningTable
 from launcher.errors import InstallationError, ModelError
+from launcher.plans import LaunchPlan
 from launcher.recipe.schema import Recipe
 from launcher.recipe.strategy_options import HeadOptions, LayerwiseOptions
 from launcher.strategies.layers import number_of_blocks

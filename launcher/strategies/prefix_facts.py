@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from launcher.contracts import LaunchPlan
+from launcher.plans import LaunchPlan
 from launcher.strategies.prefix import CacheFacts
 
 

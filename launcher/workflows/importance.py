@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
@@ -25,7 +24,6 @@ from launcher.rundir import RunDir, write_text
 from launcher.strategies.discriminative import measured, with_allocation
 from launcher.strategies.importance_file import Importance, importance_key, read_importance
 
-_POLL_SECONDS = 0.05
 _PACKAGES = ("torch", "transformers", "peft")
 
 
@@ -42,12 +40,12 @@ def find_importance(
     run = context.run
     if context.progress.rank == 0:
         _look(context, model, parameters)
-    note = _wait_for(run.probe_note(context.attempt), context)
+    note = context.stop.wait_for(run.probe_note(context.attempt))
     if not note["found"]:
         scores = _measure(context, model, arguments)
         if context.progress.rank == 0:
             _keep(context, measured(parameters, context.recipe, scores, key_parts=note["key_parts"]))
-    result: Mapping[str, Any] = _wait_for(run.importance, context)
+    result: Mapping[str, Any] = context.stop.wait_for(run.importance)
     if context.progress.rank == 0:
         context.progress.tracker.log_table("importance", _table(result))
     return result
@@ -154,12 +152,3 @@ def _table(values: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _kept(context: RunContext, key: str) -> Path:
     return cache_folder(context.recipe.data.cache_dir) / "importance" / f"{key}.json"
-
-
-def _wait_for(path: Path, context: RunContext) -> dict[str, Any]:
-    while not path.is_file():
-        if context.stop.is_set:
-            raise Interrupted(f"stopped by {context.stop.reason} before the first step")
-        time.sleep(_POLL_SECONDS)
-    values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return values

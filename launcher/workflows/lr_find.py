@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from launcher import registry
-from launcher.contracts import Hardware, LaunchPlan, Phase, PlannedPhase, Prepared
+from launcher.contracts import Phase, Prepared
 from launcher.evaluation.range_test import RangeTest, exponential_rates, has_diverged, read_range_test
 from launcher.launching.launch_plan import plan_launch
+from launcher.plans import Hardware, LaunchPlan, PlannedPhase
 from launcher.recipe.load import LoadedRecipe
 from launcher.recipe.schema import Recipe
 
@@ -64,7 +65,7 @@ def find_rate(
     launch = plan_launch(recipe, hardware or detect_hardware())
     task = registry.load(registry.TASKS, recipe.task.type)(recipe, base_folder=base_folder or Path.cwd())
     _, prepared = task.prepare_data()
-    model, phase = _model_and_phase(recipe, task, prepared)
+    model, phase = _model_and_phase(recipe, launch, task, prepared)
     tell(f"phase {phase.name}: {phase.table.trainable_numel:,} of {phase.table.total_numel:,} parameters train")
     setting = _setting(recipe, launch, task, model, phase)
     rates, losses = exponential_rates(min_lr, max_lr, steps), []
@@ -84,47 +85,35 @@ def _alone(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"distributed": recipe.distributed.model_copy(update=one)})
 
 
-def _model_and_phase(recipe: Recipe, task: Any, prepared: Prepared) -> tuple[Any, Phase]:
+def _model_and_phase(recipe: Recipe, launch: LaunchPlan, task: Any, prepared: Prepared) -> tuple[Any, Phase]:
     """Build the model as a run does, and make it what the phase with the most parameters in training says."""
-    from transformers import set_seed
-
-    from launcher.strategies.layers import list_parameters
     from launcher.strategies.preparing import prepare_model
+    from launcher.workflows.building import build_model
 
-    set_seed(recipe.training.seed)
-    built = task.build_model(prepared)
-    strategy = registry.load(registry.STRATEGIES, recipe.strategy.type)()
-    phases = strategy.phases(list_parameters(built.model, newly_initialized=built.newly_initialized), recipe)
+    model, parameters = build_model(recipe, launch, task, prepared)
+    phases = registry.load(registry.STRATEGIES, recipe.strategy.type)().phases(parameters, recipe)
     phase: Phase = max(phases, key=lambda one: one.table.trainable_numel)
-    return prepare_model(built.model, phase), phase
+    return prepare_model(model, phase), phase
 
 
 def _setting(recipe: Recipe, launch: LaunchPlan, task: Any, model: Any, phase: Phase) -> _Setting:
     import torch
 
     from launcher.engine.arguments import training_arguments
-    from launcher.engine.optimizers import make_optimizer, regularize_before_step
+    from launcher.engine.optimizers import make_optimizer, optimizer_groups, regularize_before_step
     from launcher.strategies.preparing import modules_kept_in_eval
+    from launcher.strategies.quantization import is_quantized
 
     device = torch.device(launch.device)
-    model.to(device).train()
+    if not is_quantized(recipe.strategy):
+        # Quantised weights are where they were loaded, and may not be moved.
+        model.to(device)
+    model.train()
     for module in modules_kept_in_eval(model, phase):
         module.eval()
     with tempfile.TemporaryDirectory() as folder:
         arguments = training_arguments(recipe, launch, output_dir=folder)
-    tensors = dict(model.named_parameters())
-    groups = [
-        {
-            "params": [tensors[name] for name in group.parameters],
-            "lr": group.lr,
-            "weight_decay": group.weight_decay,
-            "l1_penalty": group.l1_penalty,
-            "l2_penalty": group.l2_penalty,
-            "name": group.name,
-        }
-        for group in phase.table.trainable
-    ]
-    optimizer = make_optimizer(arguments, groups, model)
+    optimizer = make_optimizer(arguments, optimizer_groups(model, phase.table), model)
     regularize_before_step(optimizer, max_grad_value=recipe.training.max_grad_value)
     scaler = torch.amp.GradScaler(launch.device, enabled=launch.precision == "fp16")
     return _Setting(recipe, launch, task, model, optimizer, scaler, device)

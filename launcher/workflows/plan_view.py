@@ -6,17 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from launcher.contracts import (
-    AdapterPlan,
-    BatchPlan,
-    LaunchPlan,
-    Phase,
-    PlannedPhase,
-    Probe,
-    RunPlan,
-    TuningGroup,
-    TuningTable,
-)
+from launcher.contracts import AdapterPlan, Phase, Probe, TuningGroup, TuningTable
+from launcher.plans import BatchPlan, LaunchPlan, PlannedPhase, RunPlan
 
 if TYPE_CHECKING:
     from launcher.recipe.schema import Recipe

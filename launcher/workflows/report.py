@@ -9,11 +9,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from launcher.contracts import RunPlan
 from launcher.errors import RecipeError, RunStateError
 from launcher.evaluation.assessment import Evaluation
 from launcher.evaluation.plots_training import used_rates
 from launcher.evaluation.report import ReportFacts, render_report
+from launcher.plans import RunPlan
 from launcher.recipe.load import load_recipe
 from launcher.recipe.schema import Recipe
 from launcher.rundir import RunDir, read_jsonl, write_text

@@ -7,10 +7,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from launcher.contracts import Hardware, LaunchPlan
 from launcher.errors import InstallationError, RunStateError
 from launcher.launching.launch_plan import plan_launch
 from launcher.launching.render import accelerate_config, deepspeed_config
+from launcher.plans import Hardware, LaunchPlan
 from launcher.recipe.load import LoadedRecipe, resolved_text
 from launcher.recipe.schema import Recipe
 from launcher.rundir import RunDir, write_json

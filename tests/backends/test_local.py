@@ -13,7 +13,7 @@ import pytest
 
 from launcher.backends import local
 from launcher.backends.local import LocalBackend, first_failure, free_port
-from launcher.contracts import BatchPlan, LaunchPlan
+from launcher.plans import BatchPlan, LaunchPlan
 from launcher.rundir import RunDir, read_jsonl, write_json
 
 

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from launcher.contracts import BatchPlan, Phase, PlannedPhase, TuningTable
+from launcher.contracts import Phase, TuningTable
 from launcher.data.sampling import GlobalBatches, PhaseBatches, RankBatches, evaluation_batches
+from launcher.plans import BatchPlan, PlannedPhase
 
 ORDERS = ("group_by_length", "random", "sequential")
 

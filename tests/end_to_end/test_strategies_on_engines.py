@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import tiny
 
-from launcher.contracts import Hardware
+from launcher.plans import Hardware
 from launcher.recipe.examine import examine
 from launcher.workflows.start import create_run
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from accelerate.state import AcceleratorState
 
-from launcher.contracts import LaunchPlan
 from launcher.engine.signals import StopFlag
+from launcher.plans import LaunchPlan
 from launcher.recipe.load import load_recipe
 from launcher.rundir import RunDir
 from launcher.train import Session, _arguments, _leave_group, train

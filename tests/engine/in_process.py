@@ -8,7 +8,6 @@ from typing import Any
 
 import tiny
 
-from launcher.contracts import Hardware
 from launcher.engine.arguments import training_arguments
 from launcher.engine.context import RunContext
 from launcher.engine.phases import first_phase, run_phase
@@ -17,6 +16,7 @@ from launcher.engine.signals import StopFlag
 from launcher.engine.tracking import NoTracker
 from launcher.launching.launch_plan import plan_launch
 from launcher.planning.plan import plan_run
+from launcher.plans import Hardware
 from launcher.recipe.schema import Recipe
 from launcher.registry import STRATEGIES, load
 from launcher.rundir import RunDir

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from transformers import PretrainedConfig, Trainer
 
-from launcher.contracts import BatchPlan, LaunchPlan
 from launcher.engine.arguments import training_arguments
 from launcher.engine.optimizers import base_optimizer, make_optimizer, regularize_before_step
 from launcher.engine.schedule import RunSchedule
+from launcher.plans import BatchPlan, LaunchPlan
 from launcher.recipe.schema import Recipe
 from launcher.strategies.schedules import schedule_factor
 

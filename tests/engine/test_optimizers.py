@@ -11,10 +11,10 @@ import torch
 from transformers import Trainer
 from transformers.training_args import OptimizerNames
 
-from launcher.contracts import BatchPlan, LaunchPlan
 from launcher.engine.arguments import training_arguments
 from launcher.engine.optimizers import base_optimizer, make_optimizer, regularize_before_step
 from launcher.errors import InstallationError
+from launcher.plans import BatchPlan, LaunchPlan
 from launcher.recipe.optimizer_keys import DEFAULT_OPTIMIZER, OPTIMIZERS, OURS, options_in
 from launcher.recipe.schema import Recipe
 from launcher.recipe.training_tables import FOREIGN_OPTIMIZERS

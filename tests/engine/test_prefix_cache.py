@@ -12,10 +12,11 @@ import torch
 import transformers
 from datasets import Dataset
 
-from launcher.contracts import BatchPlan, LaunchPlan, Phase
+from launcher.contracts import Phase
 from launcher.engine.loading import Rows
 from launcher.engine.prefix_cache import build_cache, cache_key
 from launcher.errors import InstallationError
+from launcher.plans import BatchPlan, LaunchPlan
 from launcher.recipe.schema import Recipe
 from launcher.strategies.layers import list_parameters
 from launcher.strategies.prefix import FAMILIES, CachePlan, Refusal, plan_cache

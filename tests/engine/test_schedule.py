@@ -6,6 +6,7 @@ import io
 from typing import Any
 
 import pytest
+import tiny
 import torch
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 from transformers.optimization import GreedyLR
@@ -29,16 +30,7 @@ def recipe(schedule: str = "reduce_lr_on_plateau", **options) -> Recipe:
     training: dict[str, Any] = {"lr_scheduler_type": schedule}
     if options:
         training["lr_scheduler_kwargs"] = options
-    return Recipe.model_validate(
-        {
-            "version": 1,
-            "name": "r",
-            "task": {"type": "text-classification"},
-            "model": {"name_or_path": "m"},
-            "data": {"source": "s"},
-            "training": training,
-        }
-    )
+    return tiny.recipe(training=training)
 
 
 def falling(step: int) -> float:

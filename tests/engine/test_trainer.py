@@ -45,6 +45,18 @@ def ready(bert, data, tmp_path):
     return make
 
 
+def ask_to_stop(prepared, monkeypatch, *, at: int) -> None:
+    """Let the first attempt of a run be asked to stop while it takes step ``at``."""
+    on_step = prepared.context.progress.on_step
+
+    def stop(step: int, **facts: Any) -> None:
+        on_step(step, **facts)
+        if step == at:
+            prepared.run.stop_request(1).touch()
+
+    monkeypatch.setattr(prepared.context.progress, "on_step", stop)
+
+
 def rows_of(prepared, key: str = "loss") -> list[dict]:
     return [row for row in tiny.jsonl(prepared.run.progress) if key in row]
 
@@ -272,14 +284,7 @@ def test_the_count_of_early_stopping_goes_on_after_a_resume(ready, monkeypatch):
     training = {"num_train_epochs": 4, "early_stopping_patience": 2, **EACH_STEP}
     first = ready(**training)
     with_metrics(first, [0.1, 0.9, 0.5], monkeypatch)
-    on_step = first.context.progress.on_step
-
-    def stop(step: int, **facts: Any) -> None:
-        on_step(step, **facts)
-        if step == 4:
-            first.run.stop_request(1).touch()
-
-    monkeypatch.setattr(first.context.progress, "on_step", stop)
+    ask_to_stop(first, monkeypatch, at=4)
     _, stopped = first.train()
     assert stopped
     second = ready(first.run, **training)
@@ -350,15 +355,7 @@ DROPOUT = {"model": {"config": {"hidden_dropout_prob": 0.2}}, "training": {"num_
 @pytest.mark.parametrize("stop_at", [1, 2, 3, 5, 6], ids=["first", "middle", "end-of-epoch", "second-epoch", "last"])
 def test_a_stopped_and_resumed_run_is_the_uninterrupted_run(bert, data, tmp_path, uninterrupted, monkeypatch, stop_at):
     first = prepare(bert, data, tmp_path / "runs", **DROPOUT)
-    progress = first.context.progress
-    on_step = progress.on_step
-
-    def stop(step: int, **facts: Any) -> None:
-        on_step(step, **facts)
-        if step == stop_at:
-            first.run.stop_request(1).touch()
-
-    monkeypatch.setattr(progress, "on_step", stop)
+    ask_to_stop(first, monkeypatch, at=stop_at)
     _, stopped = first.train()
     assert stopped and first.run.latest_checkpoint().name == f"step-{stop_at}"
     second = prepare(bert, data, tmp_path / "runs", run=first.run, **DROPOUT)
@@ -409,14 +406,7 @@ def test_a_run_cut_into_phases_is_the_run_in_one(bert, data, tmp_path, training)
 def test_a_stop_at_the_border_of_two_phases_leaves_the_best_checkpoint_what_it_is(ready, monkeypatch):
     training = {"num_train_epochs": 2, "batch_size_schedule": [{"epoch": 1, "global_batch_size": 4}]}
     first = ready(**training)
-    on_step = first.context.progress.on_step
-
-    def stop(step: int, **facts: Any) -> None:
-        on_step(step, **facts)
-        if step == STEPS:
-            first.run.stop_request(1).touch()
-
-    monkeypatch.setattr(first.context.progress, "on_step", stop)
+    ask_to_stop(first, monkeypatch, at=STEPS)
     _, stopped = first.train()
     assert stopped
     second = ready(first.run, **training)

@@ -5,10 +5,10 @@ from dataclasses import asdict
 import pytest
 from tiny import recipe_values
 
-from launcher.contracts import Gpu, Hardware, LaunchPlan
 from launcher.errors import InstallationError, PlanMismatch
 from launcher.launching.launch_plan import plan_launch
 from launcher.launching.under_accelerate import plan_under_accelerate
+from launcher.plans import Gpu, Hardware, LaunchPlan
 from launcher.recipe.schema import Recipe
 
 CPU = Hardware((), 8, 2**34, cpu_has_fast_bf16=False)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from launcher.contracts import BatchPlan, LaunchPlan
 from launcher.launching.render import accelerate_config, deepspeed_config, launch_script, worker_command
+from launcher.plans import BatchPlan, LaunchPlan
 from launcher.recipe.schema import Recipe
 from launcher.shipped import shipped_folder
 

@@ -5,21 +5,18 @@ from __future__ import annotations
 import math
 
 import pytest
+import tiny
 from hypothesis import given, settings, strategies as st
 
-from launcher.contracts import BatchPlan, LaunchPlan, Phase, TuningTable
+from launcher.contracts import Phase, TuningTable
 from launcher.errors import RecipeError
 from launcher.launching.timeline import plan_timeline
+from launcher.plans import BatchPlan, LaunchPlan
 from launcher.recipe.schema import Recipe
 
 
 def recipe(**training) -> Recipe:
-    return Recipe.model_validate(
-        {
-            "version": 1, "name": "x", "task": {"type": "text-classification"}, "model": {"name_or_path": "m"},
-            "data": {"source": "d"}, "training": training,
-        }
-    )  # fmt: skip
+    return tiny.recipe(training=training)
 
 
 LAUNCH = LaunchPlan("single", None, "fp32", "cpu", 1, 1, BatchPlan(1, 1, 1, 1))

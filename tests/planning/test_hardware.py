@@ -4,9 +4,9 @@ import subprocess
 
 import pytest
 
-from launcher.contracts import Gpu
 from launcher.planning import hardware
 from launcher.planning.hardware import detect_hardware
+from launcher.plans import Gpu
 
 SMI = "NVIDIA H100 80GB HBM3, 81559, 9.0\nTesla T4, 15360, 7.5\n"
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny
 from tiny import bert_config
 
 from launcher.contracts import Parameter, Phase
@@ -34,17 +35,7 @@ def parameters() -> tuple[Parameter, ...]:
 
 
 def recipe(**options: Any) -> Recipe:
-    return Recipe.model_validate(
-        {
-            "version": 1,
-            "name": "made",
-            "task": {"type": "text-classification"},
-            "model": {"name_or_path": "made"},
-            "data": {"source": "made"},
-            "training": {"learning_rate": RATE},
-            "strategy": {"type": "discriminative", **options},
-        }
-    )
+    return tiny.recipe(training={"learning_rate": RATE}, strategy={"type": "discriminative", **options})
 
 
 def scores_for(parameters: tuple[Parameter, ...], *, important: tuple[str, ...]) -> dict[str, np.ndarray]:

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from launcher.contracts import AdapterPlan, BatchPlan, LaunchPlan, Parameter, Phase
+from launcher.contracts import AdapterPlan, Parameter, Phase
 from launcher.errors import InstallationError, ModelError
+from launcher.plans import BatchPlan, LaunchPlan
 from launcher.recipe.schema import Recipe
 from launcher.strategies.prefix import (
     CacheFacts,

@@ -6,6 +6,7 @@ import inspect
 import math
 
 import pytest
+import tiny
 import torch
 from torch.optim.lr_scheduler import CyclicLR, OneCycleLR, ReduceLROnPlateau
 from transformers import optimization
@@ -31,16 +32,7 @@ def recipe(schedule: str, *, learning_rate: float = 1e-3, **options) -> Recipe:
     training = {"lr_scheduler_type": schedule, "learning_rate": learning_rate}
     if options:
         training["lr_scheduler_kwargs"] = options
-    return Recipe.model_validate(
-        {
-            "version": 1,
-            "name": "r",
-            "task": {"type": "text-classification"},
-            "model": {"name_or_path": "m"},
-            "data": {"source": "s"},
-            "training": training,
-        }
-    )
+    return tiny.recipe(training=training)
 
 
 def factors(schedule: str, total: int, *, warmup: int = 0, learning_rate: float = 1e-3, **options) -> list[float]:

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import tiny
 
-from launcher.contracts import Hardware
 from launcher.evaluation.range_test import RangeTest
+from launcher.plans import Hardware
 from launcher.recipe.load import load_recipe
 from launcher.workflows import lr_find
 
@@ -81,3 +81,18 @@ def test_groups_keep_their_ratios(bert, tmp_path, monkeypatch):
     found = find(bert, tmp_path, steps=4, strategy={"type": "full", "head_lr": 5e-3})
     for rate, groups in zip(found.rates, seen, strict=True):
         assert groups["encoder"] == pytest.approx(rate) and groups["head"] == pytest.approx(5 * rate)
+
+
+@pytest.mark.slow
+def test_quantised_weights_are_those_of_the_run(bert, tmp_path, monkeypatch):
+    from launcher.workflows import building
+
+    asked = []
+    quantize = building.quantization_config
+    monkeypatch.setattr(
+        building, "quantization_config", lambda *args, **kw: asked.append(quantize(*args, **kw)) or asked[-1]
+    )
+    wide = tiny.save_bert(tmp_path / "wide", hidden_size=64, intermediate_size=128)
+    strategy = {"type": "lora", "r": 4, "load_in_8bit": True}
+    found = find(bert, tmp_path, steps=12, strategy=strategy, model={"name_or_path": str(wide)})
+    assert asked[0].load_in_8bit and len(found.losses) >= 5

@@ -10,17 +10,9 @@ from typing import Any
 import pytest
 import tiny
 
-from launcher.contracts import (
-    AdapterPlan,
-    BatchPlan,
-    LaunchPlan,
-    Phase,
-    Probe,
-    RunPlan,
-    TuningGroup,
-    TuningTable,
-)
+from launcher.contracts import AdapterPlan, Phase, Probe, TuningGroup, TuningTable
 from launcher.launching.timeline import plan_timeline
+from launcher.plans import BatchPlan, LaunchPlan, RunPlan
 from launcher.recipe.schema import Recipe
 from launcher.workflows.plan_view import plan_from_json, planned_rates, rate_lines, table_views, tuning_rows
 

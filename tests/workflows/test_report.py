@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import tiny
 
-from launcher.contracts import Hardware
 from launcher.launching.launch_plan import plan_launch
 from launcher.planning.plan import preview_run
+from launcher.plans import Hardware
 from launcher.recipe.load import load_recipe, resolved_text
 from launcher.rundir import RunDir, append_json, write_json, write_text
 from launcher.workflows.plan_view import rate_lines

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import tiny
 
-from launcher.contracts import Gpu, Hardware
 from launcher.errors import InstallationError, RunStateError
+from launcher.plans import Gpu, Hardware
 from launcher.recipe.load import load_recipe
 from launcher.rundir import RunDir, write_json
 from launcher.workflows.init import starter_recipe

@@ -1,0 +1,128 @@
+"""The plan of a run, as plain values: the machine, processes and batches, and the phases with their places.
+
+Nothing here imports torch. What trains in a phase is in contracts.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from launcher.contracts import Phase, Probe
+
+Engine = Literal["single", "ddp", "deepspeed"]
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One graphics card, as its driver reports it."""
+
+    name: str
+    memory_bytes: int
+    compute_capability: float
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """What this machine has, found without torch."""
+
+    gpus: tuple[Gpu, ...]
+    cpu_count: int
+    """Cores that this process may use."""
+    memory_bytes: int
+    cpu_has_fast_bf16: bool
+    """Whether the processor has bf16 dot products (AVX512-BF16 or AMX)."""
+    has_cxx_compiler: bool = True
+    """Whether operations that are built on first use can be."""
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """How one optimizer step's rows are spread: ``world * micro * accumulation >= global_batch_size``."""
+
+    global_batch_size: int
+    world_size: int
+    micro_batch_size: int
+    accumulation: int
+
+
+@dataclass(frozen=True)
+class LaunchPlan:
+    """What the front half decides, without torch, and every rank asserts at its start."""
+
+    engine: Engine
+    zero_stage: int | None
+    precision: Literal["fp32", "bf16", "fp16"]
+    device: Literal["cpu", "cuda"]
+    nodes: int
+    processes_per_node: int
+    batch: BatchPlan
+
+    @property
+    def world_size(self) -> int:
+        """Processes in all."""
+        return self.nodes * self.processes_per_node
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> LaunchPlan:
+        """Read back what ``dataclasses.asdict`` wrote."""
+        return cls(**{**values, "batch": BatchPlan(**values["batch"])})
+
+
+@dataclass(frozen=True)
+class PlannedPhase:
+    """A phase with its place in the run: which steps, which rows, which batch. One of its batches is one optimizer step."""
+
+    phase: Phase
+    first_step: int
+    """Optimizer steps of the run before it."""
+    steps: int
+    batch: BatchPlan
+    rows: int
+    """Training rows of an epoch."""
+    epoch: int = 0
+    """Epoch in which it begins, from 0."""
+    rows_done: int = 0
+    """Rows of that epoch that earlier phases have used."""
+    epoch_batch_size: int = 0
+    """Global batch size with which that epoch began: its order of rows was made for it."""
+
+    @property
+    def last_step(self) -> int:
+        """The step with which it ends."""
+        return self.first_step + self.steps
+
+    def position(self, step: int) -> tuple[int, int]:
+        """Return (epoch, rows of it that are used) after ``step``, a step of the run that lies in this phase."""
+        size, done = self.batch.global_batch_size, step - self.first_step
+        rest_of_epoch = -(-(self.rows - self.rows_done) // size)
+        if done < rest_of_epoch:
+            return self.epoch, self.rows_done + done * size
+        full, more = divmod(done - rest_of_epoch, -(-self.rows // size))
+        return self.epoch + 1 + full, more * size
+
+    def epochs_at(self, step: int) -> float:
+        """Return how many epochs are done after ``step``; whole exactly where an epoch ends."""
+        epoch, rows = self.position(step)
+        return epoch + rows / self.rows
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """Everything about a run that is known before its first step."""
+
+    launch: LaunchPlan
+    phases: tuple[PlannedPhase, ...]
+    train_rows: int
+    steps_per_epoch: int
+    """Steps of the first epoch."""
+    total_steps: int
+    warmup_steps: int
+    probe: Probe | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """Fingerprints, revisions, counts: what the report and the trackers show."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values for plan.json."""
+        return {**asdict(self), "facts": dict(self.facts)}
