@@ -12,6 +12,7 @@ from statistics import fmean, median, stdev
 from typing import Any
 
 import numpy as np
+from matplotlib.ticker import NullFormatter
 from strategies_cells import ARMS, TUNING_SEED, DataSet, Settings, chosen_rate, read_cells, total_cells, unpack_counts
 
 from launcher.evaluation.statistics import percentile_interval
@@ -228,6 +229,21 @@ def arms_table(summary: Mapping[str, Any], name: str) -> str:
     return _table(head, rows)
 
 
+def arms_part(summary: Mapping[str, Any], name: str) -> str:
+    """Return the table of a set's arms and its two pictures, or that nothing is measured yet."""
+    if name not in _measured(summary):
+        return "No run of this set is done yet."
+    title = _title(summary["sets"][name]["metric"])
+    return (
+        f"{arms_table(summary, name)}\n\n![Test {title} of each arm](../pictures/strategies-{name}.svg)\n\n"
+        f"![Trainable parameters against test {title}](../pictures/strategies-{name}-size.svg)"
+    )
+
+
+def _measured(summary: Mapping[str, Any]) -> list[str]:
+    return [name for name, found in summary["sets"].items() if found["arms"]]
+
+
 def comparisons_table(summary: Mapping[str, Any], family: str) -> str:
     """Return the table of a family of comparisons: each set, and both together."""
     head = ["comparison"]
@@ -323,24 +339,35 @@ def size_picture(summary: Mapping[str, Any], name: str) -> str:
             axes.plot([x, x], [100 * value for value in s["interval"]], color=BLUE, alpha=0.3)
             axes.plot([x], [y], "o", ms=6, color=VERMILLION if arm in ("discriminative", "permuted") else BLUE)
         _label(axes, found["arms"])
+        axes.xaxis.set_major_formatter(_count)
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel("trainable parameters")
         axes.set_ylabel(f"test {_title(found['metric'])}, %")
         alt = f"Trainable parameters of each arm against its test {_title(found['metric'])} on {name}"
         return standalone(to_svg(drawing, name=f"strategies-{name}-size", alt=alt))
 
 
+def _count(value: float, position: int) -> str:
+    """Return a tick's number of parameters; matplotlib's own would be mathematics, which SVG text does not know."""
+    return f"{value / 1e6:g} M" if value >= 1e6 else f"{value / 1e3:g} k"
+
+
 def _label(axes: Any, arms: Mapping[str, Any]) -> None:
-    """Write each arm's name right of its dot, pushed down where names of dots of like size would overlap."""
+    """Write each arm's name beside its dot: left where a larger size is near, and pushed down where names would overlap."""
     low, high = axes.get_ylim()
     height = (high - low) * (FONT_SIZE + 2) / 250
-    columns: dict[int, float] = {}
+    sizes = [s["trainable"] for s in arms.values()]
+    columns: dict[float, float] = {}
     for arm, s in sorted(arms.items(), key=lambda item: -item[1]["mean"]):
-        column = round(np.log10(s["trainable"]))
+        size = s["trainable"]
+        is_left = any(1.2 * size < other < 3 * size for other in sizes)
+        column = round(np.log10(size), 1) + 0.05 * is_left
         y = min(100 * s["mean"], columns.get(column, float("inf")) - height)
         columns[column] = y
         axes.annotate(
-            arm, (s["trainable"] * 1.15, y), va="center", fontsize=FONT_SIZE - 2, color=INK, annotation_clip=False
-        )
+            arm, (size / 1.15 if is_left else size * 1.15, y), ha="right" if is_left else "left", va="center",
+            fontsize=FONT_SIZE - 2, color=INK, annotation_clip=False,
+        )  # fmt: skip
 
 
 # --- writing ---------------------------------------------------------------------------------------------------------
@@ -353,7 +380,7 @@ def write_report(settings: Settings, results: Path) -> None:
     summary = summarize(Results(settings, rows, memory))
     (results / "strategies.json").write_text(json.dumps(summary, indent=1) + "\n")
     PICTURES.mkdir(exist_ok=True)
-    for name in summary["sets"]:
+    for name in _measured(summary):
         (PICTURES / f"strategies-{name}.svg").write_text(arms_picture(summary, name))
         (PICTURES / f"strategies-{name}-size.svg").write_text(size_picture(summary, name))
     if PAGE.is_file():
@@ -368,7 +395,7 @@ def parts(summary: Mapping[str, Any], settings: Settings) -> dict[str, Callable[
         "tuning": lambda: tuning_table(summary, settings),
     }
     for name in summary["sets"]:
-        tables[f"arms-{name.replace('_', '-')}"] = lambda name=name: arms_table(summary, name)  # type: ignore[misc]
+        tables[f"arms-{name.replace('_', '-')}"] = lambda name=name: arms_part(summary, name)  # type: ignore[misc]
     for family in FAMILIES:
         tables[family] = lambda family=family: comparisons_table(summary, family)  # type: ignore[misc]
     return tables
