@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,18 @@ from typing import Any
 BLOCK = 32768
 
 
-def records(path: Path) -> Iterator[Any]:
+def records(path: Path, wait_seconds: float = 10.0) -> list[Any]:
+    """Return the records of a finished run. wandb 0.31's ``finish()`` returns a moment before its last block is on disk."""
+    until = time.monotonic() + wait_seconds
+    while True:
+        found = list(_parsed(path)) if path.stat().st_size else []
+        if found and found[-1].WhichOneof("record_type") == "exit":
+            return found
+        assert time.monotonic() < until, f"{path} has no exit record after {wait_seconds} s"
+        time.sleep(0.05)
+
+
+def _parsed(path: Path) -> Iterator[Any]:
     """Yield the protobuf records: LevelDB's log framing behind a header of 7 bytes."""
     from wandb.proto import wandb_internal_pb2 as pb
 
