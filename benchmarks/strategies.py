@@ -49,6 +49,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=HERE / "results" / "strategies")
     parser.add_argument("--hours", type=float, default=24.0, help="begin no cell after so long")
     parser.add_argument("--only", metavar="SET", help="train this set alone")
+    parser.add_argument("--arms", nargs="+", choices=tuple(ARMS), default=tuple(ARMS), help="train these alone")
     parser.add_argument("--report", action="store_true", help="write the report of what there is")
     parser.add_argument("--memory-of", metavar="SET:ARM", help="measure one arm's memory in this process, and print it")
     options = parser.parse_args()
@@ -62,7 +63,8 @@ def main() -> None:
             print(json.dumps(memory_of(settings, options, *options.memory_of.split(":"))))
         else:
             train_grid(settings, options)
-            measure_all_memory(settings, options)
+            if len(options.arms) == len(ARMS):
+                measure_all_memory(settings, options)
     except OtherSettings as error:
         sys.exit(str(error))
 
@@ -83,7 +85,7 @@ def train_grid(settings: Settings, options: argparse.Namespace) -> None:
         write_data(settings, options.data, shop.folder / "data")
         while time.monotonic() < until:
             rows = read_cells(path, settings)
-            cell = next(next_cells(settings, rows, only=options.only), None)
+            cell = next(next_cells(settings, rows, only=options.only, arms=options.arms), None)
             if cell is None:
                 return
             started = time.perf_counter()

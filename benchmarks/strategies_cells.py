@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ ARMS: Mapping[str, str] = {
     "encoder": "blocks and head train, embeddings do not",
     "head": "only the head trains",
     "layerwise": "all train, a block at 0.9 of the rate of the one above",
-    "gradual": "layerwise, and the blocks unfreeze from the top, two an epoch",
+    "gradual": "layerwise, and the blocks unfreeze from the top, two an epoch (GoEmotions: two each half epoch)",
     "lora": "LoRA, the same rank everywhere",
     "lora-longer": "LoRA, and as many more steps as the probe takes",
     "discriminative": "LoRA, ranks by measured importance, same budget",
@@ -117,11 +117,17 @@ class Cell:
 # --- the grid --------------------------------------------------------------------------------------------------------
 
 
-def next_cells(settings: Settings, rows: Sequence[Mapping[str, Any]], *, only: str | None = None) -> Iterator[Cell]:
+def next_cells(
+    settings: Settings,
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    only: str | None = None,
+    arms: Collection[str] = tuple(ARMS),
+) -> Iterator[Cell]:
     """Yield the cells that can be trained now and are not among ``rows``, in the order in which a partial grid is most useful.
 
     One data set after the other, or the one that ``only`` names; in each first the rates of every arm, then seed after seed
-    over all arms.
+    over all ``arms``. Processes with other arms may train at the same time; ``permuted`` waits for ``discriminative``.
     """
     done = {cell_of(row) for row in rows}
     for data in settings.sets if only is None else [settings.data(only)]:
@@ -133,7 +139,7 @@ def next_cells(settings: Settings, rows: Sequence[Mapping[str, Any]], *, only: s
             for arm, rate in chosen.items()
             if rate is not None
         ]
-        yield from (cell for cell in wanted if cell not in done)
+        yield from (cell for cell in wanted if cell not in done and cell.arm in arms)
 
 
 def chosen_rate(settings: Settings, rows: Sequence[Mapping[str, Any]], *, data: str, arm: str) -> float | None:
@@ -239,7 +245,8 @@ def _problem(data: DataSet) -> dict[str, str]:
 def _strategy(settings: Settings, cell: Cell, importance: Path | None) -> dict[str, Any]:
     head = {"head_lr": settings.head_rate}
     layerwise = {"type": "layerwise", "layer_decay": 0.9, "head_lr_mult": settings.head_rate / cell.rate}
-    unfreezing = {"epochs_per_stage": 1, "blocks_per_stage": 2}
+    # The model's four stages have to begin within the run.
+    unfreezing = {"epochs_per_stage": 1 if settings.data(cell.data).epochs > 3 else 0.5, "blocks_per_stage": 2}
     alpha = {"lora_alpha": settings.rank * settings.scale}
     lora = {"type": "lora", "r": settings.rank, **alpha, **head}
     ranks = {
