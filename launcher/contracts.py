@@ -174,8 +174,10 @@ class Predictions:
     """A model's outputs on rows, in the order of the rows.
 
     ``scores``: float64 [rows, outputs], probabilities for classification (one column per label; two for a one-logit
-    binary model) and predicted values for regression (one column).
-    ``labels``: int64 [rows], int64 [rows, labels] (0/1) for multi-label, float64 [rows] for regression; None: unlabelled.
+    binary model), predicted values for regression (one column), and for causal_lm, whose rows are whole texts, the summed negative
+    log-likelihood of a text's tokens in nats (one column).
+    ``labels``: int64 [rows], int64 [rows, labels] (0/1) for multi-label, float64 [rows] for regression, the number of predicted
+    tokens for causal_lm; None: unlabelled.
     """
 
     problem_type: str
@@ -235,9 +237,10 @@ class Task(Protocol):
         """Return the data that ``prepare_data`` left in ``folder``: what the ranks but the first do."""
         ...
 
-    def build_model(self, prepared: Prepared, *, skeleton: bool = False, quantization: Any = None) -> BuiltModel:
+    def build_model(self, prepared: Prepared | None, *, skeleton: bool = False, quantization: Any = None) -> BuiltModel:
         """Return the model with its head; ``skeleton``: on the meta device, without weights. Raises ModelError.
 
+        ``prepared``: None where the data are not known; what depends on them is then as the recipe has it, or usual.
         ``quantization``: transformers' quantisation configuration for its weights.
         """
         ...
@@ -254,6 +257,12 @@ class Task(Protocol):
         """Return a callable: list of rows -> batch of tensors, with ``sample_weight`` float32 [rows]."""
         ...
 
+    def row_outputs(self, outputs: Any, batch: Mapping[str, Any]) -> Any:
+        """Return what is kept of a model's outputs for each row of a batch, a tensor [rows, outputs] that is small enough for
+        all rows of a split to be held at once.
+        """
+        ...
+
     def items(self, batch: Mapping[str, Any]) -> Any:
         """Return the total weight of a batch, a scalar tensor: what the summed loss is divided by over the global batch."""
         ...
@@ -263,7 +272,7 @@ class Task(Protocol):
         ...
 
     def predictions(self, logits: np.ndarray, split: Any, prepared: Prepared) -> Predictions:
-        """Turn raw outputs [rows, outputs] for the rows of ``split`` into Predictions."""
+        """Turn ``row_outputs`` [rows, outputs] for the rows of ``split`` into Predictions."""
         ...
 
     def metrics(self, predictions: Predictions) -> dict[str, float]:

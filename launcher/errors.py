@@ -59,10 +59,18 @@ class DataError(LauncherError):
     exit_code = 3
 
 
+class DataUnreachable(DataError):
+    """Data are on a hub that cannot be reached now, and not in the local cache: nothing is known against them."""
+
+
 class ModelError(LauncherError):
     """A model or tokenizer cannot be found, loaded or used for the task."""
 
     exit_code = 4
+
+
+class ModelUnreachable(ModelError):
+    """A model or tokenizer is on a hub that cannot be reached now, and not in the local cache: nothing is known against it."""
 
 
 class InstallationError(LauncherError):
@@ -87,6 +95,18 @@ class TrainingDiverged(LauncherError):
     """The loss is NaN or infinite."""
 
     exit_code = 8
+
+
+class RunStalled(LauncherError):
+    """No rank advanced within the deadline, or a rank was stopped; the ranks were ended."""
+
+    exit_code = 9
+
+
+class SavedModelDiffers(LauncherError):
+    """The saved model, loaded in a process of its own, is not the trained one."""
+
+    exit_code = 10
 
 
 class Interrupted(LauncherError):

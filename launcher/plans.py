@@ -11,7 +11,9 @@ from typing import Any, Literal
 
 from launcher.contracts import Phase, Probe
 
-Engine = Literal["single", "ddp", "deepspeed"]
+Engine = Literal["single", "ddp", "deepspeed", "fsdp"]
+Precision = Literal["fp32", "tf32", "bf16", "fp16", "fp8"]
+Offload = Literal["none", "optimizer", "all"]
 
 
 @dataclass(frozen=True)
@@ -32,9 +34,11 @@ class Hardware:
     """Cores that this process may use."""
     memory_bytes: int
     cpu_has_fast_bf16: bool
-    """Whether the processor has bf16 dot products (AVX512-BF16 or AMX)."""
+    """Whether the processor computes bf16 faster than fp32: measured once, or told from its instructions (AVX512-BF16, AMX)."""
     has_cxx_compiler: bool = True
     """Whether operations that are built on first use can be."""
+    has_libaio: bool = True
+    """Whether libaio and its headers are here, with which DeepSpeed offloads to nvme."""
 
 
 @dataclass(frozen=True)
@@ -53,21 +57,76 @@ class LaunchPlan:
 
     engine: Engine
     zero_stage: int | None
-    precision: Literal["fp32", "bf16", "fp16"]
+    precision: Precision
     device: Literal["cpu", "cuda"]
     nodes: int
     processes_per_node: int
     batch: BatchPlan
+    offload: Offload = "none"
+    offload_device: Literal["cpu", "nvme"] = "cpu"
+    sequence_parallel_size: int = 1
+    tensor_parallel_size: int = 1
 
     @property
     def world_size(self) -> int:
-        """Processes in all."""
+        """Processes in all; ``batch.world_size`` of them, or of groups of them, hold rows of their own."""
         return self.nodes * self.processes_per_node
+
+    @property
+    def half(self) -> Literal["bf16", "fp16"] | None:
+        """The 16-bit format that most of the computation is in; None: 32 bits."""
+        if self.precision in ("bf16", "fp8"):
+            return "bf16"
+        return "fp16" if self.precision == "fp16" else None
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> LaunchPlan:
         """Read back what ``dataclasses.asdict`` wrote."""
         return cls(**{**values, "batch": BatchPlan(**values["batch"])})
+
+
+@dataclass(frozen=True)
+class MemorySetting:
+    """What of a run decides the memory of one rank, beside its model and what of it trains."""
+
+    engine: Engine
+    zero_stage: int | None
+    offload: Offload
+    precision: Precision
+    device: Literal["cpu", "cuda"]
+    world_size: int
+    micro_batch_size: int
+    accumulation: int
+    length: int
+    """Tokens of the longest row of a training batch, padded as the collator pads."""
+    activation_checkpointing: bool
+    eval_batch_size: int
+    eval_length: int
+    """Tokens of the longest row of an evaluation batch."""
+    optimizer: str
+    """Name as in ``training.optim``."""
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes of one rank's memory: for each moment of a run, its parts by name. Base is not among them."""
+
+    moments: Mapping[str, Mapping[str, int]]
+    """``loading``, ``training``, ``evaluation``, ``saving`` -> part (weights, gradients, optimizer, activations, ...) -> bytes."""
+    host_moments: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """The same for the machine's memory, where weights or optimizer are offloaded to it; of one rank."""
+    base: int = 0
+    """What the process or the device holds before a model is built."""
+
+    @property
+    def peak(self) -> int:
+        """Most bytes above ``base`` at any moment."""
+        return max(sum(parts.values()) for parts in self.moments.values())
+
+    @property
+    def peak_moment(self) -> str:
+        """The moment of the peak."""
+        return max(self.moments, key=lambda moment: sum(self.moments[moment].values()))
 
 
 @dataclass(frozen=True)
@@ -122,6 +181,16 @@ class RunPlan:
     probe: Probe | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
     """Fingerprints, revisions, counts: what the report and the trackers show."""
+
+    @property
+    def unread(self) -> str:
+        """Why the rows could not be read, which a preview may do without; "" where they were."""
+        return str(self.facts.get("unread", ""))
+
+    @property
+    def knows_steps(self) -> bool:
+        """Whether the number of steps is known: from the rows, or set by the recipe."""
+        return not self.unread or bool(self.facts.get("steps_are_set"))
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values for plan.json."""

@@ -11,6 +11,7 @@ from typing import Any
 # are all it takes to add one.
 TASKS = {
     "text-classification": "launcher.tasks.text_classification:TextClassification",
+    "causal-lm": "launcher.tasks.causal_lm:CausalLM",
 }
 STRATEGIES = {
     "full": "launcher.strategies.full:Full",
@@ -34,6 +35,12 @@ NEAR_MISSES = {
     "sequence-classification": "text-classification",
     "text_classification": "text-classification",
     "sentiment-analysis": "text-classification",
+    "causal_lm": "causal-lm",
+    "clm": "causal-lm",
+    "language-modeling": "causal-lm",
+    "language-modelling": "causal-lm",
+    "text-generation": "causal-lm",
+    "pretraining": "causal-lm",
     "full-finetuning": "full",
     "layer-wise": "layerwise",
     "layer_wise": "layerwise",

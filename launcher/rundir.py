@@ -1,8 +1,9 @@
 """The run directory: its file names, its events, and atomic writes. Both halves of the program meet only here.
 
 runs/NAME-NNN/  recipe.yaml  resolved.yaml  plan.json  events.jsonl  progress.jsonl
-                attempts/N/  accelerate.yaml deepspeed.json environment.json launch.sh verdict.rank-R.json logs/rank-R.log
-                checkpoints/step-N/  model/  adapter/  importance.json  evaluation/  report.html  wandb/
+                attempts/N/  accelerate.yaml deepspeed.json environment.json launch.sh verdict.rank-R.json
+                           heartbeat.rank-R.json logs/rank-R.log
+                locks/  checkpoints/step-N/  model/  adapter/  importance.json  evaluation/  report.html  wandb/
 """
 
 from __future__ import annotations
@@ -121,15 +122,20 @@ def _filled(target: Path, fill: Callable[[Path], object]) -> Path:
     return temporary
 
 
-def fsync_tree(folder: Path) -> None:
-    """Force every file below ``folder``, and the folders themselves, to disk."""
+def fsync_tree(folder: Path, *, files: bool = True) -> None:
+    """Force every file below ``folder``, and the folders themselves, to disk; without ``files`` the folders alone."""
     for root, _, names in os.walk(folder):
-        for path in [Path(root), *(Path(root) / name for name in names)]:
-            handle = os.open(path, os.O_RDONLY)
-            try:
-                os.fsync(handle)
-            finally:
-                os.close(handle)
+        for path in [Path(root), *(Path(root) / name for name in names if files)]:
+            fsync_folder(path)
+
+
+def fsync_folder(path: Path) -> None:
+    """Force a folder's entries (or a file's content) to disk, not what lies below."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 @dataclass(frozen=True)
@@ -246,9 +252,29 @@ class RunDir:
         """Ids of the rows that a rank trained on, a line for each step."""
         return self.attempt(attempt) / f"ledger.rank-{rank}.jsonl"
 
+    def memory(self, attempt: int, rank: int) -> Path:
+        """What a rank has used of memory."""
+        return self.attempt(attempt) / f"memory.rank-{rank}.json"
+
+    def saved_model(self, attempt: int) -> Path:
+        """Folder of the comparison of the saved model with the live one."""
+        return self.attempt(attempt) / "saved_model"
+
+    def deepspeed(self, attempt: int) -> Path:
+        """The DeepSpeed configuration of an attempt, resolved; there is none for other engines."""
+        return self.attempt(attempt) / "deepspeed.json"
+
     def launch_plan(self, attempt: int) -> Path:
         """What the front half decided and every rank asserts."""
         return self.attempt(attempt) / "launch.json"
+
+    def attempt_recipe(self, attempt: int) -> Path:
+        """The recipe of an attempt with every value; the newest attempt's is also ``resolved``."""
+        return self.attempt(attempt) / "resolved.yaml"
+
+    def resume_note(self, attempt: int) -> Path:
+        """What was said when the attempt was begun by ``resume``: which keys had changed, and the flags."""
+        return self.attempt(attempt) / "resume.json"
 
     def prepared(self, attempt: int) -> Path:
         """Written by rank 0 when the data are ready: where the other ranks find them."""
@@ -267,10 +293,29 @@ class RunDir:
         return max((int(p.name) for p in folder.iterdir() if p.name.isdigit()), default=0) if folder.is_dir() else 0
 
     def new_attempt(self) -> int:
-        """Make the folder of the next attempt and return its number."""
+        """Make the folder of the next attempt and return its number. Raises RunStateError where another launcher just did."""
         number = self.last_attempt + 1
-        (self.attempt(number) / "logs").mkdir(parents=True)
+        folder = self.attempt(number)
+        folder.parent.mkdir(exist_ok=True)
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            raise RunStateError(f"{self.path}: another launcher has just begun attempt {number}; wait for it") from None
+        (folder / "logs").mkdir()
         return number
+
+    @property
+    def locks(self) -> Path:
+        """Folder of the locks of the launcher and of each rank."""
+        return self.path / "locks"
+
+    def heartbeat(self, attempt: int, rank: int) -> Path:
+        """What a rank does, and since when."""
+        return self.attempt(attempt) / f"heartbeat.rank-{rank}.json"
+
+    def heartbeats(self, attempt: int) -> dict[int, dict[str, Any]]:
+        """Return rank -> its newest heartbeat, for the ranks of an attempt that have begun."""
+        return _by_rank(self.attempt(attempt), "heartbeat")
 
     def stop_request(self, attempt: int) -> Path:
         """A file whose presence asks the ranks of an attempt to save and stop at their next step."""
@@ -282,16 +327,16 @@ class RunDir:
 
     def verdicts(self, attempt: int) -> dict[int, dict[str, Any]]:
         """Return rank -> how it ended, for the ranks of an attempt that wrote a verdict."""
-        found = {}
-        for path in self.attempt(attempt).glob("verdict.rank-*.json"):
-            found[int(path.stem.rsplit("-", 1)[1])] = json.loads(path.read_text())
-        return dict(sorted(found.items()))
+        return _by_rank(self.attempt(attempt), "verdict")
 
     def live_ranks(self, attempt: int) -> list[int]:
         """Return the process ids of an attempt's ranks that still run on this machine."""
         running = [verdict for verdict in self.verdicts(attempt).values() if verdict["verdict"] == "running"]
-        here = platform.node()
-        return [int(v["pid"]) for v in running if v.get("host", here) == here and _is_that_process(v)]
+        return [int(v["pid"]) for v in running if is_that_process(v)]
+
+    def processes(self, attempt: int) -> dict[int, int]:
+        """Return rank -> process id of an attempt's ranks that exist on this machine, also after their verdict."""
+        return {rank: int(v["pid"]) for rank, v in self.verdicts(attempt).items() if "pid" in v and is_that_process(v)}
 
     def status(self) -> JobStatus:
         """Derive the run's state from its events."""
@@ -326,14 +371,23 @@ def _number(folder: str, name: str) -> int:
     return int(match[1]) if match else 0
 
 
-def _is_that_process(verdict: Mapping[str, Any]) -> bool:
-    """Whether the process that wrote a verdict still runs, and not a later one that was given its number."""
+def is_that_process(record: Mapping[str, Any]) -> bool:
+    """Whether the process that wrote ``record`` (pid, host, time) still runs here, and not a later one with its number."""
+    if record.get("host", platform.node()) != platform.node():
+        return False
     try:
-        process = psutil.Process(int(verdict["pid"]))
-        started_before = process.create_time() <= verdict.get("time", float("inf"))
+        process = psutil.Process(int(record["pid"]))
+        started_before = process.create_time() <= record.get("time", float("inf"))
         return bool(started_before and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
+
+
+def _by_rank(folder: Path, name: str) -> dict[int, dict[str, Any]]:
+    found = {}
+    for path in folder.glob(f"{name}.rank-*.json"):
+        found[int(path.stem.rsplit("-", 1)[1])] = json.loads(path.read_text())
+    return dict(sorted(found.items()))
 
 
 def default_file_mode() -> int:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+SHIPPED_DEEPSPEED = ("zero0", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload", "zero3_nvme", "zeropp")
+"""Names of the files in ds_configs."""
+
 _PACKAGE = Path(__file__).resolve().parent
 
 

@@ -13,15 +13,17 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TextIO
 
 from launcher import registry
 from launcher.contracts import Prepared
+from launcher.engine.heartbeat import Heartbeat
 from launcher.engine.session import describe_environment, write_output_to, write_start, write_verdict
 from launcher.engine.signals import StopFlag
-from launcher.errors import Interrupted, LauncherError, RecipeError
+from launcher.errors import Interrupted, LauncherError, RecipeError, RunStateError
+from launcher.launching.locks import Lock, hold_rank
 from launcher.launching.processes import die_with_parent
 from launcher.plans import BatchPlan, LaunchPlan
 from launcher.recipe.load import load_recipe, resolved_text
@@ -55,29 +57,43 @@ class Session:
     started: float
     arguments: Callable[..., Any]
     """Makes TrainingArguments for a batch, with changes of the recipe's section ``training``."""
+    heartbeat: Heartbeat = field(default_factory=Heartbeat)
+    lock: Lock | None = None
+    """Of this rank's place in the run; held until the process ends."""
 
 
 def train(session: Session) -> None:
     """Take a run from its recipe to the report; the line that every rank walks."""
+    from launcher.engine.allocator import return_freed_memory
     from launcher.engine.context import RunContext
+    from launcher.engine.memory_note import MemoryNote
     from launcher.engine.phases import first_phase, run_phase
     from launcher.engine.progress import Progress
     from launcher.engine.release import release
+    from launcher.engine.resuming import newest_valid, refuse_other_base, refuse_other_data, resume_flags
     from launcher.engine.tracking import start_tracker
     from launcher.planning.plan import plan_run
     from launcher.workflows.building import build_model
     from launcher.workflows.evaluate import evaluate_and_report
     from launcher.workflows.finish import save_model
+    from launcher.workflows.saved_model import SavedModelCheck
 
     run, recipe, rank = session.run, session.recipe, session.rank
+    if session.launch.device == "cpu":
+        return_freed_memory()
+    memory = MemoryNote(run.memory(session.attempt, rank), device=session.launch.device)
     tracker = start_tracker(recipe.tracking.wandb, run, rank=rank, config=recipe.model_dump(mode="json"))
-    progress = Progress(run, attempt=session.attempt, rank=rank, terminal=session.terminal, tracker=tracker)
+    heartbeat = session.heartbeat
+    progress = Progress(
+        run, attempt=session.attempt, rank=rank, terminal=session.terminal, tracker=tracker, heartbeat=heartbeat
+    )
 
     task = registry.load(registry.TASKS, recipe.task.type)(recipe, base_folder=session.base_folder)
     prepared = _prepare_once(session, task)
     _tell_data(progress, prepared)
 
     session.stop.raise_if_set()
+    heartbeat.beat("loading the model", may_be_silent=True)
     model, parameters = build_model(recipe, session.launch, task, prepared)
     strategy = registry.load(registry.STRATEGIES, recipe.strategy.type)()
     phases, probe = strategy.phases(parameters, recipe), strategy.probe(parameters, recipe)
@@ -88,16 +104,22 @@ def train(session: Session) -> None:
 
         if rank == 0:
             run.add_event("running", attempt=session.attempt, total_steps=plan.total_steps)
-        context = RunContext(recipe, run, session.attempt, plan, 0, task, prepared, progress, session.stop)
+        context = RunContext(recipe, run, session.attempt, plan, 0, task, prepared, progress, session.stop, memory)
         importance = find_importance(context, model, parameters, arguments=session.arguments)
         phases = strategy.phases(parameters, recipe, importance)
         plan = plan_run(recipe, session.launch, phases, train_rows=rows, facts=facts, probe=probe)
         model, _ = build_model(recipe, session.launch, task, prepared)
     identifying = _begin(session, progress, plan, task, model) if rank == 0 else None
 
-    resume_from = run.latest_checkpoint() if session.attempt > 1 else None
+    flags, resume_from = resume_flags(run, session.attempt), None
+    if session.attempt > 1:
+        resume_from = newest_valid(run.checkpoints, say=progress.warn, from_start=flags["from_start"])
     if resume_from is not None:
+        refuse_other_data(resume_from, prepared.fingerprint, allow=flags["allow_changes"])
+        if plan.phases[0].phase.adapters is not None:
+            refuse_other_base(resume_from, task, model, allow=flags["allow_changes"])
         progress.say(f"continuing from {resume_from.name}")
+    check = SavedModelCheck(recipe, session.launch, run, attempt=session.attempt, progress=progress, stop=session.stop)
     first, beginning = first_phase(plan, resume_from)
     trainer, ending = None, "done"
     for number in range(first, len(plan.phases)):
@@ -105,8 +127,11 @@ def train(session: Session) -> None:
             # An engine knows what trained when it was made, so each phase has a new one, and a model that none has touched.
             beginning = trainer.end_of_phase()
             release(trainer)
+            heartbeat.beat("loading the model", may_be_silent=True)
             model, _ = build_model(recipe, session.launch, task, prepared)
-        context = RunContext(recipe, run, session.attempt, plan, number, task, prepared, progress, session.stop)
+        context = RunContext(
+            recipe, run, session.attempt, plan, number, task, prepared, progress, session.stop, memory, check.get_ready
+        )
         _tell_phase(progress, context)
         arguments = session.arguments(context.planned.batch)
         trainer, ending = run_phase(context, model, arguments, beginning=beginning)
@@ -115,15 +140,22 @@ def train(session: Session) -> None:
         if ending == "finished_early":
             break
     assert trainer is not None
+    heartbeat.beat("finishing", may_be_silent=True)
+    check.start(trainer.model)
     if recipe.training.chooses_best:
         trainer.load_best()
     trainer.make_whole()
     if identifying is not None:
         identifying.join()
         run.add_event("trained", attempt=session.attempt, step=trainer.state.global_step)
+    # The trainer holds it, and gives it up when the saved one is loaded.
+    del model
 
-    save_model(trainer)
-    evaluate_and_report(trainer, worker_seconds=time.time() - session.started)
+    save_model(trainer, check)
+    memory.add("saving")
+    heartbeat.beat("finishing", may_be_silent=True)
+    evaluate_and_report(trainer, check, worker_seconds=time.time() - session.started)
+    memory.add("evaluation")
 
 
 # --- the steps of the line -------------------------------------------------------------------------------------------
@@ -134,10 +166,12 @@ def _prepare_once(session: Session, task: Any) -> Prepared:
     session.stop.raise_if_set()
     note = session.run.prepared(session.attempt)
     if session.rank == 0:
+        session.heartbeat.beat("preparing data", may_be_silent=True)
         folder, prepared = task.prepare_data()
         write_json(note, {"folder": str(folder)})
         result: Prepared = prepared
         return result
+    session.heartbeat.beat("waiting for prepared data", may_be_silent=True)
     other: Prepared = task.load_data(Path(session.stop.wait_for(note)["folder"]))
     return other
 
@@ -210,8 +244,14 @@ def main(argv: list[str] | None = None) -> int:
     error: BaseException | None = None
     terminal: TextIO | None = None
     try:
+        lock = hold_rank(place.run, rank) if place is not None else None
+    except RunStateError as refused:
+        # The verdict and the log are those of the rank that runs.
+        print(refused, file=sys.stderr, flush=True)
+        return refused.exit_code
+    try:
         if place is not None:
-            session = _started_by_launcher(place, started)
+            session = _started_by_launcher(place, lock, started)
         else:
             session, terminal = _started_by_accelerate(options, rank, started)
             place = Place(session.run, session.attempt, rank)
@@ -243,15 +283,18 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     return options
 
 
-def _started_by_launcher(place: Place, started: float) -> Session:
+def _started_by_launcher(place: Place, lock: Lock | None, started: float) -> Session:
     die_with_parent()
     run, attempt, rank = place.run, place.attempt, place.rank
     stop = StopFlag(run.stop_request(attempt))
     stop.install()
     write_start(run.verdict(attempt, rank))
     terminal = write_output_to(run.log(attempt, rank))
+    heartbeat = Heartbeat(run.heartbeat(attempt, rank), rank=rank)
+    heartbeat.start()
     noted = json.loads(run.launch_plan(attempt).read_text())
     recipe, launch = load_recipe(run.resolved).recipe, LaunchPlan.from_json(noted["plan"])
+    _set_deadlines(heartbeat, recipe)
     session = Session(
         run=run,
         attempt=attempt,
@@ -262,38 +305,67 @@ def _started_by_launcher(place: Place, started: float) -> Session:
         stop=stop,
         terminal=terminal if rank == 0 else None,
         started=started,
-        arguments=_arguments(recipe, launch, run.path),
+        arguments=_joined(heartbeat, recipe, launch, run.path, deepspeed=_read_deepspeed(run, attempt)),
+        heartbeat=heartbeat,
+        lock=lock,
     )
     _write_environment(session)
     return session
 
 
 def _started_by_accelerate(options: argparse.Namespace, rank: int, started: float) -> tuple[Session, TextIO]:
+    from launcher.launching.deepspeed import deepspeed_config
     from launcher.launching.under_accelerate import plan_under_accelerate
     from launcher.planning.hardware import detect_hardware
     from launcher.recipe.examine import examine
+    from launcher.workflows.start import write_configuration
 
     loaded, problems = examine(options.recipe, options.overrides)
     if loaded is None or problems:
         raise RecipeError(problems)
     adapted = plan_under_accelerate(loaded.recipe, detect_hardware(), os.environ)
     recipe, launch = adapted.recipe, adapted.launch
+    deepspeed = deepspeed_config(recipe, launch, base=adapted.deepspeed) if launch.engine == "deepspeed" else None
     # Starts torch.distributed, which the ranks need to agree on a run directory.
-    _arguments(recipe, launch, options.runs_dir, deepspeed=adapted.deepspeed)
+    _arguments(recipe, launch, options.runs_dir, deepspeed=deepspeed)
     run, attempt = _share_run(recipe, loaded.source_text, options.runs_dir, rank)
-    arguments = _arguments(recipe, launch, run.path, deepspeed=adapted.deepspeed)
+    arguments = _arguments(recipe, launch, run.path, deepspeed=deepspeed)
+    lock = hold_rank(run, rank)
     stop = StopFlag(run.stop_request(attempt))
     stop.install()
     write_start(run.verdict(attempt, rank))
     terminal = write_output_to(run.log(attempt, rank))
+    heartbeat = Heartbeat(run.heartbeat(attempt, rank), rank=rank)
+    heartbeat.start()
+    _set_deadlines(heartbeat, recipe)
     base = Path.cwd()
     if rank == 0:
         write_json(run.launch_plan(attempt), {"plan": asdict(launch), "base_folder": str(base)})
+        write_configuration(run, attempt, recipe, launch, deepspeed=adapted.deepspeed)
         print(f"run: {run.path}", file=terminal)
     shown = terminal if rank == 0 else None
-    session = Session(run, attempt, rank, recipe, base, launch, stop, shown, started, arguments)
+    session = Session(run, attempt, rank, recipe, base, launch, stop, shown, started, arguments, heartbeat, lock)
     _write_environment(session)
     return session, terminal
+
+
+def _set_deadlines(heartbeat: Heartbeat, recipe: Recipe) -> None:
+    heartbeat.set_deadlines(timeout=recipe.distributed.timeout, startup_timeout=recipe.distributed.startup_timeout)
+
+
+def _joined(
+    heartbeat: Heartbeat, recipe: Recipe, launch: LaunchPlan, output: Path, *, deepspeed: dict[str, Any] | None
+) -> Callable[..., Any]:
+    # What it imports takes long on a busy file system; the ranks themselves wait for each other no longer than the timeout.
+    heartbeat.beat("joining the other ranks", may_be_silent=True)
+    return _arguments(recipe, launch, output, deepspeed=deepspeed)
+
+
+def _read_deepspeed(run: RunDir, attempt: int) -> dict[str, Any] | None:
+    """Return the configuration with which the attempt was started: the file that a recipe names may be another by now."""
+    file = run.deepspeed(attempt)
+    config: dict[str, Any] | None = json.loads(file.read_text()) if file.is_file() else None
+    return config
 
 
 def _arguments(
@@ -343,9 +415,14 @@ def _end(place: Place | None, rank: int, error: BaseException | None, terminal: 
             return error.exit_code
         assert error is not None
         raise error
-    code = write_verdict(place.run.verdict(place.attempt, place.rank), error)
-    if place.rank == 0:
-        _add_final_event(place, error)
+    try:
+        code = write_verdict(place.run.verdict(place.attempt, place.rank), error)
+        if place.rank == 0:
+            _add_final_event(place, error)
+    except OSError as full:
+        # Most likely the disk is full to the last byte. What ended the rank is still told, to the terminal at least.
+        print(f"the verdict could not be written ({full}): {error or 'finished'}", file=sys.stderr, flush=True)
+        return error.exit_code if isinstance(error, LauncherError) else 1
     if error is not None:
         verdict = place.run.verdicts(place.attempt)[place.rank]
         text = verdict["traceback"] or verdict["error"]

@@ -52,7 +52,15 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setenv("TORCH_EXTENSIONS_DIR", str(built))
         patch.setenv("HOME", str(folder))
         patch.setenv("XDG_CACHE_HOME", str(folder / ".cache"))
+        _fix_precision()
         yield folder
+
+
+def _fix_precision() -> None:
+    """What ``precision: auto`` means on a processor must not depend on the machine of the tests: fp32, and nothing is measured."""
+    from launcher.planning.cpu_precision import keep
+
+    keep({"bf16_is_fast": False})
 
 
 @pytest.fixture(name="require", scope="session")

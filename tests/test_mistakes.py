@@ -66,12 +66,12 @@ def test_evaluation_is_without_dropout_and_training_goes_on_with_it(ready):
 @pytest.mark.parametrize("block", ["optimizer", "scheduler"])
 def test_a_deepspeed_file_that_flattens_the_rates_is_refused(block):
     from launcher.errors import PlanMismatch
-    from launcher.launching.render import deepspeed_config
+    from launcher.launching.deepspeed import deepspeed_config
     from launcher.plans import BatchPlan, LaunchPlan
     from launcher.recipe.load import load_recipe
 
     plan = LaunchPlan("deepspeed", 2, "fp32", "cpu", nodes=1, processes_per_node=2, batch=BatchPlan(32, 2, 16, 1))
-    recipe = load_recipe("quickstart/api-topics").recipe
+    recipe = load_recipe("quickstart/api-topics", ["strategy.type=layerwise", "strategy.layer_decay=0.9"]).recipe
     assert block not in deepspeed_config(recipe, plan)
     with pytest.raises(PlanMismatch, match=f"the DeepSpeed file has a block '{block}'"):
         deepspeed_config(recipe, plan, base={"zero_optimization": {"stage": 2}, block: {"type": "AdamW"}})

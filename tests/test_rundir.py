@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.engine.checkpoints import MANIFEST, prune, write_manifest
+from launcher.engine.checkpoint_files import MANIFEST, prune, write_manifest
 from launcher.errors import RunStateError
 from launcher.rundir import RunDir, append_json, read_jsonl, replace_folder, write_json, write_text
 

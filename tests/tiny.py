@@ -112,7 +112,8 @@ def recipe_values(model: Path | str, data: Path | str, /, **changes: Any) -> dic
         },
         "precision": "fp32",
         "distributed": {"processes_per_node": 1},
-        "evaluation": {"bootstrap": 50},
+        # A process for each run would take longer than the run; tests of it switch it on.
+        "evaluation": {"bootstrap": 50, "verify_saved": False},
         "tracking": {"wandb": None},
     }  # fmt: skip
     for name, change in changes.items():
@@ -135,8 +136,12 @@ def write_recipe(path: Path, values: Mapping[str, Any]) -> Path:
 
 
 def environment(**changes: str) -> dict[str, str]:
-    """The environment of a launcher started by a test: no network, and nothing that a test runner set for ranks."""
-    return {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **changes}
+    """The environment of a launcher started by a test: no network, and nothing that a test runner set for ranks.
+
+    The tools beside Python come first: two versions of ninja would each build DeepSpeed's operations anew after the other.
+    """
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+    return {**os.environ, "PATH": path, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **changes}
 
 
 def launcher(

@@ -57,6 +57,9 @@ def predict(
 
 
 def _prediction_line(row: Mapping[str, Any]) -> str:
+    if "perplexity" in row:
+        loss = "–" if row["loss"] is None else f"loss {row['loss']:.4f}  perplexity {row['perplexity']:,.2f}"
+        return f"{loss}\t{row['text']}"
     prediction = row["prediction"]
     if isinstance(prediction, float):
         return f"{prediction:.4f}\t{row['text']}"

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from launcher.cli.shared import Json, Overrides, RecipeName, load_checked, print_json, print_table, short
+from launcher.cli.shared import Json, Overrides, RecipeName, RunsDir, load_checked, print_json, print_table, short
 from launcher.errors import DataError
 
 if TYPE_CHECKING:
@@ -16,7 +17,9 @@ if TYPE_CHECKING:
 
     from launcher.evaluation.range_test import RangeTest
     from launcher.plans import RunPlan
+    from launcher.recipe.load import LoadedRecipe
     from launcher.recipe.schema import Recipe
+    from launcher.workflows.forecast import WholePlan
     from launcher.workflows.plan_view import TableView
 
 _PICTURES = (".svg", ".png")
@@ -28,6 +31,24 @@ _PICTURES = (".svg", ".png")
 def plan(
     recipe: RecipeName,
     overrides: Overrides = None,
+    gpu: Annotated[
+        str | None,
+        typer.Option("--gpu", help="Plan for machines with this GPU, such as h100-80gb, instead of this machine."),
+    ] = None,
+    gpus_per_node: Annotated[
+        int | None, typer.Option("--gpus-per-node", min=1, help="Sets distributed.processes_per_node.")
+    ] = None,
+    nodes: Annotated[int | None, typer.Option("--nodes", min=1, help="Sets distributed.nodes.")] = None,
+    throughput: Annotated[
+        float | None, typer.Option("--throughput", min=1.0, help="Tokens per second of all ranks, where you know them.")
+    ] = None,
+    measure: Annotated[
+        bool,
+        typer.Option(
+            "--measure", help="Train a few steps here first, and keep what they needed and how fast they were."
+        ),
+    ] = False,
+    runs_dir: RunsDir = Path("runs"),
     as_json: Json = False,
     plot: Annotated[
         bool,
@@ -37,24 +58,68 @@ def plan(
         ),
     ] = False,
 ) -> None:
-    """Show what a run would do: what trains at which rate, steps, batches, and the command. No weights are loaded."""
-    from launcher.launching.launch_plan import plan_launch
+    """Show what a run would do and need: what trains, steps, memory, time, disk. No weights are loaded.
+
+    A run that does not fit is refused (exit code 2) with the cheapest change that makes it fit.
+    """
+    from launcher.planning.gpus import find_gpu, hardware_for
     from launcher.planning.hardware import detect_hardware
-    from launcher.planning.plan import preview_run
+    from launcher.workflows.forecast import as_error, as_json as forecast_json, plan_whole
     from launcher.workflows.plan_view import tuning_rows
 
-    keys, picture = _split_picture(overrides or []) if plot else (overrides or [], None)
+    if measure and gpu is not None:
+        raise typer.BadParameter("--measure trains on this machine, and --gpu plans for another; leave one out")
+    keys, picture = _split_picture(overrides or []) if plot else (list(overrides or []), None)
+    keys += [f"distributed.processes_per_node={gpus_per_node}"] if gpus_per_node else []
+    keys += [f"distributed.nodes={nodes}"] if nodes else []
     loaded = load_checked(recipe, keys, quiet=as_json)
-    launch = plan_launch(loaded.recipe, detect_hardware())
-    found = preview_run(loaded.recipe, launch, base_folder=Path.cwd())
+    spec = find_gpu(gpu) if gpu is not None else None
+    hardware = hardware_for(spec, loaded.recipe.distributed.processes_per_node or 1) if spec else detect_hardware()
+
+    def planned() -> WholePlan:
+        return plan_whole(
+            loaded, hardware, gpu=spec, base_folder=Path.cwd(), runs=runs_dir, tokens_per_second=throughput
+        )
+
+    whole = planned()
+    if measure:
+        _measure(loaded, whole)
+        whole = planned()
     if as_json:
-        print_json({**found.to_json(), "tuning": tuning_rows(found), "command": _command_of(found)})
+        found = forecast_json(whole)
+        values = {**whole.plan.to_json(), "total_steps": found["total_steps"], "whole": found}
+        print_json({**values, "tuning": tuning_rows(whole.plan), "command": _command_of(whole.plan)})
     else:
-        _show_plan(found)
+        _show_plan(whole)
     if plot:
         path = picture or Path(f"{loaded.recipe.name}-rates.svg")
-        _draw_plan(found, loaded.recipe, path)
+        _draw_plan(whole.plan, loaded.recipe, path)
         typer.echo(f"picture     {short(path)}", err=as_json)
+    if whole.refused:
+        raise as_error(whole, loaded)
+
+
+def _measure(loaded: LoadedRecipe, whole: WholePlan) -> None:
+    """Train a few steps; what the run prints goes to the error stream, since the plan's own text may be read by a machine."""
+    import os
+    from dataclasses import replace
+
+    from launcher.workflows.measuring import measure
+
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        measure(
+            replace(loaded, recipe=whole.recipe),
+            whole.hardware,
+            launch=whole.plan.launch,
+            facts=whole.plan.facts,
+            tell=lambda text: typer.echo(text, err=True),
+        )
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def _split_picture(words: list[str]) -> tuple[list[str], Path | None]:
@@ -71,27 +136,59 @@ def _command_of(found: RunPlan) -> list[str]:
     return worker_command(Path("runs/NAME-NNN"), attempt=1, plan=found.launch)
 
 
-def _show_plan(found: RunPlan) -> None:
+def _show_plan(whole: WholePlan) -> None:
+    from launcher.workflows.forecast_view import forecast_lines, memory_tables
     from launcher.workflows.plan_view import table_views
 
+    found = whole.plan
     for view in table_views(found):
         _show_table(view)
+    for table in memory_tables(whole):
+        typer.echo(table.heading)
+        print_table(table.head, table.rows, right=set(range(1, len(table.head))))
+    command = ("command", shlex.join(_command_of(found)))
+    for name, text in [*_plan_lines(whole), *forecast_lines(whole), command]:
+        typer.echo(f"{name:<12}{text}")
+
+
+def _plan_lines(whole: WholePlan) -> list[tuple[str, str]]:
+    found = whole.plan
     splits = found.facts["splits"]
-    typer.echo("data        " + ", ".join(f"{s['rows']:,} {name}" for name, s in splits.items()) + " rows")
-    for text in found.facts["warnings"]:
-        typer.echo(f"            warning: {text}")
+    lines = [("data", ", ".join(f"{s['rows']:,} {name}" for name, s in splits.items()) + " rows")]
+    if found.unread:
+        lines = [
+            ("data", f"not read: {found.unread}"),
+            ("", f"rows count as {found.facts['max_length']:,} tokens each"),
+        ]
+    lines += [("", f"warning: {text}") for text in found.facts["warnings"]]
     launch = found.launch
     stage = f" ZeRO-{launch.zero_stage}" if launch.zero_stage is not None else ""
-    typer.echo(f"processes   {launch.world_size} ({launch.engine}{stage}), {launch.precision} on {launch.device}")
+    nodes = f" on {launch.nodes} machines" if launch.nodes > 1 else ""
+    lines.append(
+        ("processes", f"{launch.world_size}{nodes} ({launch.engine}{stage}), {launch.precision} on {launch.device}")
+    )
+    if whole.chosen:
+        lines.append(("", f"engine: auto took {whole.chosen}"))
     for number, batch in enumerate(dict.fromkeys(planned.batch for planned in found.phases)):
-        typer.echo(
-            f"{'' if number else 'batch':<12}{batch.global_batch_size} rows a step = {batch.world_size} process(es) x "
+        text = (
+            f"{batch.global_batch_size} rows a step = {batch.world_size} process(es) x "
             f"{batch.micro_batch_size} rows x {batch.accumulation} pass(es)"
         )
-    typer.echo(f"steps       {found.total_steps:,} = {_epochs(found)}; warm-up {found.warmup_steps:,}")
+        lines.append(("" if number else "batch", text))
+    lines.append(("steps", _steps(whole)))
     if "prefix_cache" in found.facts:
-        typer.echo(f"cache       {found.facts['prefix_cache']}")
-    typer.echo(f"command     {shlex.join(_command_of(found))}")
+        lines.append(("cache", found.facts["prefix_cache"]))
+    return lines
+
+
+def _steps(whole: WholePlan) -> str:
+    found = whole.plan
+    if not found.knows_steps:
+        return "unknown, as the rows are; set training.max_steps to plan with a number"
+    steps = f"{found.total_steps:,}"
+    if found.unread:
+        return f"{steps} (training.max_steps); warm-up {found.warmup_steps:,}"
+    return f"{steps} = {_epochs(found)}; warm-up {found.warmup_steps:,}"
 
 
 def _epochs(found: RunPlan) -> str:

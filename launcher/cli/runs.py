@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -17,45 +17,72 @@ from launcher.cli.shared import (
     print_json,
     print_table,
     short,
+    tell_notes,
 )
 from launcher.errors import RunStateError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from launcher.launching.locks import Lock
     from launcher.rundir import RunDir
 
 
 def run(recipe: RecipeName, overrides: Overrides = None, runs_dir: RunsDir = Path("runs")) -> None:
     """Train, evaluate and report, on this machine. Ctrl-C saves a checkpoint and stops."""
-    from launcher.planning.hardware import detect_hardware
+    from launcher.launching.locks import hold_run
+    from launcher.planning.hardware import hardware_for
     from launcher.workflows.start import create_run
 
     if (Path(recipe) / "resolved.yaml").is_file():
         raise RunStateError(f"{recipe} is the directory of a run; to continue it: launcher resume {recipe}")
     loaded = load_checked(recipe, overrides)
-    directory, attempt = create_run(loaded, runs=runs_dir, hardware=detect_hardware())
+    directory, attempt = create_run(loaded, runs=runs_dir, hardware=hardware_for(loaded.recipe))
     typer.echo(f"run: {short(directory.path)}")
-    _submit(directory, attempt)
+    with hold_run(directory) as lock:
+        _submit(directory, attempt, lock)
 
 
-def resume(run: RunPath) -> None:
-    """Continue a run that was interrupted or failed, from its newest complete checkpoint."""
-    from launcher.planning.hardware import detect_hardware
-    from launcher.recipe.load import load_recipe
+def resume(
+    run: RunPath,
+    overrides: Overrides = None,
+    allow_changes: Annotated[
+        bool, typer.Option("--allow-changes", help="Go on although a changed key makes it another run.")
+    ] = False,
+    from_start: Annotated[
+        bool, typer.Option("--from-start", help="Begin anew at step 0 where checkpoints exist and none is valid.")
+    ] = False,
+) -> None:
+    """Continue a run that was interrupted or failed, from its newest valid checkpoint; it may get other processes."""
+    from launcher.launching.locks import hold_run
+    from launcher.planning.hardware import hardware_for
     from launcher.rundir import RunDir
+    from launcher.workflows.resuming import changes_since_first, load_for_resume
     from launcher.workflows.start import resume_run
 
-    recipe = load_recipe(RunDir.open(run).resolved).recipe
-    directory, attempt = resume_run(run.resolve(), recipe=recipe, hardware=detect_hardware())
-    typer.echo(f"run: {short(directory.path)}, attempt {attempt}")
-    _submit(directory, attempt)
+    directory = RunDir.open(run.resolve())
+    loaded = load_for_resume(directory, overrides or [])
+    tell_notes(loaded)
+    # Before anything is written: of two that resume at once, one changes nothing.
+    with hold_run(directory) as lock:
+        for change in changes_since_first(directory, loaded.recipe):
+            typer.echo(f"changed since the first attempt: {change} ({change.reason})")
+        directory, attempt = resume_run(
+            run.resolve(),
+            recipe=loaded.recipe,
+            hardware=hardware_for(loaded.recipe),
+            allow_changes=allow_changes,
+            from_start=from_start,
+        )
+        typer.echo(f"run: {short(directory.path)}, attempt {attempt}")
+        _submit(directory, attempt, lock)
 
 
-def _submit(directory: RunDir, attempt: int) -> NoReturn:
-    from launcher.backends.local import LocalBackend, first_failure
+def _submit(directory: RunDir, attempt: int, lock: Lock) -> NoReturn:
+    from launcher.backends.endings import first_failure
+    from launcher.backends.local import LocalBackend
 
-    code = LocalBackend().submit(directory.path, attempt=attempt)
+    code = LocalBackend(on_look=lock.refresh).submit(directory.path, attempt=attempt)
     failed = first_failure(directory, attempt) if code else None
     if failed is not None:
         rank, verdict = failed

@@ -26,7 +26,7 @@ FORMATS = {
     ".pq": "parquet",
     ".txt": "labelled-text",
 }
-_TEXT_FORMATS = ("csv", "tsv", "json", "jsonl", "labelled-text")
+_TEXT_FORMATS = ("csv", "tsv", "json", "jsonl", "labelled-text", "text", "paragraphs")
 
 
 @dataclass(frozen=True)
@@ -159,13 +159,16 @@ def _class_name(value: Any, *, names: tuple[str, ...]) -> Any:
     return value
 
 
-def read_file(path: Path, *, spec: SourceSpec, shown: str | None = None) -> Table:
+def read_file(path: Path, *, spec: SourceSpec, shown: str | None = None, plain_text: bool = False) -> Table:
     """Read one file by ``spec.format``, or by its ending.
 
-    ``shown`` is how errors name the file. Raises DataError: unknown format, an option that the format does not have, or
-    content that does not fit it (the line is named).
+    ``shown`` is how errors name the file; with ``plain_text`` the ending .txt stands for texts without labels, one a line.
+    Raises DataError: unknown format, an option that the format does not have, or content that does not fit it (the line is
+    named).
     """
     kind = spec.format or file_format(path)
+    if plain_text and spec.format is None and kind == "labelled-text":
+        kind = "text"
     if kind is None:
         known = ", ".join(sorted(FORMATS))
         raise DataError(f"{path}: its ending tells no format (known: {known}); set `format` of this source")
@@ -282,6 +285,27 @@ def _read_labelled(text: str, path: Path, spec: SourceSpec) -> _Read:
     return _Read({"label": labels, "text": texts}, lines)
 
 
+def _read_lines(text: str, path: Path, spec: SourceSpec) -> _Read:
+    """Each line that is not blank is a row."""
+    numbered = [(n, line.removesuffix("\r")) for n, line in enumerate(text.split("\n"), start=1) if line.strip()]
+    return _Read({"text": [line for _, line in numbered]}, [number for number, _ in numbered])
+
+
+def _read_paragraphs(text: str, path: Path, spec: SourceSpec) -> _Read:
+    """Lines up to the next blank line are a row, with their line breaks."""
+    paragraphs: list[list[str]] = []
+    lines: list[int] = []
+    was_blank = True
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            if was_blank:
+                paragraphs.append([])
+                lines.append(number)
+            paragraphs[-1].append(line.removesuffix("\r"))
+        was_blank = not line.strip()
+    return _Read({"text": ["\n".join(paragraph) for paragraph in paragraphs]}, lines)
+
+
 def _read_parquet(path: Path, *, shown: str) -> Table:
     import pyarrow
     import pyarrow.parquet
@@ -319,4 +343,6 @@ _READERS = {
     "json": _read_json,
     "jsonl": _read_jsonl,
     "labelled-text": _read_labelled,
+    "text": _read_lines,
+    "paragraphs": _read_paragraphs,
 }

@@ -112,11 +112,15 @@ class RankBatches:
     a copy of zero weight, where a small last batch has fewer rows than there are ranks and passes.
     """
 
-    def __init__(self, batches: PhaseBatches, *, accumulation: int, rank: int, world_size: int) -> None:
+    def __init__(
+        self, batches: PhaseBatches, *, accumulation: int, rank: int, world_size: int, least_rows: int = 1
+    ) -> None:
+        """``least_rows``: rows that each list has at least, filled up with padding rows."""
         self.batches = batches
         self.accumulation = accumulation
         self.rank = rank
         self.world_size = world_size
+        self.least_rows = least_rows
 
     def __len__(self) -> int:
         """Micro-batches on one rank."""
@@ -132,11 +136,12 @@ class RankBatches:
 
         Rows of like length stay in one pass, and the ranks take turns in it, so that all ranks work equally long.
         """
-        passes = np.array_split(rows, self.accumulation)
-        return [
-            [int(row) for row in part[self.rank :: self.world_size]] or [-1 - int(part[0] if len(part) else rows[0])]
-            for part in passes
-        ]
+        shares = []
+        for part in np.array_split(rows, self.accumulation):
+            mine = [int(row) for row in part[self.rank :: self.world_size]]
+            padding = -1 - int(part[0] if len(part) else rows[0])
+            shares.append(mine + [padding] * (self.least_rows - len(mine)))
+        return shares
 
 
 def evaluation_batches(lengths: Sequence[int] | np.ndarray, *, batch_size: int) -> list[np.ndarray]:

@@ -64,18 +64,20 @@ def load_splits(
     optional: tuple[str, ...] = OPTIONAL,
     problem_type: str = "auto",
     label_delimiter: str = ",",
+    plain_text: bool = False,
 ) -> SplitSet:
     """Read the rows of ``data``; relative paths count from ``base_folder``.
 
     ``needs`` must be found in train and validation, and in test but for ``label``; ``optional`` is taken where found.
     Without validation rows a seeded share of train is set aside: stratified by label, or drawn from all rows alike for
-    regression and multi-label; ``problem_type`` and ``label_delimiter`` say what a label is.
+    regression and multi-label; ``problem_type`` and ``label_delimiter`` say what a label is; ``plain_text``, that files named
+    .txt hold texts alone.
 
     Raises:
         DataError: a source, column or row is missing or broken; file, row, value and remedy are named.
     """
     check_keys(data.columns, known=(*needs, *optional))
-    found = _find_parts(data, base_folder=base_folder)
+    found = _find_parts(data, base_folder=base_folder, plain_text=plain_text)
     sets = {
         split: read_split(split, parts=parts, data=data, needs=needs, optional=optional)
         for split, parts in found.items()
@@ -102,6 +104,7 @@ def load_rows(
     needs: tuple[str, ...] = NEEDS,
     optional: tuple[str, ...] = OPTIONAL,
     split: str = "test",
+    plain_text: bool = False,
 ) -> RowSet:
     """Read one source on its own, with the columns of ``data``: to predict or evaluate on other rows.
 
@@ -109,7 +112,7 @@ def load_rows(
     Raises DataError as ``load_splits`` does.
     """
     check_keys(data.columns, known=tuple(dict.fromkeys((*needs, *optional, *NEEDS, *OPTIONAL))))
-    parts = [_part(source, data=data, base_folder=base_folder, split=split)]
+    parts = [_part(source, data=data, base_folder=base_folder, split=split, plain_text=plain_text)]
     rows, _ = without_hidden_labels(read_split("test", parts=parts, data=data, needs=needs, optional=optional))
     return rows
 
@@ -117,7 +120,7 @@ def load_rows(
 # --- steps ---------------------------------------------------------------------------------------------------------
 
 
-def _find_parts(data: DataSection, *, base_folder: Path) -> dict[str, list[Part]]:
+def _find_parts(data: DataSection, *, base_folder: Path, plain_text: bool) -> dict[str, list[Part]]:
     """Return split -> its sources, in order; rows named for a split replace those that ``source`` has for it."""
     if (data.source is None) == (data.train is None):
         fault = "neither" if data.source is None else "both; remove one"
@@ -125,13 +128,15 @@ def _find_parts(data: DataSection, *, base_folder: Path) -> dict[str, list[Part]
     found: dict[str, list[Part]] = {}
     if data.source is not None:
         spec = _spec(data.source)
-        opened = open_source(spec, base_folder=base_folder, cache_dir=_cache_dir(data))
+        opened = open_source(spec, base_folder=base_folder, cache_dir=_cache_dir(data), plain_text=plain_text)
         found = _named_parts(opened, spec=spec)
     for split in SPLITS:
         given = getattr(data, split)
         sources = given if isinstance(given, list) else [] if given is None else [given]
         if sources:
-            found[split] = [_part(s, data=data, base_folder=base_folder, split=split) for s in sources]
+            found[split] = [
+                _part(s, data=data, base_folder=base_folder, split=split, plain_text=plain_text) for s in sources
+            ]
     if "train" not in found:
         raise DataError("data.train is an empty list; name at least one source")
     return {split: found[split] for split in SPLITS if split in found}
@@ -149,9 +154,9 @@ def _named_parts(opened: OpenSource, *, spec: SourceSpec) -> dict[str, list[Part
     return {s: [Part(spec, opened.splits[s], opened.warnings if s == "train" else ())] for s in kept}
 
 
-def _part(source: str | SourceSpec, *, data: DataSection, base_folder: Path, split: str) -> Part:
+def _part(source: str | SourceSpec, *, data: DataSection, base_folder: Path, split: str, plain_text: bool) -> Part:
     spec = _spec(source)
-    opened = open_source(spec, base_folder=base_folder, cache_dir=_cache_dir(data))
+    opened = open_source(spec, base_folder=base_folder, cache_dir=_cache_dir(data), plain_text=plain_text)
     return Part(spec, pick_split(opened, spec=spec, wanted=split), opened.warnings)
 
 

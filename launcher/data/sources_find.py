@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import socket
 import urllib.request
@@ -13,7 +14,7 @@ from urllib.parse import urlsplit
 
 from launcher.data.builtin import PREFIX, make_builtin
 from launcher.data.readers import FORMATS, ArrowTable, ColumnsTable, Places, Table, bare_stem, file_format, read_file
-from launcher.errors import DataError
+from launcher.errors import DataError, DataUnreachable
 from launcher.registry import suggest
 
 if TYPE_CHECKING:
@@ -48,8 +49,10 @@ class OpenSource:
     warnings: tuple[str, ...] = ()
 
 
-def open_source(spec: SourceSpec, *, base_folder: Path, cache_dir: Path | None = None) -> OpenSource:
-    """Find what ``spec.source`` names; an existing path wins over a hub id.
+def open_source(
+    spec: SourceSpec, *, base_folder: Path, cache_dir: Path | None = None, plain_text: bool = False
+) -> OpenSource:
+    """Find what ``spec.source`` names; an existing path wins over a hub id. ``plain_text``: see ``readers.read_file``.
 
     Raises:
         DataError: nothing is there (with near names), a folder holds no splits, or the hub cannot be reached.
@@ -59,7 +62,7 @@ def open_source(spec: SourceSpec, *, base_folder: Path, cache_dir: Path | None =
     path = (base_folder / Path(spec.source).expanduser()).resolve()
     if path.exists():
         _refuse_hub_options(spec)
-        return _open_folder(path, spec=spec) if path.is_dir() else _open_file(path, spec=spec)
+        return (_open_folder if path.is_dir() else _open_file)(path, spec=spec, plain_text=plain_text)
     if _looks_like_path(spec.source):
         raise DataError(_missing(spec.source, path=path))
     return _open_hub(spec, path=path)
@@ -104,14 +107,14 @@ def _open_builtin(spec: SourceSpec, *, cache_dir: Path | None) -> OpenSource:
     )
 
 
-def _open_file(path: Path, *, spec: SourceSpec) -> OpenSource:
+def _open_file(path: Path, *, spec: SourceSpec, plain_text: bool) -> OpenSource:
     if spec.split is not None:
         raise DataError(f"{path}: is one file and has no splits; remove `split: {spec.split}` from this source")
 
-    return OpenSource(str(path), {"train": lambda: [read_file(path, spec=spec)]}, single=True)
+    return OpenSource(str(path), {"train": lambda: [read_file(path, spec=spec, plain_text=plain_text)]}, single=True)
 
 
-def _open_folder(path: Path, *, spec: SourceSpec) -> OpenSource:
+def _open_folder(path: Path, *, spec: SourceSpec, plain_text: bool) -> OpenSource:
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         return _open_saved(path, spec=spec)
     files = _split_files(path) or _split_files(path / "data")
@@ -119,7 +122,7 @@ def _open_folder(path: Path, *, spec: SourceSpec) -> OpenSource:
         raise DataError(_no_splits(path))
 
     def reader(shards: list[Path]) -> Reader:
-        return lambda: [read_file(shard, spec=spec) for shard in shards]
+        return lambda: [read_file(shard, spec=spec, plain_text=plain_text) for shard in shards]
 
     ordered = sorted(files, key=SPLITS.index)
     return OpenSource(str(path), {split: reader(files[split]) for split in ordered}, single=False)
@@ -189,39 +192,45 @@ def _of_datasets(loaded: Any, *, shown: str, facts: dict[str, Any]) -> OpenSourc
 
 
 def _open_hub(spec: SourceSpec, *, path: Path) -> OpenSource:
-    import datasets
-
     if spec.format or spec.encoding or spec.delimiter or spec.header:
         raise DataError(f"{spec.source}: is a hub id; remove format, encoding, delimiter and header, or give a path")
     shown = spec.source + (f" ({spec.name})" if spec.name else "")
-    if not _cached(spec.source) and not _hub_has_address():
-        raise DataError(_hub_fault(spec, error=ConnectionError(f"no address for {_hub_host()}"), path=path))
+    if not _cached(spec.source) and not hub_has_address():
+        raise _hub_fault(spec, error=ConnectionError(f"no address for {_hub_host()}"), path=path)
+    import datasets
+
     try:
         loaded = datasets.load_dataset(spec.source, name=spec.name, split=spec.split, revision=spec.revision)
     except Exception as error:
         # The hub's client, its cache and every builder have errors of their own.
-        raise DataError(_hub_fault(spec, error=error, path=path)) from None
+        raise _hub_fault(spec, error=error, path=path) from None
     some = next(iter(loaded.values())) if isinstance(loaded, dict) else loaded
     return _of_datasets(loaded, shown=shown, facts={"format": "hub", "revision": _commit(some) or spec.revision})
 
 
 def _cached(source: str) -> bool:
     """Whether `datasets` has prepared this data set before, in whatever version."""
+    from huggingface_hub import constants
+
+    *owner, name = source.split("/")
+    root = Path(os.environ.get("HF_DATASETS_CACHE") or Path(constants.HF_HOME) / "datasets").expanduser()
+    # Importing datasets takes seconds, which a plan without data need not spend.
+    if not any(root.glob(f"{owner[0]}___*" if owner else "*")):
+        return False
     import datasets
     from datasets.naming import camelcase_to_snakecase
 
-    *owner, name = source.split("/")
     folder = "___".join([*owner, camelcase_to_snakecase(name)])
     return (Path(datasets.config.HF_DATASETS_CACHE).expanduser() / folder).is_dir()
 
 
 def _hub_host() -> str:
-    import datasets
+    from huggingface_hub import constants
 
-    return urlsplit(datasets.config.HF_ENDPOINT).hostname or ""
+    return urlsplit(constants.ENDPOINT).hostname or ""
 
 
-def _hub_has_address() -> bool:
+def hub_has_address() -> bool:
     """Whether the hub's name resolves: without a network its client would try for 20 seconds and more.
 
     A proxy resolves names itself.
@@ -240,16 +249,18 @@ def _commit(dataset: Any) -> str | None:
     return next((match[1] for match in found if match), None)
 
 
-def _hub_fault(spec: SourceSpec, *, error: Exception, path: Path) -> str:
+def _hub_fault(spec: SourceSpec, *, error: Exception, path: Path) -> DataError:
     reason = _first_line(error)
     start = f"data source {spec.source!r}: no file or folder {path} exists{_near(path)}, and as a hub id it"
     if isinstance(error, ConnectionError) or "offline" in reason.lower() or "reach" in reason.lower():
-        return (
+        return DataUnreachable(
             f"{start} is neither in the local cache nor can the hub be reached ({reason}); fetch it once on a machine with "
             "a network (`hf download --repo-type dataset`, or datasets.load_dataset(...).save_to_disk(FOLDER)) "
             "and name the folder as the source"
         )
-    return f"{start} cannot be loaded: {reason}; check the id, `name`, `split`, `revision` and your login (`hf auth login`)"
+    return DataError(
+        f"{start} cannot be loaded: {reason}; check the id, `name`, `split`, `revision` and your login (`hf auth login`)"
+    )
 
 
 def _first_line(error: Exception) -> str:

@@ -7,19 +7,35 @@ from typing import Any
 from launcher.engine.context import RunContext
 from launcher.engine.optimizers import base_optimizer
 from launcher.errors import PlanMismatch
+from launcher.recipe.deepspeed_file import zero_of
 
 
 def assert_launch(trainer: Any, context: RunContext) -> None:
     """Compare what accelerate really started with the plan, in every rank. Raises PlanMismatch."""
     plan, accelerator = context.launch, trainer.accelerator
-    stage = None
+    found: dict[str, Any] = {
+        "processes": accelerator.num_processes,
+        "engine": "ddp" if accelerator.num_processes > 1 else "single",
+        "ZeRO stage": None,
+        "offload": "none",
+        "sequence and tensor parallel": (trainer.get_sp_size(), trainer.get_tp_size()),
+    }
     if trainer.is_deepspeed_enabled:
-        stage = accelerator.state.deepspeed_plugin.zero_stage
-    engine = "ddp" if accelerator.num_processes > 1 else "single"
-    if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
-        engine = "deepspeed" if trainer.is_deepspeed_enabled else "fsdp"
-    found = {"processes": accelerator.num_processes, "engine": engine, "ZeRO stage": stage}
-    wanted = {"processes": plan.world_size, "engine": plan.engine, "ZeRO stage": plan.zero_stage}
+        plugin = accelerator.state.deepspeed_plugin
+        zero = zero_of(plugin.deepspeed_config)
+        found |= {"engine": "deepspeed", "ZeRO stage": plugin.zero_stage, "offload": zero.offload}
+    elif str(accelerator.distributed_type).endswith("FSDP"):
+        # Not trainer.is_fsdp_enabled: on a processor there is a plugin for it, and DDP that runs.
+        version = accelerator.state.fsdp_plugin.fsdp_version
+        offloads = type(accelerator.state.fsdp_plugin.cpu_offload).__name__ == "CPUOffloadPolicy"
+        found |= {"engine": "fsdp" if version == 2 else f"fsdp {version}", "offload": "all" if offloads else "none"}
+    wanted = {
+        "processes": plan.world_size,
+        "engine": plan.engine,
+        "ZeRO stage": plan.zero_stage,
+        "offload": plan.offload,
+        "sequence and tensor parallel": (plan.sequence_parallel_size, plan.tensor_parallel_size),
+    }
     if found != wanted:
         raise PlanMismatch(f"rank {accelerator.process_index} found {found}, but the plan says {wanted}")
 

@@ -46,6 +46,8 @@ class RunCallback(TrainerCallback):
         trainer = self.trainer
         state.epoch = trainer.at_epoch()
         trainer.report_step()
+        if trainer.context.on_time_left is not None:
+            trainer.context.on_time_left(trainer.model, trainer.context.progress.eta(state.global_step))
         if float(state.epoch).is_integer():
             self._end_epoch(args, state, control)
         # The next phase, with an engine of its own, begins from this checkpoint.

@@ -1,79 +1,17 @@
-"""Checkpoints: written by all ranks, counted only when their manifest, written last, matches what lies beside it."""
+"""The weights of a model, in checkpoints and as the folder that a run leaves."""
 
 from __future__ import annotations
 
-import json
-import shutil
-from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
 
-from launcher.errors import InstallationError, ModelError
-from launcher.rundir import default_file_mode, fsync_tree, replace_folder, write_json
+from launcher.errors import ModelError
+from launcher.rundir import default_file_mode, replace_folder, write_json
 from launcher.strategies.adapters import load_adapter_weights, save_adapter
-
-MANIFEST = "MANIFEST.json"
-# Less free room than this, just after a write failed, is why it failed.
-_FULL_DISK_BYTES = 2**20
-
-
-def write_manifest(checkpoint: Path, **facts: Any) -> None:
-    """Flush a checkpoint to disk and then write its manifest: the size of every file, and ``facts``."""
-    fsync_tree(checkpoint)
-    files = {
-        str(path.relative_to(checkpoint)): path.stat().st_size
-        for path in sorted(checkpoint.rglob("*"))
-        if path.is_file() and path.name != MANIFEST
-    }
-    write_json(checkpoint / MANIFEST, {**facts, "files": files})
-
-
-@contextmanager
-def room_for(checkpoint: Path) -> Iterator[None]:
-    """Remove a checkpoint whose writing fails, and say so where the disk is full.
-
-    Libraries report a full disk in words of their own. The half-written files go first: their room is needed to write
-    down how the run ended.
-
-    Raises:
-        InstallationError: the disk is full.
-    """
-    try:
-        yield
-    except Exception as error:
-        free = shutil.disk_usage(checkpoint.parent).free
-        shutil.rmtree(checkpoint, ignore_errors=True)
-        if free < _FULL_DISK_BYTES or "no space left" in str(error).lower():
-            raise InstallationError(
-                f"the disk of {checkpoint.parent} is full: {checkpoint.name} could not be written and was removed; free some "
-                "space, then continue with `launcher resume`"
-            ) from error
-        raise
-
-
-def read_manifest(checkpoint: Path) -> dict[str, Any]:
-    """Return what ``write_manifest`` wrote: facts, and the size of every file."""
-    manifest: dict[str, Any] = json.loads((checkpoint / MANIFEST).read_text())
-    return manifest
-
-
-def prune(folder: Path, *, keep_last: int, keep: Iterable[Path]) -> None:
-    """Remove all checkpoints but the newest ``keep_last`` complete ones and those in ``keep``."""
-    kept = {path.resolve() for path in keep}
-    complete = sorted(
-        (path for path in folder.glob("step-*") if (path / MANIFEST).is_file()),
-        key=lambda path: int(path.name.split("-")[1]),
-    )
-    for path in complete[:-keep_last]:
-        if path.resolve() not in kept:
-            # The manifest goes first: a crash in between leaves a folder that nobody takes for a checkpoint.
-            (path / MANIFEST).unlink(missing_ok=True)
-            shutil.rmtree(path, ignore_errors=True)
-
 
 # --- weights ---------------------------------------------------------------------------------------------------------
 
@@ -153,7 +91,9 @@ def save_model_folder(
     """
 
     def fill(folder: Path) -> None:
-        model.save_pretrained(folder, state_dict=state_dict, save_original_format=zero_stage != 3)
+        # transformers takes tensors out of the mapping as it writes them.
+        own = None if state_dict is None else dict(state_dict)
+        model.save_pretrained(folder, state_dict=own, save_original_format=zero_stage != 3)
         tokenizer.save_pretrained(folder)
         write_json(folder / "launcher.json", facts)
         _share_files(folder)

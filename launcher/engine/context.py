@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from launcher.contracts import Prepared
+from launcher.engine.memory_note import MemoryNote
 from launcher.engine.progress import Progress
 from launcher.engine.signals import StopFlag
 from launcher.plans import LaunchPlan, PlannedPhase, RunPlan
@@ -28,6 +30,10 @@ class RunContext:
     prepared: Prepared
     progress: Progress
     stop: StopFlag
+    memory: MemoryNote | None = None
+    """Where the rank notes what it uses of memory; None: nowhere."""
+    on_time_left: Callable[[Any, float], None] | None = None
+    """Told the model and the seconds of training left, after every step: what comes after training can get ready."""
 
     @property
     def launch(self) -> LaunchPlan:
@@ -51,6 +57,8 @@ class Beginning:
 
     resume_from: Path | None = None
     carry_from: Path | None = None
+    by_name: bool = False
+    """Whether ``resume_from`` was written by another engine or number of processes, so that its state is taken over by name."""
 
     @property
     def checkpoint(self) -> Path | None:

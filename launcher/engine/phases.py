@@ -10,13 +10,16 @@ from transformers import PrinterCallback
 
 from launcher.engine.asserting import assert_launch
 from launcher.engine.callbacks import RunCallback
-from launcher.engine.checkpoints import load_weights, read_manifest
+from launcher.engine.checkpoint_files import read_manifest
+from launcher.engine.checkpoints import load_weights
 from launcher.engine.context import Beginning, RunContext
 from launcher.engine.early_stopping import RunIsOver
+from launcher.engine.memory_note import NotesMemory
 from launcher.engine.prefix_decision import open_cache
 from launcher.engine.trainer import RunTrainer
 from launcher.evaluation.metrics import greater_is_better
 from launcher.launching.batch import share_of_steps
+from launcher.launching.continuing import way_to_continue
 from launcher.plans import RunPlan
 from launcher.strategies.preparing import prepare_model
 
@@ -33,7 +36,7 @@ def first_phase(plan: RunPlan, checkpoint: Path | None) -> tuple[int, Beginning]
     is_over = manifest["step"] >= plan.phases[number].last_step
     if is_over and number < len(plan.phases) - 1:
         return number + 1, Beginning(carry_from=checkpoint)
-    return number, Beginning(resume_from=checkpoint)
+    return number, Beginning(resume_from=checkpoint, by_name=way_to_continue(manifest, plan.launch) == "by_name")
 
 
 def run_phase(
@@ -53,10 +56,12 @@ def run_phase(
         PlanMismatch: world size, engine, stage, groups or rates differ from the plan.
         TrainingDiverged: the loss is not finite.
     """
+    context.progress.heartbeat.beat("starting the engine", may_be_silent=True)
     _complete(arguments, context, beginning)
     model = prepare_model(model, context.planned.phase)
-    if beginning.carry_from is not None:
-        load_weights(model, beginning.carry_from, zero_stage=context.launch.zero_stage)
+    weights_from = beginning.resume_from if beginning.by_name else beginning.carry_from
+    if weights_from is not None:
+        load_weights(model, weights_from, zero_stage=context.launch.zero_stage)
     cache = open_cache(context, model, arguments.device)
     data = context.prepared
     trainer = trainer_class(model=model, args=arguments, train_dataset=data.train, eval_dataset=data.validation)
@@ -67,10 +72,15 @@ def run_phase(
     callback = RunCallback(trainer)
     trainer.add_callback(callback)
     trainer.add_callback(trainer.stopping)
+    if context.memory is not None:
+        trainer.add_callback(NotesMemory(context.memory))
+    resume_from = None if beginning.by_name else beginning.resume_from
+    trainer.refuse_foreign_code()
     try:
         with suppress(RunIsOver):
-            trainer.train(resume_from_checkpoint=str(beginning.resume_from) if beginning.resume_from else None)
+            trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
     finally:
+        trainer.finish_saving()
         context.progress.end()
     if callback.stopped_early:
         return trainer, "stopped"

@@ -24,14 +24,16 @@ def predict_logits(
     device: Any,
     loss: Callable[[Any, dict[str, Any]], tuple[Any, Any]] | None = None,
     on_batch: Callable[[int, int], None] | None = None,
+    row_outputs: Callable[[Any, dict[str, Any]], Any] = lambda outputs, batch: outputs["logits"],
 ) -> tuple[np.ndarray, float | None]:
-    """Return (logits float32 [rows, outputs] in the order of the rows, mean loss), the same on every rank.
+    """Return (outputs float32 [rows, outputs] in the order of the rows, mean loss), the same on every rank.
 
     Every rank runs the same number of passes, which sharded weights need: a rank without rows left repeats its first.
 
     Args:
         loss: (outputs, batch) -> (summed loss, total weight), for labelled rows.
         on_batch: told (passes done, passes in all).
+        row_outputs: (outputs, batch) -> what is kept for each row [rows, outputs]; the logits, unless they are many.
     """
     rank, world = rank_and_world()
     rows = Rows(split)
@@ -40,7 +42,7 @@ def predict_logits(
     passes = -(-len(batches) // world)
     found: list[tuple[np.ndarray, np.ndarray]] = []
     totals = torch.zeros(2, dtype=torch.float64)
-    with _evaluating(model):
+    with evaluating(model):
         for number in range(passes):
             counts = number < len(mine)
             numbers = mine[number] if counts else batches[0][:1]
@@ -48,7 +50,7 @@ def predict_logits(
             batch = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
             outputs = model(**{k: v for k, v in batch.items() if k not in ("labels", "sample_weight", "row_numbers")})
             if counts:
-                found.append((numbers, outputs["logits"].float().cpu().numpy()))
+                found.append((numbers, row_outputs(outputs, batch).float().cpu().numpy()))
                 if loss is not None and "labels" in batch:
                     totals += torch.stack([part.double().cpu() for part in loss(outputs, batch)])
             if on_batch is not None:
@@ -70,7 +72,8 @@ def _mean_loss(totals: list[list[float]]) -> float | None:
 
 
 @contextmanager
-def _evaluating(model: Any) -> Iterator[None]:
+def evaluating(model: Any) -> Iterator[None]:
+    """Put ``model`` into evaluation mode for a while."""
     was_training = model.training
     model.eval()
     try:

@@ -273,9 +273,9 @@ class _Filler:
 
     def _precision(self) -> Any:
         """Compute as the run does: by autocast, except under DeepSpeed, which casts the weights."""
-        if self.launch.precision == "fp32" or self.launch.engine == "deepspeed":
+        if self.launch.half is None or self.launch.engine == "deepspeed":
             return contextlib.nullcontext()
-        dtype = torch.bfloat16 if self.launch.precision == "bf16" else torch.float16
+        dtype = torch.bfloat16 if self.launch.half == "bf16" else torch.float16
         return torch.autocast(self.device.type, dtype=dtype)
 
 
@@ -308,9 +308,9 @@ def _last_token(input_ids: torch.Tensor, model: Any) -> Any:
 
 def _cast_like_engine(model: Any, launch: LaunchPlan) -> None:
     """Give the weights the dtype that DeepSpeed will give them, in which the uncached run computes; buffers keep theirs."""
-    if launch.engine != "deepspeed" or launch.precision == "fp32":
+    if launch.engine != "deepspeed" or launch.half is None:
         return
-    dtype = torch.bfloat16 if launch.precision == "bf16" else torch.float16
+    dtype = torch.bfloat16 if launch.half == "bf16" else torch.float16
     for tensor in model.parameters():
         if tensor.is_floating_point():
             tensor.data = tensor.data.to(dtype)

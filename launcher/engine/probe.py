@@ -12,6 +12,7 @@ from launcher.contracts import Probe
 from launcher.engine.context import RunContext
 from launcher.engine.optimizers import base_optimizer
 from launcher.engine.phases import Ending, first_phase, run_phase
+from launcher.engine.resuming import newest_valid
 from launcher.engine.schedule import RunSchedule
 from launcher.engine.sensitivity import (
     GradientSum,
@@ -49,7 +50,9 @@ def run_probe(context: RunContext, model: Any, arguments: Any) -> tuple[RunTrain
     arguments.eval_strategy, arguments.eval_on_start = "no", False
     arguments.save_strategy, arguments.save_steps = "steps", -(-probe.steps // _CHECKPOINTS)
     # EVA's sums lie outside the optimizer and in no checkpoint: it begins anew.
-    checkpoint = context.run.latest_checkpoint() if probe.score != "eva" else None
+    again = probe.score != "eva"
+    # What is measured can be measured anew: a damaged checkpoint is no reason to stop.
+    checkpoint = newest_valid(context.run.checkpoints, say=context.progress.warn, from_start=True) if again else None
     _, beginning = first_phase(context.plan, checkpoint)
     trainer, ending = run_phase(context, model, arguments, beginning=beginning, trainer_class=_TRAINERS[probe.score])
     assert isinstance(trainer, ProbeTrainer)

@@ -11,6 +11,7 @@ from typing import Any, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, Progress as Bar, TaskID, TextColumn
 
+from launcher.engine.heartbeat import Heartbeat
 from launcher.engine.tracking import Tracker
 from launcher.rundir import RunDir, append_json
 
@@ -18,12 +19,22 @@ from launcher.rundir import RunDir, append_json
 class Progress:
     """What one rank tells about its training. Only rank 0 speaks to people and trackers; every rank keeps a ledger."""
 
-    def __init__(self, run: RunDir, *, attempt: int, rank: int, terminal: TextIO | None, tracker: Tracker) -> None:
+    def __init__(
+        self,
+        run: RunDir,
+        *,
+        attempt: int,
+        rank: int,
+        terminal: TextIO | None,
+        tracker: Tracker,
+        heartbeat: Heartbeat | None = None,
+    ) -> None:
         self.run = run
         self.attempt = attempt
         self.rank = rank
         self.tracker = tracker
         self.terminal = terminal
+        self.heartbeat = heartbeat or Heartbeat()
         self.console = Console(file=terminal, highlight=False, soft_wrap=True) if terminal is not None else None
         self.total_steps = 0
         self.first_step = 0
@@ -58,6 +69,8 @@ class Progress:
         """Show the bar, from step ``done`` of ``total_steps``."""
         self.total_steps, self.first_step, self._step = total_steps, done, done
         self._started = time.monotonic()
+        # The first step may compile.
+        self.heartbeat.beat("training", step=done, may_be_silent=True)
         if self.console is not None and self.console.is_terminal:
             columns = [TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}")]
             # What libraries print belongs into the log; rich would by default bring it to the terminal.
@@ -77,10 +90,18 @@ class Progress:
     def on_batch_wanted(self) -> None:
         """A step begins: its rows are about to be read."""
         self._step_started = time.monotonic()
+        if self._step > self.first_step:
+            self.heartbeat.beat("reading rows")
+
+    def on_batch(self) -> None:
+        """The rows of a step are read: it is computed now."""
+        if self._step > self.first_step:
+            self.heartbeat.beat("training")
 
     def on_step(self, step: int, *, epoch: float, rows: Sequence[int], samples: int, tokens: int) -> None:
         """A step has ended. ``rows``: this rank's row numbers; ``samples``, ``tokens``: of all ranks."""
         self._step = step
+        self.heartbeat.beat("training", step=step)
         self._busy += time.monotonic() - self._step_started
         self._samples += samples
         self._tokens += tokens
@@ -131,6 +152,7 @@ class Progress:
 
     def on_evaluation_batch(self, done: int, total: int) -> None:
         """A batch of an evaluation is done."""
+        self.heartbeat.beat("evaluating")
         if self._bar is not None and self._task is not None and total > 1:
             text = self._bar_text(self._step) if done == total else f"evaluating {done}/{total}"
             self._bar.update(self._task, text=text)

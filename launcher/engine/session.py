@@ -12,7 +12,7 @@ import traceback
 from pathlib import Path
 from typing import Any, TextIO
 
-from launcher.errors import Interrupted, LauncherError, TrainingDiverged
+from launcher.errors import Interrupted, LauncherError, SavedModelDiffers, TrainingDiverged
 from launcher.rundir import write_json
 
 _PACKAGES = (
@@ -36,7 +36,11 @@ def write_output_to(log: Path) -> TextIO:
 
 def write_start(path: Path) -> None:
     """Write down that a rank runs; a rank that is killed leaves this as its verdict."""
-    write_json(path, {"verdict": "running", "pid": os.getpid(), "host": platform.node(), "time": time.time()})
+    write_json(path, {"verdict": "running", **_who()})
+
+
+def _who() -> dict[str, Any]:
+    return {"pid": os.getpid(), "host": platform.node(), "time": time.time()}
 
 
 def write_verdict(path: Path, error: BaseException | None) -> int:
@@ -46,7 +50,7 @@ def write_verdict(path: Path, error: BaseException | None) -> int:
     in the middle of their saving. The verdict keeps the true code.
     """
     if error is None:
-        write_json(path, {"verdict": "finished", "exit_code": 0, "time": time.time()})
+        write_json(path, {"verdict": "finished", "exit_code": 0, **_who()})
         return 0
     code = error.exit_code if isinstance(error, LauncherError) else _exit_code(error)
     text = "" if isinstance(error, LauncherError) else "".join(traceback.format_exception(error))
@@ -58,7 +62,7 @@ def write_verdict(path: Path, error: BaseException | None) -> int:
             "error": str(error) or type(error).__name__,
             "type": type(error).__name__,
             "traceback": text,
-            "time": time.time(),
+            **_who(),
         },
     )
     return 0 if isinstance(error, Interrupted) else code
@@ -69,6 +73,8 @@ def _verdict(error: BaseException) -> str:
         return "interrupted"
     if isinstance(error, TrainingDiverged):
         return "diverged"
+    if isinstance(error, SavedModelDiffers):
+        return "saved_model_differs"
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return "out_of_memory"
     return "failed"

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,22 +15,21 @@ from torch.utils.data import DataLoader
 from transformers import Trainer
 
 from launcher.data.sampling import PhaseBatches, RankBatches
-from launcher.engine.carried import CARRIED, read_carried, write_carried
-from launcher.engine.checkpoints import load_weights, prune, read_manifest, room_for, save_weights, write_manifest
+from launcher.engine.checkpoint_files import read_manifest
 from launcher.engine.context import Beginning, RunContext
 from launcher.engine.early_stopping import EarlyStopping
 from launcher.engine.loading import Rows, WithRowIds
 from launcher.engine.optimizers import make_optimizer, optimizer_groups, regularize_before_step
 from launcher.engine.predicting import predict_logits
 from launcher.engine.prefix_cache import PrefixCache
-from launcher.engine.ranks import barrier
+from launcher.engine.saving import BackgroundSave, CheckpointMixin
 from launcher.engine.schedule import RunSchedule, plateau_factor
 from launcher.errors import TrainingDiverged
 from launcher.strategies.preparing import modules_kept_in_eval
 from launcher.strategies.schedules import schedule_factor
 
 
-class RunMixin:
+class RunMixin(CheckpointMixin):
     """Overrides of Trainer's public extension points; ``self.context`` is set before ``train()``."""
 
     context: RunContext
@@ -60,6 +58,7 @@ class RunMixin:
         self._row_numbers: list[int] = []
         self._rates: dict[str, float] = {}
         self.leaves_evaluation_due = False
+        self.background = BackgroundSave()
         self._bad_loss = torch.zeros((), device=self.args.device)
         self.stopping = EarlyStopping(context.recipe.training.early_stopping_patience)
 
@@ -78,11 +77,14 @@ class RunMixin:
             order=training.train_sampling_strategy,
             after=after,
         )
+        # Ranks that share rows read batches of their own too, and take them on together, one after the other, at one size.
+        sharing = context.launch.sequence_parallel_size
         sampler = RankBatches(
             batches,
-            accumulation=planned.batch.accumulation,
+            accumulation=planned.batch.accumulation // sharing,
             rank=self.args.process_index,
             world_size=context.launch.world_size,
+            least_rows=planned.batch.micro_batch_size if sharing > 1 else 1,
         )
         return DataLoader(
             Rows(split),
@@ -129,7 +131,10 @@ class RunMixin:
         """Return the micro-batches of one optimizer step, and the items of that step over all ranks."""
         self.context.progress.on_batch_wanted()
         batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
-        self._row_numbers = [number for batch in batches for number in batch.pop("row_numbers")]
+        self.context.progress.on_batch()
+        rows = [number for batch in batches for number in batch.pop("row_numbers")]
+        # Of ranks that share rows, the first one counts them.
+        self._row_numbers = [] if self.args.process_index % self.context.launch.sequence_parallel_size else rows
         items = torch.stack([self.context.task.items(batch) for batch in batches]).sum()
         tokens = torch.stack([_real_tokens(batch) for batch in batches]).sum()
         totals = torch.stack([items.double(), tokens.double(), torch.full_like(items, len(self._row_numbers)).double()])
@@ -140,34 +145,6 @@ class RunMixin:
         self._step_totals = totals
         # A batch of classes whose weight is 0 has no items, and its loss is 0 as well.
         return batches, totals[0].float().clamp(min=1e-12)
-
-    def begin(self) -> None:
-        """Take over what the checkpoint holds beside Trainer's own state; the engine stands, no step is taken yet."""
-        checkpoint = self._beginning.checkpoint
-        if checkpoint is None:
-            return
-        # Trainer restores these at the first batch, or, for a new engine, not at all.
-        self._load_rng_state(str(checkpoint))  # type: ignore[attr-defined]
-        if self._beginning.carry_from is not None:
-            self._take_over(self._beginning.carry_from)
-        if read_manifest(checkpoint)["evaluation_due"]:
-            self._evaluate_late()
-
-    def _take_over(self, checkpoint: Path) -> None:
-        """Go on with the optimizer's and the schedule's state of the phase before."""
-        if (checkpoint / CARRIED).is_file():
-            read_carried(checkpoint / CARRIED, self.optimizer, self.model)
-        self.lr_scheduler.take_over(torch.load(checkpoint / "scheduler.pt", weights_only=True))
-
-    def _evaluate_late(self) -> None:
-        """Make up for the evaluation that a stop at its very step left out, so that the best checkpoint is the same."""
-        metrics = self._evaluate(None, None)  # type: ignore[attr-defined]
-        self._determine_best_metric(metrics=metrics, trial=None)  # type: ignore[attr-defined]
-        if self._beginning.resume_from is not None:
-            self._save_checkpoint(self.model, None)
-        elif self.state.best_global_step == self.state.global_step:
-            # The phase before has written it; this engine's own first checkpoint comes later.
-            self.state.best_model_checkpoint = str(self._beginning.carry_from)
 
     def at_epoch(self) -> float:
         """Return how many epochs of the run are done; Trainer's own count is of its one epoch."""
@@ -191,17 +168,18 @@ class RunMixin:
     ) -> Any:
         """Return this micro-batch's part of the mean loss over the global batch.
 
-        Engines average gradients over ranks, so each rank's part is multiplied by their number; summed over passes and
-        averaged over ranks it is the loss that one rank would have at the same global batch.
+        Engines average gradients over ranks, so each rank's part is multiplied by their number (of groups, where ranks share
+        rows and their gradients are added); summed over passes and averaged over ranks it is the loss that one rank would have
+        at the same global batch.
         """
         for module in self._kept_in_eval:
             # Trainer has just put the whole model into training mode.
             module.eval()
-        targets = {name: inputs[name] for name in ("labels", "sample_weight") if name in inputs}
+        targets = {name: inputs[name] for name in ("labels", "shift_labels", "sample_weight") if name in inputs}
         outputs = model(**{name: value for name, value in inputs.items() if name not in targets})
         smoothing = self.context.recipe.training.label_smoothing_factor
         summed = self.context.task.loss(outputs, targets, label_smoothing=smoothing)
-        loss = summed * self.context.launch.world_size / num_items_in_batch
+        loss = summed * self.context.planned.batch.world_size / num_items_in_batch
         self._bad_loss += (~torch.isfinite(loss.detach())).float()
         return (loss, outputs) if return_outputs else loss
 
@@ -287,80 +265,27 @@ class RunMixin:
             self.lr_scheduler.on_metric(metrics[f"eval_{self.args.metric_for_best_model.removeprefix('eval_')}"])
         return metrics
 
-    def logits(self, split: Any) -> tuple[Any, float | None]:
-        """Return (logits [rows, outputs], mean loss or None) of the current model on ``split``."""
+    def logits(self, split: Any, *, with_loss: bool = True) -> tuple[Any, float | None]:
+        """Return (the task's outputs [rows, outputs], mean loss or None) of the current model on ``split``."""
         context = self.context
-        wrapped = getattr(self, "model_wrapped", self.model)
+        context.progress.heartbeat.beat("evaluating", may_be_silent=True)
         return predict_logits(
-            # Sharded weights are gathered by the engine's hooks; DDP's wrapper adds nothing to a forward pass.
-            wrapped if context.launch.engine == "deepspeed" else self.model,
+            self.evaluation_model(),
             split,
             self.collator(split),
             batch_size=self.args.per_device_eval_batch_size,
             device=self.args.device,
-            loss=lambda outputs, batch: (context.task.loss(outputs, batch), context.task.items(batch)),
+            loss=(lambda outputs, batch: (context.task.loss(outputs, batch), context.task.items(batch)))
+            if with_loss
+            else None,
             on_batch=context.progress.on_evaluation_batch,
+            row_outputs=context.task.row_outputs,
         )
 
-    # --- checkpoints -----------------------------------------------------------------------------------------------
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Write checkpoints/step-N on all ranks, its manifest last, then remove older ones.
-
-        Trainer's own writes to ``checkpoint-N`` in place, without a mark that it is complete.
-        """
-        folder = self.context.run.checkpoints
-        target = folder / f"step-{self.state.global_step}"
-        if self.args.should_save:
-            target.mkdir(parents=True, exist_ok=True)
-            (target / "MANIFEST.json").unlink(missing_ok=True)
-        barrier()
-        if self.state.best_global_step == self.state.global_step:
-            self.state.best_model_checkpoint = str(target)
-        with room_for(target):
-            self.save_model(str(target), _internal_call=True)  # type: ignore[attr-defined]
-            self._save_optimizer_and_scheduler(str(target))  # type: ignore[attr-defined]
-            self._save_scaler(str(target))  # type: ignore[attr-defined]
-            self._save_rng_state(str(target))  # type: ignore[attr-defined]
-            if self.args.should_save:
-                self._save_trainer_state(target)
-            if self._ends_phase_with_adam():
-                write_carried(target / CARRIED, self.optimizer, self.model, writes=self.args.should_save)
-        self.context.progress.flush()
-        barrier()
-        if self.args.should_save:
-            launch, planned = self.context.launch, self.context.planned
-            write_manifest(
-                target,
-                step=self.state.global_step,
-                epoch=self.state.epoch,
-                phase=planned.phase.name,
-                phase_number=self.context.number,
-                world_size=launch.world_size,
-                engine=launch.engine,
-                zero_stage=launch.zero_stage,
-                global_batch_size=planned.batch.global_batch_size,
-                evaluation_due=self.leaves_evaluation_due,
-            )
-            best = [Path(self.state.best_model_checkpoint)] if self.state.best_model_checkpoint else []
-            prune(folder, keep_last=self.context.recipe.training.save_total_limit, keep=best)
-            self.context.run.add_event("checkpoint", step=self.state.global_step, attempt=self.context.attempt)
-        barrier()
-
-    def _ends_phase_with_adam(self) -> bool:
-        """Whether the next phase, with an engine of its own, will want the optimizer's state by name."""
-        context = self.context
-        ends = self.state.global_step == context.planned.last_step and not context.is_last
-        return ends and context.planned.phase.carry == "weights_and_adam"
-
-    def _save_trainer_state(self, target: Path) -> None:
-        """Write trainer_state.json with the state of stateful callbacks (early stopping), as Trainer's resume reads it."""
-        from transformers.trainer_callback import ExportableState
-
-        for callback in [*self.callback_handler.callbacks, self.control]:  # type: ignore[attr-defined]
-            if isinstance(callback, ExportableState):
-                self.state.stateful_callbacks[type(callback).__name__] = callback.state()
-        self.state.save_to_json(str(target / "trainer_state.json"))
+    def evaluation_model(self) -> Any:
+        """Return what forward passes go through outside training."""
+        # Sharded weights are gathered by the engine's hooks; DDP's wrapper adds nothing to a forward pass.
+        return getattr(self, "model_wrapped", self.model) if self.context.launch.engine == "deepspeed" else self.model
 
     def final_state_dict(self) -> Any:
         """Return the whole model's weights on rank 0, gathered where they are sharded; all ranks must call it."""
@@ -368,30 +293,13 @@ class RunMixin:
             return self.accelerator.get_state_dict(self.deepspeed)  # type: ignore[attr-defined]
         return self.model.state_dict()
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """Load a checkpoint's weights; every name has to fit, where Trainer would leave out what does not."""
-        load_weights(self.model, Path(resume_from_checkpoint), zero_stage=self.context.launch.zero_stage)
-
-    def end_of_phase(self) -> Beginning:
-        """Return how the next phase begins: from the checkpoint with which this one has ended."""
-        return Beginning(carry_from=self.context.run.checkpoints / f"step-{self.context.planned.last_step}")
-
-    def load_best(self) -> None:
-        """Load the weights of the best checkpoint, of whatever phase, where there is one."""
-        if self.state.best_model_checkpoint is not None:
-            load_weights(self.model, Path(self.state.best_model_checkpoint), zero_stage=self.context.launch.zero_stage)
-
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        """Write weights and configuration; not Trainer's pickled arguments, which nothing here reads."""
-        if self.args.should_save:
-            assert output_dir is not None
-            save_weights(self.model, Path(output_dir), state_dict=state_dict)
-
     # --- progress --------------------------------------------------------------------------------------------------
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add rates and throughput to a row of progress, and hand it to Trainer's callbacks."""
         if "loss" in logs:
+            # Trainer takes the mean over ranks; ranks that share rows hold parts of one loss.
+            logs["loss"] *= self.context.launch.sequence_parallel_size
             logs.update({f"lr/{name}": rate for name, rate in self.rates().items()})
             logs.update(self.context.progress.throughput())
         super().log(logs, start_time)  # type: ignore[misc]

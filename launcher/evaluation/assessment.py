@@ -13,6 +13,7 @@ from launcher.evaluation.baselines import TITLES, Baseline
 from launcher.evaluation.metrics import (
     HEADLINE,
     decide,
+    is_language,
     is_multilabel,
     is_regression,
     metrics_for,
@@ -179,6 +180,8 @@ def _comparison(
 
 
 def _details(predictions: Predictions) -> dict[str, Any]:
+    if is_language(predictions.problem_type):
+        return {}
     if is_regression(predictions.problem_type):
         return {"scatter": _scatter(predictions), "mistakes": _largest_errors(predictions)}
     details = {"per_class": per_class(predictions), "reliability": _reliability(predictions)}

@@ -5,13 +5,14 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from launcher.contracts import Predictions
 from launcher.errors import LauncherError
+from launcher.evaluation.language import unigram_losses
 from launcher.evaluation.metrics import HEADLINE, greater_is_better, is_multilabel, is_regression, metrics_for
 from launcher.registry import suggest
 
@@ -28,7 +29,7 @@ MOST_TRAIN_ROWS = 200_000
 MOST_FEATURES = 100_000
 """Most frequent n-grams that are kept, of words and of characters each."""
 
-TITLES = {"majority": "majority class", "tfidf": "TF-IDF"}
+TITLES = {"majority": "majority class", "tfidf": "TF-IDF", "unigram": "unigram"}
 """How a baseline is called in sentences and tables."""
 
 
@@ -318,5 +319,21 @@ class _quiet(warnings.catch_warnings):
         warnings.simplefilter("ignore", ConvergenceWarning)
 
 
+# --- unigram -------------------------------------------------------------------------------------------------------
+
+
+def unigram_baseline(train: np.ndarray, targets: Sequence[np.ndarray], predictions: Predictions) -> Baseline:
+    """Return what a unigram model of the training tokens makes of a language model's texts.
+
+    Args:
+        train: int [tokens] that the language model was trained to predict.
+        targets: for each text of ``predictions``, int [tokens] that were predicted.
+    """
+    assert predictions.labels is not None and [len(row) for row in targets] == predictions.labels.tolist()
+    scores = unigram_losses(train, targets)[:, None]
+    own = replace(predictions, scores=scores)
+    return Baseline("unigram", own, metrics_for(own))
+
+
 BASELINES: dict[str, Callable[..., Baseline]] = {"majority": majority_baseline, "tfidf": tfidf_baseline}
-"""Every baseline that a recipe may name in evaluation.baselines."""
+"""The baselines of labelled texts that a recipe may name in evaluation.baselines."""

@@ -13,6 +13,7 @@ import numpy as np
 
 from launcher.contracts import Predictions
 from launcher.errors import DataError, LauncherError
+from launcher.evaluation.language import language_metrics
 from launcher.registry import suggest
 
 HIGHER_IS_BETTER: dict[str, bool] = {
@@ -40,14 +41,16 @@ HIGHER_IS_BETTER: dict[str, bool] = {
     "rmse": False,
     "mae": False,
     "loss": False,
+    "perplexity": False,
 }
-"""Every metric's name, and whether more of it is better; ``loss`` is the training objective on validation rows."""
+"""Every metric's name, and whether more of it is better; ``loss`` is the training objective, for causal-lm per token."""
 
 HEADLINE: dict[str, tuple[str, ...]] = {
     "single_label_classification": ("accuracy", "macro_f1"),
     "binary_classification": ("accuracy", "macro_f1"),
     "multi_label_classification": ("micro_f1", "macro_f1"),
     "regression": ("spearman", "mse"),
+    "causal_lm": ("perplexity", "loss"),
 }
 """The metrics of each problem type that get intervals and tests first; the verdict is about the first of them."""
 
@@ -79,6 +82,11 @@ def is_multilabel(problem_type: str) -> bool:
 def is_regression(problem_type: str) -> bool:
     """Return whether the label is a number."""
     return problem_type == "regression"
+
+
+def is_language(problem_type: str) -> bool:
+    """Return whether the tokens of a text are predicted."""
+    return problem_type == "causal_lm"
 
 
 def decide(predictions: Predictions, *, threshold: float = 0.5) -> np.ndarray:
@@ -340,6 +348,8 @@ def metrics_for(predictions: Predictions) -> dict[str, float]:
         DataError: there are no rows, no labels, or scores that are not finite.
     """
     labels = require_labels(predictions)
+    if is_language(predictions.problem_type):
+        return language_metrics(predictions.scores[:, 0], labels)
     if is_regression(predictions.problem_type):
         return regression_metrics(decide(predictions), labels)
     if is_multilabel(predictions.problem_type):
@@ -350,6 +360,8 @@ def metrics_for(predictions: Predictions) -> dict[str, float]:
 def omitted_metrics(predictions: Predictions) -> dict[str, str]:
     """Return the metrics that ``metrics_for`` leaves out for these rows, each with the reason in words."""
     labels, found = require_labels(predictions), metrics_for(predictions)
+    if is_language(predictions.problem_type):
+        return {} if "perplexity" in found or not found else {"perplexity": "it is too large for a number"}
     if is_regression(predictions.problem_type):
         what = "labels" if not _varies(np.asarray(labels, dtype=float)) else "predictions"
         return {name: f"all {what} are equal" for name in ("spearman", "pearson", "r2") if name not in found}

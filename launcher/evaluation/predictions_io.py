@@ -12,7 +12,8 @@ import numpy as np
 
 from launcher.contracts import Predictions
 from launcher.errors import DataError
-from launcher.evaluation.metrics import decide, is_multilabel, is_regression
+from launcher.evaluation.language import text_losses, token_counts
+from launcher.evaluation.metrics import decide, is_language, is_multilabel, is_regression
 from launcher.rundir import write_bytes
 
 MOST_SCORE_COLUMNS = 100
@@ -30,7 +31,8 @@ def write_predictions(predictions: Predictions, path: Path) -> None:
     Columns: row_id, text, label (null where unknown), predicted, confidence (the predicted label's score; not for
     regression or multi-label), correct (null without labels; not for regression), and ``score: NAME`` for each label,
     or with more than MOST_SCORE_COLUMNS labels of which one applies, top_labels and top_scores. Multi-label rows have
-    lists of names; regression has numbers.
+    lists of names; regression has numbers. Language models have instead tokens (that were predicted), summed_loss and loss (its
+    mean per token; null where none was predicted), in nats.
     """
     import pyarrow
     import pyarrow.parquet
@@ -49,12 +51,25 @@ def _columns(predictions: Predictions) -> dict[str, Any]:
         "row_id": pyarrow.array(np.asarray(predictions.row_ids, dtype=np.int64)),
         "text": pyarrow.array([clean_text(text) for text in predictions.texts], pyarrow.string()),
     }
+    if is_language(predictions.problem_type):
+        return columns | _language(predictions)
     return columns | (_numbers(predictions) if is_regression(predictions.problem_type) else _classes(predictions))
 
 
 def clean_text(text: str) -> str:
     """Return ``text`` with what cannot be written as UTF-8 (a lone surrogate) replaced by a question mark."""
     return text.encode("utf-8", "replace").decode()
+
+
+def _language(predictions: Predictions) -> dict[str, Any]:
+    import pyarrow
+
+    losses = text_losses(predictions)
+    return {
+        "tokens": pyarrow.array(token_counts(predictions).astype(np.int64)),
+        "summed_loss": pyarrow.array(np.asarray(predictions.scores, dtype=np.float64)[:, 0]),
+        "loss": pyarrow.array(losses, mask=np.isnan(losses)),
+    }
 
 
 def _numbers(predictions: Predictions) -> dict[str, Any]:
@@ -121,8 +136,12 @@ def read_predictions(path: Path) -> Predictions:
         raise DataError(f"{path} was not written by launcher; predictions of a run lie in its evaluation/ folder")
     facts = json.loads(table.schema.metadata[_METADATA])
     names, problem_type = tuple(facts["label_names"]), facts["problem_type"]
-    scores = _read_scores(table, names, problem_type)
-    labels = _read_labels(table.column("label").to_pylist(), names, problem_type)
+    if is_language(problem_type):
+        scores = np.asarray(table.column("summed_loss").to_numpy(), dtype=np.float64).reshape(-1, 1)
+        labels: np.ndarray | None = np.asarray(table.column("tokens").to_numpy(), dtype=np.int64)
+    else:
+        scores = _read_scores(table, names, problem_type)
+        labels = _read_labels(table.column("label").to_pylist(), names, problem_type)
     texts, row_ids = table.column("text").to_pylist(), table.column("row_id").to_pylist()
     return Predictions(problem_type, scores, labels, names, tuple(texts), tuple(row_ids))
 

@@ -288,7 +288,9 @@ def _followed(facts: ReportFacts, e: Evaluation | None) -> list[str]:
     chosen = facts.metric_for_best_model.removeprefix("eval_")
     names = dict.fromkeys([chosen] if chosen else [])
     names |= dict.fromkeys(
-        name for name in (e.headline if e else ("accuracy", "macro_f1", "spearman")) if name in SHARES | {"spearman"}
+        name
+        for name in (e.headline if e else ("accuracy", "macro_f1", "spearman"))
+        if name in SHARES | {"spearman", "perplexity"}
     )
     return [name for name in names if name != "loss"]
 

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from launcher.contracts import Predictions
+from launcher.evaluation.language import text_losses
 from launcher.evaluation.metrics import (
     Counts,
     average_ranks,
     correlation,
     decide,
+    is_language,
     is_multilabel,
     is_regression,
     require_labels,
@@ -171,6 +173,8 @@ def statistics_for(predictions: Predictions) -> dict[str, Statistic]:
     """Return the metrics of a problem type that get intervals, by name; each agrees with ``metrics_for`` on all
     rows.
     """
+    if is_language(predictions.problem_type):
+        return _language_statistics(predictions)
     labels, predicted = require_labels(predictions), decide(predictions)
     if is_regression(predictions.problem_type):
         return _regression_statistics(predicted, np.asarray(labels, dtype=np.float64))
@@ -183,6 +187,23 @@ def statistics_for(predictions: Predictions) -> dict[str, Statistic]:
     found["log_loss"] = mean_statistic(row_log_loss(scores, labels))
     found["brier"] = mean_statistic(row_brier(scores, labels))
     return found
+
+
+def _language_statistics(predictions: Predictions) -> dict[str, Statistic]:
+    """Texts are drawn, and each token of those drawn counts the same; a single text says nothing about other texts."""
+    summed, tokens = predictions.scores[:, 0], require_labels(predictions).astype(np.float64)
+    if len(tokens) < 2 or not tokens.any():
+        return {}
+
+    def loss(rows: np.ndarray) -> np.ndarray:
+        drawn = tokens[rows].sum(axis=1)
+        return np.asarray(np.divide(summed[rows].sum(axis=1), drawn, out=np.full(len(rows), np.nan), where=drawn > 0))
+
+    def perplexity(rows: np.ndarray) -> np.ndarray:
+        with np.errstate(over="ignore"):
+            return np.asarray(np.exp(loss(rows)))
+
+    return {"loss": loss, "perplexity": perplexity}
 
 
 def _regression_statistics(predicted: np.ndarray, labels: np.ndarray) -> dict[str, Statistic]:
@@ -237,9 +258,12 @@ def _binomial_test(a_only: int, b_only: int) -> PairedTest:
 
 def paired_test_for(a: Predictions, b: Predictions) -> PairedTest:
     """Return the exact test that fits the problem type: McNemar's on right rows, or the sign test on absolute
-    errors.
+    errors or on the texts' losses per token.
     """
     labels = require_labels(a)
+    if is_language(a.problem_type):
+        has_tokens = labels > 0
+        return sign_test(text_losses(a)[has_tokens], text_losses(b)[has_tokens])
     if is_regression(a.problem_type):
         return sign_test(decide(a) - labels, decide(b) - labels)
     return exact_paired_test(right_rows(a), right_rows(b))

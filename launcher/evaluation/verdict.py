@@ -17,6 +17,7 @@ METRIC_WORDS = {
     "auroc": "AUROC", "log_loss": "log loss", "calibration_error": "calibration error", "brier": "Brier score",
     "hamming_loss": "Hamming loss", "spearman": "Spearman correlation", "pearson": "Pearson correlation", "r2": "R²",
     "mse": "mean squared error", "rmse": "root mean squared error", "mae": "mean absolute error", "loss": "loss",
+    "perplexity": "perplexity",
 }  # fmt: skip
 """How a metric is called in sentences and tables."""
 
@@ -92,7 +93,11 @@ def _opening(state: str, reference: dict[str, Any]) -> str:
     if state == "better":
         return f"The model is better than {name}"
     if state == "worse":
-        what = {"tfidf": "a linear model on word and character counts", "majority": "always giving the same answer"}
+        what = {
+            "tfidf": "a linear model on word and character counts",
+            "majority": "always giving the same answer",
+            "unigram": "how often each token occurs",
+        }
         return f"The model is worse than {name}, {what.get(reference['name'], 'which is simpler')}"
     return f"No clear difference between the model and {name} was found"
 
@@ -116,6 +121,8 @@ def _certainty(e: Evaluation, comparison: dict[str, Any]) -> str:
     test = comparison["test"]
     if e.problem_type == "regression":
         what = f"closer on {test['a_only']:,} rows, further off on {test['b_only']:,}; exact sign test"
+    elif e.problem_type == "causal_lm":
+        what = f"a lower loss on {test['a_only']:,} texts, a higher one on {test['b_only']:,}; exact sign test"
     elif e.problem_type == "multi_label_classification":
         what = "exact McNemar test on whole label sets"
     else:
@@ -140,14 +147,16 @@ def _second(e: Evaluation, state: str, metric: str, comparison: dict[str, Any]) 
 def _caution(e: Evaluation) -> str:
     if e.split == "test":
         return ""
-    return f" These are {e.split} rows, which helped to choose the model: the numbers are a little too good."
+    what = "texts" if e.problem_type == "causal_lm" else "rows"
+    return f" These are {e.split} {what}, which helped to choose the model: the numbers are a little too good."
 
 
 # --- numbers in words ----------------------------------------------------------------------------------------------
 
 
 def _count(e: Evaluation) -> str:
-    return f"{e.rows:,} {e.split} row{'' if e.rows == 1 else 's'}"
+    what = "text" if e.problem_type == "causal_lm" else "row"
+    return f"{e.rows:,} {e.split} {what}{'' if e.rows == 1 else 's'}"
 
 
 def _value(e: Evaluation, metric: str) -> str:
@@ -178,7 +187,7 @@ def number(value: float) -> str:
 
 def metric_text(name: str, value: float) -> str:
     """Return a metric's value: three decimals, and significant digits for those that carry the labels' unit."""
-    return number(value) if name in ("mse", "rmse", "mae", "loss") else signed(value, 3)
+    return number(value) if name in ("mse", "rmse", "mae", "loss", "perplexity") else signed(value, 3)
 
 
 def signed(value: float, decimals: int) -> str:

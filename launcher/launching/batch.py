@@ -8,14 +8,19 @@ from launcher.plans import BatchPlan
 DEFAULT_MICRO_BATCH = 64
 
 
-def plan_batch(*, global_batch_size: int, world_size: int, cap: int | None = None) -> BatchPlan:
+def plan_batch(*, global_batch_size: int, world_size: int, cap: int | None = None, multiple_of: int = 1) -> BatchPlan:
     """Spread ``global_batch_size`` rows over ``world_size`` ranks, each holding at most ``cap`` rows at a time.
 
     The accumulation is the smallest that respects the cap, and the micro-batch the smallest that then suffices, so the
     fewest places hold padding rows.
+
+    Args:
+        world_size: ranks, or groups of ranks, that each hold rows of their own.
+        multiple_of: ranks of such a group that read batches in turn (sequence parallelism); accumulation is a multiple of it.
     """
     rows = -(-global_batch_size // world_size)
     accumulation = -(-rows // (cap or DEFAULT_MICRO_BATCH))
+    accumulation = -(-accumulation // multiple_of) * multiple_of
     micro = -(-rows // accumulation)
     return BatchPlan(global_batch_size, world_size, micro, accumulation)
 

@@ -1,59 +1,16 @@
-"""The files that start a run: DeepSpeed's and Accelerate's configuration, and a script that a person can run by hand."""
+"""The files that start a run: Accelerate's configuration, and a script that a person can run by hand."""
 
 from __future__ import annotations
 
-import copy
-import json
 import shlex
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from launcher.errors import PlanMismatch
 from launcher.plans import LaunchPlan
-from launcher.recipe.schema import Recipe
-from launcher.shipped import shipped_folder
 
-
-def deepspeed_config(recipe: Recipe, plan: LaunchPlan, *, base: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Return a DeepSpeed configuration with everything resolved that does not depend on the model's size.
-
-    Args:
-        base: the user's own configuration; None: ds_configs/zeroN.json.
-
-    Raises:
-        PlanMismatch: ``base`` has an optimizer or scheduler, or a value that contradicts the recipe.
-    """
-    assert plan.zero_stage is not None
-    if base is None:
-        base = json.loads((shipped_folder("ds_configs") / f"zero{plan.zero_stage}.json").read_text())
-    for block in ("optimizer", "scheduler"):
-        if block in base:
-            raise PlanMismatch(
-                f"the DeepSpeed file has a block {block!r}; with it all parameters would share one rate, whatever the tuning "
-                "table says; remove it"
-            )
-    config = copy.deepcopy(dict(base))
-    batch, training = plan.batch, recipe.training
-    _set(config, "train_micro_batch_size_per_gpu", batch.micro_batch_size, "training.per_device_train_batch_size")
-    _set(config, "gradient_accumulation_steps", batch.accumulation, "training.global_batch_size")
-    rows = batch.micro_batch_size * batch.accumulation * batch.world_size
-    _set(config, "train_batch_size", rows, "training.global_batch_size")
-    _set(config, "gradient_clipping", training.max_grad_norm, "training.max_grad_norm")
-    _set(config.setdefault("bf16", {}), "enabled", plan.precision == "bf16", "precision")
-    _set(config.setdefault("fp16", {}), "enabled", plan.precision == "fp16", "precision")
-    return config
-
-
-def _set(config: dict[str, Any], name: str, value: object, key: str) -> None:
-    """Resolve an entry that is left to the recipe. Raises PlanMismatch where it says something else."""
-    if config.get(name, "auto") not in ("auto", value):
-        raise PlanMismatch(
-            f"the DeepSpeed file's {name} is {config[name]}, but the recipe's {key} makes it {value}; change one of them, or "
-            f'write "auto" in the DeepSpeed file'
-        )
-    config[name] = value
+# Accelerate's names of the precisions; TF32 is a setting of torch, and the worker makes it.
+_MIXED_PRECISION = {"fp32": "no", "tf32": "no"}
 
 
 def accelerate_config(plan: LaunchPlan, *, deepspeed_file: Path | None) -> dict[str, Any]:
@@ -64,11 +21,11 @@ def accelerate_config(plan: LaunchPlan, *, deepspeed_file: Path | None) -> dict[
     config: dict[str, Any] = {
         "compute_environment": "LOCAL_MACHINE",
         "debug": False,
-        "distributed_type": "DEEPSPEED" if deepspeed_file else "MULTI_GPU",
+        "distributed_type": "DEEPSPEED" if deepspeed_file else "FSDP" if plan.engine == "fsdp" else "MULTI_GPU",
         "machine_rank": 0,
         "main_training_function": "main",
         # The ranks get their precision from the recipe; accelerate must not set another.
-        "mixed_precision": plan.precision if plan.precision != "fp32" else "no",
+        "mixed_precision": _MIXED_PRECISION.get(plan.precision, plan.precision),
         "num_machines": plan.nodes,
         "num_processes": plan.world_size,
         "rdzv_backend": "static",
@@ -84,7 +41,28 @@ def accelerate_config(plan: LaunchPlan, *, deepspeed_file: Path | None) -> dict[
         }
         # Accelerate refuses a precision of its own beside a DeepSpeed file that names one.
         del config["mixed_precision"]
+    if plan.engine == "fsdp":
+        options = fsdp_options(plan)
+        # The one name that accelerate's file and transformers' arguments do not share.
+        options["offload_params"] = options.pop("cpu_offload")
+        config["fsdp_config"] = {f"fsdp_{name}": value for name, value in options.items()}
     return config
+
+
+def fsdp_options(plan: LaunchPlan) -> dict[str, Any]:
+    """Return FSDP2's options by transformers' names; weights are sharded block by block.
+
+    Blocks are the classes that the model itself names (``_no_split_modules``). Activation checkpointing is not among the
+    options: the worker sets it through ``training.activation_checkpointing``, as for every engine.
+    """
+    return {
+        "version": 2,
+        "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
+        "reshard_after_forward": True,
+        "state_dict_type": "FULL_STATE_DICT",
+        "cpu_ram_efficient_loading": False,
+        "cpu_offload": plan.offload == "all",
+    }
 
 
 def worker_command(run: Path, *, attempt: int, plan: LaunchPlan, port: int | None = None) -> list[str]:

@@ -89,8 +89,13 @@ def _stretches(phases: Sequence[Phase], recipe: Recipe, launch: LaunchPlan, *, e
 
 
 def _batch(recipe: Recipe, launch: LaunchPlan, size: int) -> BatchPlan:
+    if size == launch.batch.global_batch_size:
+        return launch.batch
     return plan_batch(
-        global_batch_size=size, world_size=launch.world_size, cap=recipe.training.per_device_train_batch_size
+        global_batch_size=size,
+        world_size=launch.batch.world_size,
+        cap=recipe.training.per_device_train_batch_size,
+        multiple_of=launch.sequence_parallel_size,
     )
 
 

@@ -5,23 +5,46 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 
+from launcher.planning.cpu_precision import kept_answer, measure_and_keep
 from launcher.plans import Gpu, Hardware
+from launcher.recipe.schema import Recipe
 
 # Processor flags of instructions that multiply bf16 at least as fast as fp32.
 _BF16_FLAGS = {"avx512_bf16", "amx_bf16"}
 
 
+def hardware_for(recipe: Recipe) -> Hardware:
+    """Return this machine, and measure its processor's bf16 first where the recipe's precision depends on it.
+
+    That takes a few seconds once per machine and version of torch; where it fails, the processor's instructions answer.
+    """
+    found = detect_hardware()
+    if recipe.precision == "auto" and not found.gpus and kept_answer() is None:
+        measured = measure_and_keep()
+        return found if measured is None else replace(found, cpu_has_fast_bf16=measured)
+    return found
+
+
 def detect_hardware() -> Hardware:
-    """Return this machine's GPUs (those that CUDA_VISIBLE_DEVICES leaves), cores and memory."""
+    """Return this machine's GPUs (those that CUDA_VISIBLE_DEVICES leaves), cores and memory; nothing is measured."""
+    kept = kept_answer()
     return Hardware(
         gpus=_visible(_all_gpus(), os.environ.get("CUDA_VISIBLE_DEVICES")),
         cpu_count=len(os.sched_getaffinity(0)),
         memory_bytes=os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
-        cpu_has_fast_bf16=bool(_BF16_FLAGS & _cpu_flags()),
+        cpu_has_fast_bf16=bool(_BF16_FLAGS & _cpu_flags()) if kept is None else kept,
         has_cxx_compiler=shutil.which(os.environ.get("CXX") or "c++") is not None,
+        has_libaio=any((folder / "libaio.h").is_file() for folder in _include_folders()),
     )
+
+
+def _include_folders() -> list[Path]:
+    named = [Path(part) for part in os.environ.get("CPATH", "").split(os.pathsep) if part]
+    return [Path("/usr/include"), Path("/usr/local/include"), Path(sys.prefix) / "include", *named]
 
 
 def _all_gpus() -> tuple[Gpu, ...]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from launcher import registry
-from launcher.contracts import Phase, Probe
+from launcher.contracts import BuiltModel, Parameter, Phase, Prepared, Probe
+from launcher.errors import DataUnreachable, ModelUnreachable
 from launcher.launching.batch import share_of_steps, steps_per_epoch
 from launcher.launching.timeline import plan_timeline
 from launcher.plans import LaunchPlan, RunPlan
@@ -16,6 +17,9 @@ from launcher.recipe.schedule_keys import WITHOUT_WARMUP
 from launcher.recipe.schema import Recipe
 from launcher.strategies.prefix import Refusal, is_considered, plan_cache
 from launcher.strategies.prefix_facts import cache_facts, cached_splits, free_room
+
+DEFAULT_MAX_LENGTH = 512
+"""Tokens of a row where neither the recipe nor the data say."""
 
 
 def plan_run(
@@ -47,25 +51,83 @@ def plan_run(
     )
 
 
+@dataclass(frozen=True)
+class Preview:
+    """A plan that was made without weights, and what it was made from."""
+
+    plan: RunPlan
+    task: Any
+    prepared: Prepared
+    built: BuiltModel
+    """The model on the meta device."""
+    parameters: tuple[Parameter, ...]
+
+
 def preview_run(recipe: Recipe, launch: LaunchPlan, *, base_folder: Path) -> RunPlan:
+    """Return the plan without loading weights: the model is built on the meta device, the data are read and prepared."""
+    return preview(recipe, launch, base_folder=base_folder).plan
+
+
+def preview(recipe: Recipe, launch: LaunchPlan, *, base_folder: Path) -> Preview:
     """Return the plan without loading weights: the model is built on the meta device, the data are read and prepared.
 
     ``facts["prefix_cache"]`` says what would be cached of a frozen prefix on this machine, and what that should bring.
+    Data on a hub that cannot be reached are left unread: ``unread`` of the plan then says why, and steps are known only
+    where training.max_steps sets them.
     """
     from launcher.strategies.layers import list_parameters
 
     task = registry.load(registry.TASKS, recipe.task.type)(recipe, base_folder=base_folder)
-    _, prepared = task.prepare_data()
+    prepared, rows = _rows(task, recipe)
     loaded = task.build_model(prepared, skeleton=True)
     strategy = registry.load(registry.STRATEGIES, recipe.strategy.type)()
-    parameters = list_parameters(loaded.model, newly_initialized=loaded.newly_initialized)
+    parameters = tuple(list_parameters(loaded.model, newly_initialized=loaded.newly_initialized))
     phases = strategy.phases(parameters, recipe)
     probe = strategy.probe(parameters, recipe)
-    plan = plan_run(recipe, launch, phases, train_rows=len(prepared.train), facts=prepared.facts, probe=probe)
-    if not is_considered(parameters, plan.phases[0].phase, recipe):
-        return plan
+    plan = plan_run(recipe, launch, phases, train_rows=rows, facts=prepared.facts, probe=probe)
+    if not plan.unread and is_considered(parameters, plan.phases[0].phase, recipe):
+        told = _prefix_cache(recipe, launch, plan, task, prepared, loaded.model, parameters, base_folder)
+        plan = replace(plan, facts={**plan.facts, "prefix_cache": told})
+    return Preview(plan, task, prepared, loaded, parameters)
+
+
+def _rows(task: Any, recipe: Recipe) -> tuple[Prepared, int]:
+    """Return the prepared data and how many rows train; made up where a hub that has them, or their tokenizer, cannot be reached."""
+    try:
+        _, prepared = task.prepare_data()
+        return prepared, len(prepared.train)
+    except (DataUnreachable, ModelUnreachable) as error:
+        what = "they are" if isinstance(error, DataUnreachable) else "their tokenizer is"
+        reason = f"{what} not in the local cache, and the hub cannot be reached"
+        return unknown_rows(recipe, reason=reason), _made_up_rows(recipe)
+
+
+def _made_up_rows(recipe: Recipe) -> int:
+    """Return a number of rows with which every phase has its place: one epoch of max_steps, or a thousand steps."""
+    return recipe.training.global_batch_size * (recipe.training.max_steps or 1000)
+
+
+def unknown_rows(recipe: Recipe, *, reason: str) -> Prepared:
+    """Return data of no rows, as the recipe describes them: as long as they may be, with its labels or two."""
+    labels = recipe.data.labels if isinstance(recipe.data.labels, list) else ["0", "1"]
+    problem = getattr(recipe.task, "problem_type", "")
+    problem = "single_label_classification" if problem == "auto" else problem
+    facts = {
+        "splits": {},
+        "warnings": [],
+        "max_length": recipe.data.max_length or DEFAULT_MAX_LENGTH,
+        "unread": reason,
+        "steps_are_set": recipe.training.max_steps is not None,
+    }
+    return Prepared([], [], None, "", tuple(labels) if problem else (), problem, facts)
+
+
+def _prefix_cache(
+    recipe: Recipe, launch: LaunchPlan, plan: RunPlan, task: Any, prepared: Prepared, model: Any,
+    parameters: tuple[Parameter, ...], base_folder: Path,
+) -> str:  # fmt: skip
     facts = cache_facts(
-        loaded.model,
+        model,
         cached_splits(prepared.train, prepared.validation, eval_strategy=recipe.training.eval_strategy),
         launch=launch,
         epochs=plan.phases[-1].epochs_at(plan.total_steps),
@@ -74,5 +136,4 @@ def preview_run(recipe: Recipe, launch: LaunchPlan, *, base_folder: Path) -> Run
         padding_side=task.tokenizer.padding_side,
     )
     cache = plan_cache(parameters, plan.phases[0].phase, recipe, facts)
-    told = f"off: {cache.reason}" if isinstance(cache, Refusal) else cache.describe().removeprefix("prefix cache: ")
-    return replace(plan, facts={**plan.facts, "prefix_cache": told})
+    return f"off: {cache.reason}" if isinstance(cache, Refusal) else cache.describe().removeprefix("prefix cache: ")

@@ -73,16 +73,20 @@ def _plain_schedule(v: View) -> str | bool:
 
 
 def _regression(v: View) -> str | bool:
-    return v.recipe.task.problem_type == "regression" and "task.problem_type is regression"
+    return v.value("task.problem_type") == "regression" and "task.problem_type is regression"
+
+
+def _no_labels(v: View) -> str | bool:
+    return _regression(v) or (v.recipe.task.type == "causal-lm" and "the task is causal-lm, which has no labels")
 
 
 def _not_one_label(v: View) -> str | bool:
-    kind = v.recipe.task.problem_type
+    kind = v.value("task.problem_type")
     return kind in ("regression", "multi_label_classification") and f"task.problem_type is {kind}"
 
 
 def _not_multi_label(v: View) -> str | bool:
-    kind = v.recipe.task.problem_type
+    kind = v.value("task.problem_type")
     return kind not in ("auto", "multi_label_classification") and f"task.problem_type is {kind}"
 
 
@@ -99,8 +103,22 @@ def _no_wandb(v: View) -> str | bool:
     return wandb is not None and wandb.mode == "disabled" and "tracking.wandb.mode is disabled"
 
 
+def _nothing_offloaded(v: View) -> str | bool:
+    d = v.recipe.distributed
+    return d.offload == "none" and d.deepspeed_config is None and "distributed.offload is none"
+
+
+def _not_to_nvme(v: View) -> str | bool:
+    d = v.recipe.distributed
+    is_open = d.deepspeed_config is not None or d.offload_device == "nvme"
+    return _nothing_offloaded(v) or (not is_open and "distributed.offload_device is cpu")
+
+
 def _not_on_hub(v: View) -> str | bool:
-    return is_local(v.recipe.model.name_or_path) and "the model is a folder or in a package"
+    name = v.recipe.model.name_or_path
+    return (name is None and "model.name_or_path is null") or (
+        name is not None and is_local(name) and "the model is a folder or in a package"
+    )
 
 
 def _frozen_head(v: View) -> str | bool:
@@ -122,6 +140,11 @@ IDLE = (
     Idle(
         "training.save_total_limit",
         lambda v: v.t.save_strategy == "no" and "training.save_strategy is no",
+        "save at steps or epoch, or remove it",
+    ),
+    Idle(
+        "training.async_save",
+        lambda v: v.t.async_save and v.t.save_strategy == "no" and "training.save_strategy is no",
         "save at steps or epoch, or remove it",
     ),
     Idle(
@@ -189,15 +212,17 @@ IDLE = (
     ),
     Idle(
         "task.class_weights",
-        lambda v: v.recipe.task.class_weights != "none" and _regression(v),
+        lambda v: v.value("task.class_weights") != "none" and _regression(v),
         "remove it; a number has no classes",
     ),
     Idle("task.label_delimiter", _not_multi_label, "write problem_type: multi_label_classification, or remove it"),
-    Idle("data.labels", _regression, "remove it; a number has no classes"),
+    Idle("data.labels", _no_labels, "remove it; there are no classes"),
     Idle("data.validation_share", _has_validation, "keep one of the two"),
     Idle("data.split_seed", _has_validation, "keep one of the two"),
     Idle("strategy.head_lr", _frozen_head, "write train_head: true, or remove it"),
     *(Idle(*row) for row in DISCRIMINATIVE_IDLE),
+    Idle("distributed.offload_device", _nothing_offloaded, "write offload: optimizer, or remove it"),
+    Idle("distributed.nvme_path", _not_to_nvme, "write offload_device: nvme, or remove it"),
     Idle("model.revision", _not_on_hub, "remove it; revisions are of models on the hub"),
     Idle("evaluation.confidence", _no_intervals, "give bootstrap a number, or remove it"),
     *(

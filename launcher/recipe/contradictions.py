@@ -6,11 +6,13 @@ from collections.abc import Callable, Iterator
 from pathlib import PurePath
 
 from launcher.errors import Fix
+from launcher.recipe.distributed_checks import engine_fits, offload_fits, parallelism_fits, precision_fits
 from launcher.recipe.keys import clear_match, did_you_mean, shown
 from launcher.recipe.optimizer_keys import optimizer_rules
 from launcher.recipe.schedule_keys import FOLLOW_METRIC, schedule_rules
 from launcher.recipe.schema import BUILTIN_SOURCES, COLUMNS, SourceSpec
 from launcher.recipe.strategy_checks import adapter_options_fit, discriminative_options_fit, layerwise_options_fit
+from launcher.recipe.task_checks import baselines_fit, metric_fits, model_type_is_a_name, random_model_fits
 from launcher.recipe.view import FILE_ENDINGS, Finding, View, sources
 
 _HUB_ONLY = ("name", "revision")
@@ -58,6 +60,17 @@ def _is_multiple(save: float, evaluate: float) -> bool:
     return abs(ratio - round(ratio)) < 1e-6 and ratio >= 1 - 1e-6
 
 
+def _engine_saves_in_background(v: View) -> Iterator[Finding]:
+    d = v.recipe.distributed
+    sharded = d.engine in ("deepspeed", "fsdp") or d.zero_stage is not None or d.offload != "none" or d.deepspeed_config
+    if v.t.async_save and sharded:
+        yield Finding(
+            "training.async_save",
+            "training.async_save is true, but DeepSpeed and FSDP write their own files, and training waits for them",
+            "write async_save: false, or use engine: ddp",
+        )
+
+
 def _metric_is_on_validation(v: View) -> Iterator[Finding]:
     metric = v.t.metric_for_best_model
     if metric and metric.startswith("test"):
@@ -77,37 +90,6 @@ def _plateau_needs_evaluation(v: View) -> Iterator[Finding]:
             f"{shown('training.lr_scheduler_type', schedule)}, which follows a metric, but eval_strategy is no",
             "write eval_strategy: epoch",
         )
-
-
-def _engine_fits(v: View) -> Iterator[Finding]:
-    d = v.recipe.distributed
-    if d.zero_stage is not None and d.engine in ("single", "ddp"):
-        yield Finding(
-            "distributed.zero_stage",
-            f"{shown('distributed.zero_stage', d.zero_stage)} but engine is {d.engine}",
-            "write engine: deepspeed, or remove zero_stage",
-        )
-    if d.engine == "deepspeed" and d.zero_stage is None:
-        yield Finding(
-            "distributed.engine",
-            "distributed.engine is 'deepspeed' but zero_stage is not given",
-            "add zero_stage: 2 (or 0, 1, 3)",
-        )
-    if d.engine == "single" and (d.nodes > 1 or (d.processes_per_node or 1) > 1):
-        key = "distributed.nodes" if d.nodes > 1 else "distributed.processes_per_node"
-        yield Finding(key, f"{shown(key, v.value(key))} but engine is single", "write engine: auto, or one process")
-    if d.nodes > 1 and d.processes_per_node is None:
-        yield Finding(
-            "distributed.nodes",
-            f"{shown('distributed.nodes', d.nodes)} but processes_per_node is not given",
-            "add processes_per_node: the GPUs of one node",
-        )
-
-
-def _weights_fit_precision(v: View) -> Iterator[Finding]:
-    if v.recipe.precision == "fp16" and v.recipe.model.dtype in ("float16", "bfloat16"):
-        message = f"{shown('model.dtype', v.recipe.model.dtype)} while precision is fp16"
-        yield Finding("model.dtype", f"{message}, whose loss scaling needs float32 weights", "write dtype: float32")
 
 
 def _rows_are_named_once(v: View) -> Iterator[Finding]:
@@ -147,7 +129,7 @@ def _options_fit(key: str, spec: SourceSpec) -> Iterator[Finding]:
     for name, forms in (
         ("delimiter", ("csv", "tsv")),
         ("header", ("csv", "tsv")),
-        ("encoding", ("csv", "tsv", "json", "jsonl", "txt", "labelled-text")),
+        ("encoding", ("csv", "tsv", "json", "jsonl", "txt", "labelled-text", "text", "paragraphs")),
     ):
         if getattr(spec, name) is not None and form is not None and form not in forms:
             yield Finding(f"{key}.{name}", f"{key}.{name} has no effect: the format is {form}", "remove it")
@@ -162,16 +144,23 @@ def _options_fit(key: str, spec: SourceSpec) -> Iterator[Finding]:
 CONTRADICTIONS: tuple[Callable[[View], Iterator[Finding]], ...] = (
     _steps_are_named,
     _best_can_be_saved,
+    _engine_saves_in_background,
     _metric_is_on_validation,
     _plateau_needs_evaluation,
     schedule_rules,
     optimizer_rules,
-    _engine_fits,
-    _weights_fit_precision,
+    engine_fits,
+    offload_fits,
+    parallelism_fits,
+    precision_fits,
     _rows_are_named_once,
     _columns_are_ours,
     _sources_fit,
     layerwise_options_fit,
     adapter_options_fit,
     discriminative_options_fit,
+    baselines_fit,
+    metric_fits,
+    model_type_is_a_name,
+    random_model_fits,
 )

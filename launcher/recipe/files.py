@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launcher.errors import Problem
+from launcher.recipe.distributed_checks import deepspeed_file_fits, nvme_folder_exists
 from launcher.recipe.keys import shown
-from launcher.recipe.view import FILE_ENDINGS, sources
+from launcher.recipe.view import FILE_ENDINGS, View, sources
 from launcher.registry import suggest
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 def check_files(loaded: LoadedRecipe) -> list[Problem]:
     """Return what a recipe names and this machine lacks. Paths are relative to the current directory."""
-    found = [*_data(loaded), *_labels(loaded), *_models(loaded), *_quantisation(loaded)]
+    found = [*_data(loaded), *_labels(loaded), *_models(loaded), *_quantisation(loaded), *_distributed(loaded)]
     return [Problem(loaded.place(key), message, remedy, key) for key, message, remedy in found]
 
 
@@ -68,12 +69,12 @@ def _models(loaded: LoadedRecipe) -> Iterator[Lack]:
         if text is None:
             continue
         if text.startswith("package:"):
-            yield from _package(key, text)
+            yield from _package(key, text, name)
         elif looks_like_path(text) or _path(text).is_dir():
             yield from _folder(key, text, _path(text), name)
 
 
-def _package(key: str, text: str) -> Iterator[Lack]:
+def _package(key: str, text: str, name: str) -> Iterator[Lack]:
     package, _, inside = text.removeprefix("package:").partition("/")
     spec = importlib.util.find_spec(package) if package.isidentifier() else None
     if spec is None or not spec.submodule_search_locations:
@@ -83,7 +84,7 @@ def _package(key: str, text: str) -> Iterator[Lack]:
             f"pip install {package.replace('_', '-')}",
         )
         return
-    yield from _folder(key, text, Path(spec.submodule_search_locations[0]) / inside, "name_or_path")
+    yield from _folder(key, text, Path(spec.submodule_search_locations[0]) / inside, name)
 
 
 def _folder(key: str, text: str, path: Path, name: str) -> Iterator[Lack]:
@@ -99,3 +100,9 @@ def _quantisation(loaded: LoadedRecipe) -> Iterator[Lack]:
             key = f"strategy.{name}"
             remedy = f"pip install bitsandbytes, or remove {name}"
             yield key, f"{key} is true, but bitsandbytes is not installed", remedy
+
+
+def _distributed(loaded: LoadedRecipe) -> Iterator[Lack]:
+    view = View(loaded.recipe)
+    for finding in (*deepspeed_file_fits(view), *nvme_folder_exists(view)):
+        yield finding.key, finding.message, finding.remedy

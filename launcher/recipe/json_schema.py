@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from launcher.recipe.keys import type_names
+from launcher.recipe.keys import sections_in, type_names
 from launcher.recipe.schedule_keys import KWARGS
-from launcher.recipe.schema import Recipe, TextClassificationOptions
+from launcher.recipe.schema import Recipe
 from launcher.recipe.training_fields import TrainingField, passthrough_fields
 
 _DRAFT = "https://json-schema.org/draft/2020-12/schema"
@@ -67,5 +67,6 @@ def _base() -> dict[str, Any]:
 
 def _task(mapping: dict[str, Any]) -> dict[str, Any]:
     inner = {key: value for key, value in mapping.items() if key != "description"}
-    names = list(type_names(TextClassificationOptions))
+    sections = sections_in(Recipe.model_fields["task"].annotation)
+    names = [name for section in sections for name in type_names(section)]
     return {"description": mapping.get("description", ""), "anyOf": [{"enum": names}, inner]}

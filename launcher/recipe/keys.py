@@ -28,7 +28,6 @@ LATER = {
         "question-answering",
         "image-classification",
     },
-    "distributed": {"fsdp", "fsdp2"},
 }
 
 

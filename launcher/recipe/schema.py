@@ -7,9 +7,9 @@ without importing it.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 from launcher.recipe.section import Section
 from launcher.recipe.strategy_options import FullOptions, StrategyOptions
@@ -36,18 +36,39 @@ class TextClassificationOptions(Section):
     """Dropout before the classifier (a probability); null keeps the model's own."""
 
 
+class CausalLMOptions(Section):
+    """Language modelling: each token of a text from those before it."""
+
+    type: Literal["causal-lm"]
+    append_end: bool = True
+    """Whether the tokenizer's end token is appended to each text (where it has one), so that the model learns where texts
+    end."""
+
+
+def _task_type(value: Any) -> Any:
+    """Return the type that a mapping names; one without it is of the first task that there was."""
+    return value.get("type", "text-classification") if isinstance(value, dict) else getattr(value, "type", None)
+
+
+TaskOptions = Annotated[
+    Annotated[TextClassificationOptions, Tag("text-classification")] | Annotated[CausalLMOptions, Tag("causal-lm")],
+    Discriminator(_task_type),
+]
+
+
 # --- model ---------------------------------------------------------------------------------------------------------
 
 
 class ModelSection(Section):
     """The pretrained model to start from."""
 
-    name_or_path: str = Field(min_length=1)
-    """A hub id, a folder, or ``package:IMPORT_NAME/FOLDER`` for a model inside an installed Python package."""
+    name_or_path: str | None = Field(min_length=1)
+    """A hub id, a folder, or ``package:IMPORT_NAME/FOLDER`` for a model inside an installed Python package. null: random weights
+    of training.seed for the architecture in ``config``, with the tokenizer of ``tokenizer_name_or_path``."""
     revision: str | None = None
     """Branch, tag or commit on the hub; the commit that was used is written down with the run."""
     tokenizer_name_or_path: str | None = None
-    """Where the tokenizer lies, if not with the model."""
+    """Where the tokenizer lies, if not with the model; ``package:launcher/byte_tokenizer`` has a token for each byte, and an end."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
     """Type of the weights as loaded. float32 keeps full-precision weights under mixed precision."""
     attn_implementation: Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"] | None = (
@@ -57,7 +78,8 @@ class ModelSection(Section):
     trust_remote_code: bool = False
     """Whether code that comes with the model may run on this machine."""
     config: dict[str, Any] | None = None
-    """Fields of the model's configuration to set, such as ``hidden_dropout_prob: 0.0``."""
+    """Fields of the model's configuration to set, such as ``hidden_dropout_prob: 0.0``. With ``model_type`` among them they are
+    the numbers of a whole architecture: planning then needs no hub, and training refuses a model with other numbers."""
 
 
 # --- data ----------------------------------------------------------------------------------------------------------
@@ -67,7 +89,10 @@ class ModelSection(Section):
 BUILTIN_SOURCES = ("api-topics",)
 
 # Our names of columns, by task.
-COLUMNS = {"text-classification": ("text", "text_pair", "label", "id")}
+COLUMNS = {"text-classification": ("text", "text_pair", "label", "id"), "causal-lm": ("text", "id")}
+
+# The baselines that a task can have, those that it has by default.
+BASELINES = {"text-classification": ("majority", "tfidf"), "causal-lm": ("unigram",)}
 
 
 class SourceSpec(Section):
@@ -81,8 +106,9 @@ class SourceSpec(Section):
     """Split to take from a source that has several; null: the one that the key (train, validation, test) names."""
     revision: str | None = None
     """Branch, tag or commit of a hub data set."""
-    format: Literal["csv", "tsv", "json", "jsonl", "parquet", "labelled-text"] | None = None
-    """File format; null: told by the ending. ``labelled-text`` is ``label<TAB>text`` on each line."""
+    format: Literal["csv", "tsv", "json", "jsonl", "parquet", "labelled-text", "text", "paragraphs"] | None = None
+    """File format; null: told by the ending. ``labelled-text`` is ``label<TAB>text`` on each line, ``text`` a text on each line,
+    ``paragraphs`` texts between blank lines. The ending .txt means labelled-text, for causal-lm text."""
     encoding: str | None = None
     """Text encoding such as ``gbk``; null: detected (UTF-8 with or without a byte-order mark first)."""
     delimiter: str | None = Field(None, min_length=1, max_length=1)
@@ -117,8 +143,8 @@ class DataSection(Section):
     labels: list[str] | str | None = None
     """Names of the labels in the order of their numbers, or a file with one name a line; null: found in train."""
     max_length: int | None = Field(None, ge=4)
-    """Longest input in tokens; longer texts are cut, and the cut ones are counted and reported. null: what the model
-    takes, at most 512."""
+    """Longest input in tokens; longer texts are cut, and the cut ones are counted and reported; causal-lm splits them into
+    several rows instead. null: what the model takes, at most 512."""
     validation_share: float = Field(0.1, gt=0, lt=1)
     """Share of train set aside, stratified by label, where no validation rows are given."""
     split_seed: int = 42
@@ -193,10 +219,13 @@ class TrainingSection(BaseModel):
     """Steps between checkpoints with ``save_strategy: steps``; below 1 a share of all steps."""
     save_total_limit: int = Field(1, ge=1)
     """Newest checkpoints to keep, beside the best one."""
+    async_save: bool = False
+    """Whether a thread writes checkpoints while training goes on: a save then costs a copy to the machine's memory. One process
+    and ddp; the checkpoint at the end of a phase, or of a stopped run, is waited for."""
     load_best_model_at_end: bool = True
     """Whether the model that is evaluated and saved is the best checkpoint on validation, not the last."""
     metric_for_best_model: str | None = None
-    """Validation metric that chooses the best checkpoint; null: the task's own (macro_f1, spearman)."""
+    """Validation metric that chooses the best checkpoint; null: the task's own (macro_f1, spearman, loss)."""
     greater_is_better: bool | None = None
     """Whether more of that metric is better; null: known from its name."""
     early_stopping_patience: int | None = Field(None, ge=1)
@@ -227,14 +256,33 @@ class TrainingSection(BaseModel):
 class DistributedSection(Section):
     """How the run is spread over processes."""
 
-    engine: Literal["auto", "single", "ddp", "deepspeed"] = "auto"
-    """``auto``: one process alone, ``ddp`` for several, ``deepspeed`` when zero_stage is set."""
+    engine: Literal["auto", "single", "ddp", "deepspeed", "fsdp"] = "auto"
+    """``auto``: deepspeed when zero_stage, offload or deepspeed_config is set; else one process alone, ``ddp`` where the
+    plan says that several processes fit, and the smallest ZeRO stage that fits where it says that they do not."""
     zero_stage: Literal[0, 1, 2, 3] | None = None
     """What DeepSpeed shards: 1 optimizer state, 2 also gradients, 3 also weights. Needs engine deepspeed or auto."""
+    offload: Literal["none", "optimizer", "all"] = "none"
+    """What DeepSpeed keeps out of the GPU's memory: the optimizer's state (stages 1 to 3), or also the weights (stage 3)."""
+    offload_device: Literal["cpu", "nvme"] = "cpu"
+    """Where it keeps them."""
+    nvme_path: str | None = None
+    """Folder on a local disk for ``offload_device: nvme``."""
+    deepspeed_config: str | None = None
+    """Your own DeepSpeed file, or the name of a shipped one (zero0 ... zero3, zero2_offload, zero3_offload, zero3_nvme,
+    zeropp); null: the one that zero_stage and offload name."""
+    sequence_parallel_size: int = Field(1, ge=1)
+    """Ranks that share each row's tokens (DeepSpeed's Ulysses); experimental, on GPUs, for causal-lm."""
+    tensor_parallel_size: int = Field(1, ge=1)
+    """Ranks that share each weight matrix; such a run can be planned, but not started yet."""
     nodes: int = Field(1, ge=1)
     """Machines."""
     processes_per_node: int | None = Field(None, ge=1)
     """Processes on each machine; null: one for each visible GPU, or one on CPU."""
+    timeout: float = Field(1800, gt=0)
+    """Seconds without any rank advancing, or with a rank that is stopped, after which the run ends with the verdict
+    ``stalled``. Ranks that wait for each other give up a minute later, also without a launcher that watches them."""
+    startup_timeout: float = Field(14400, gt=0)
+    """The same while ranks may be silent for long: preparing data, loading the model, compiling the first step, the last report."""
 
 
 class EvaluationSection(Section):
@@ -244,8 +292,12 @@ class EvaluationSection(Section):
     """Resamples of the test rows for intervals; 0: no intervals."""
     confidence: float = Field(0.95, gt=0.5, lt=1)
     """Coverage of the intervals."""
-    baselines: list[Literal["majority", "tfidf"]] = Field(default=["majority", "tfidf"])
-    """Simple models trained on the same rows and shown beside the model."""
+    baselines: list[Literal["majority", "tfidf", "unigram"]] | None = None
+    """Simple models trained on the same rows and shown beside the model; null: majority and tfidf, for causal-lm unigram (how
+    often each token occurs in train)."""
+    verify_saved: bool = True
+    """Whether the saved model is loaded in a process of its own and compared with the trained one; a difference ends the run
+    with an error. It needs room for the weights once more, after the trained model has left."""
 
 
 class WandbSection(Section):
@@ -290,7 +342,7 @@ class Recipe(Section):
     """Version of this format."""
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$")
     """Name of the run; its directories are NAME-001, NAME-002, ..."""
-    task: TextClassificationOptions
+    task: TaskOptions
     """What the model learns: a task's name, or a mapping of ``type`` and that task's options."""
     model: ModelSection
     """The pretrained model."""
@@ -300,8 +352,9 @@ class Recipe(Section):
     """Which parameters train, and how fast."""
     training: TrainingSection = Field(default_factory=TrainingSection)
     """How to train."""
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Number format of the computation. ``auto``: bf16 where the hardware is fast at it, else fp32."""
+    precision: Literal["auto", "fp32", "tf32", "bf16", "fp16", "fp8"] = "auto"
+    """Number format of the computation. ``auto``: bf16 where the hardware is fast at it (on CPU this is measured once), else
+    fp32. ``tf32``: fp32 weights, matrix products in TF32 (NVIDIA Ampere and later). ``fp8``: needs such a GPU and its library."""
     distributed: DistributedSection = Field(default_factory=DistributedSection)
     """Processes and sharding."""
     evaluation: EvaluationSection = Field(default_factory=EvaluationSection)

@@ -76,10 +76,11 @@ OWNED: dict[str, Refused] = {
         removable=False,
     ),
     **_all(
-        "ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph ddp_backend ddp_timeout",
+        "ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph ddp_backend",
         "'distributed' is the owner and sets it as the engine needs",
         "remove it",
     ),
+    **_all("ddp_timeout", "'distributed' is the owner", "write distributed: {timeout: seconds}", removable=False),
     **_all(
         "use_cpu",
         "'distributed' is the owner",

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from launcher.contracts import Parameter, Phase, Strategy
+from launcher.errors import ModelError
 from launcher.recipe.schema import Recipe
 from launcher.recipe.strategy_options import HeadOptions
 from launcher.strategies.tables import build_table, regularization
@@ -17,9 +18,15 @@ class Head(Strategy):
     def phases(
         self, parameters: Sequence[Parameter], recipe: Recipe, importance: Mapping[str, Any] | None = None
     ) -> tuple[Phase, ...]:
-        """Return one phase in which the head trains."""
+        """Return one phase in which the head trains. Raises ModelError where its weight is the embeddings' too."""
         options = recipe.strategy
         assert isinstance(options, HeadOptions)
+        tied = next((p.name for p in parameters if "head" in p.also), None)
+        if tied is not None:
+            raise ModelError(
+                f"strategy.type is head, but {tied} is the head's weight and the embeddings' in one, so training it would change "
+                "the features; use layerwise, lora or full (or model.config: {tie_word_embeddings: false}, with a new head)"
+            )
         roles = {"head", "tail"} if options.train_pooler else {"head"}
 
         def rate(parameter: Parameter) -> float:

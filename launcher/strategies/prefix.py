@@ -233,6 +233,8 @@ def why_not(parameters: Sequence[Parameter], phase: Phase, recipe: Recipe, facts
         (phase.adapters is not None, "adapters lie in the frozen blocks"),
         (facts.phases > 1, f"the run has {facts.phases} phases, which freeze or batch differently"),
         (facts.launch.zero_stage == 3, "ZeRO-3 shards the frozen weights"),
+        (facts.launch.engine == "fsdp", "FSDP shards the frozen weights"),
+        (facts.launch.sequence_parallel_size > 1, "ranks share each row"),
         (
             frozen_prefix(parameters, phase.table) == 0,
             "no blocks are frozen together with the embeddings, or their embeddings train",

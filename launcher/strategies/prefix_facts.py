@@ -32,7 +32,7 @@ def cache_facts(
     """
     import torch
 
-    halved = launch.engine == "deepspeed" and launch.precision != "fp32"
+    halved = launch.engine == "deepspeed" and launch.half is not None
     memory, disk = free
     return CacheFacts(
         model_type=model.config.model_type,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,17 @@ from launcher.data.prepare import (
     tokenize,
 )
 from launcher.data.sources import SplitSet, load_rows, load_splits
-from launcher.errors import DataError, ModelError
-from launcher.recipe.schema import Recipe
-from launcher.tasks.models import LoadedModel, load_config, load_model, load_tokenizer, locate, revision_of, token_limit
+from launcher.errors import DataError, ModelError, ModelUnreachable
+from launcher.recipe.schema import Recipe, TextClassificationOptions
+from launcher.tasks.models import (
+    LoadedModel,
+    load_config,
+    load_model,
+    load_tokenizer,
+    revision_of,
+    token_limit,
+    tokenizer_fingerprint,
+)
 
 SPLITS = ("train", "validation", "test")
 
@@ -36,12 +45,17 @@ class TextClassification:
     """The task ``text-classification``."""
 
     def __init__(self, recipe: Recipe, *, base_folder: Path = Path()) -> None:
+        assert isinstance(recipe.task, TextClassificationOptions)
         self.recipe = recipe
         self.options = recipe.task
         self.base_folder = base_folder
-        self.tokenizer = load_tokenizer(recipe.model)
         self.problem_type = ""
         self.class_weights: Any = None
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The model's tokenizer, loaded when it is first asked for."""
+        return load_tokenizer(self.recipe.model)
 
     # --- data ------------------------------------------------------------------------------------------------------
 
@@ -62,7 +76,7 @@ class TextClassification:
             {
                 "code": code_fingerprint(),
                 "data": splits.fingerprint,
-                "tokenizer": self.tokenizer_fingerprint(),
+                "tokenizer": tokenizer_fingerprint(self.tokenizer),
                 "max_length": max_length,
                 "labels": [self._declared_labels(), splits.label_names],
                 "task": self.options.model_dump(include={"type", "problem_type", "label_delimiter"}),
@@ -102,14 +116,8 @@ class TextClassification:
         self.class_weights = self._class_weights(prepared)
         return prepared
 
-    def tokenizer_fingerprint(self) -> str:
-        """Return what identifies the tokenizer's behaviour."""
-        backend = getattr(self.tokenizer, "backend_tokenizer", None)
-        text = backend.to_str() if backend is not None else repr(sorted(self.tokenizer.get_vocab().items()))
-        return fingerprint_of({"class": type(self.tokenizer).__name__, "tokenizer": text})
-
     def _max_length(self) -> int:
-        limit = token_limit(self.tokenizer, load_config(self.recipe.model))
+        limit = token_limit(self.tokenizer, load_config(self.recipe.model, skeleton=True))
         wanted = self.recipe.data.max_length
         if wanted is None:
             return min(limit or _DEFAULT_MAX_LENGTH, _DEFAULT_MAX_LENGTH)
@@ -217,17 +225,24 @@ class TextClassification:
 
     def model_revision(self, model: Any) -> str:
         """Return what identifies the pretrained weights."""
-        return revision_of(model, locate(self.recipe.model.name_or_path))
+        return revision_of(model, self.recipe.model)
 
     # --- model -----------------------------------------------------------------------------------------------------
 
-    def build_model(self, prepared: Prepared, *, skeleton: bool = False, quantization: Any = None) -> LoadedModel:
-        """Return the model with a head for these labels. Raises ModelError."""
+    def build_model(
+        self, prepared: Prepared | None, *, skeleton: bool = False, quantization: Any = None
+    ) -> LoadedModel:
+        """Return the model with a head for these labels; without data, for those of the recipe, or two. Raises ModelError."""
         from transformers import AutoModelForSequenceClassification
 
-        config = load_config(self.recipe.model, **self._head_fields(prepared))
+        config = load_config(self.recipe.model, skeleton=skeleton, **self._head_fields(prepared))
         if config.pad_token_id is None:
-            config.pad_token_id = self.tokenizer.pad_token_id
+            try:
+                config.pad_token_id = self.tokenizer.pad_token_id
+            except ModelUnreachable:
+                # Without weights it decides nothing.
+                if not skeleton:
+                    raise
         wanted = self.options.head_dropout
         if wanted is not None:
             for field in _HEAD_DROPOUT:
@@ -243,16 +258,17 @@ class TextClassification:
         loaded.model.accepts_loss_kwargs = False
         return loaded
 
-    def _head_fields(self, prepared: Prepared) -> dict[str, Any]:
-        if prepared.problem_type == "regression":
+    def _head_fields(self, prepared: Prepared | None) -> dict[str, Any]:
+        problem_type = self._likely_problem() if prepared is None else prepared.problem_type
+        if problem_type == "regression":
             return {"num_labels": 1, "problem_type": "regression"}
-        names = list(prepared.label_names)
-        if prepared.problem_type == "binary_classification":
+        names = self._likely_names() if prepared is None else list(prepared.label_names)
+        if problem_type == "binary_classification":
             # One logit for the second name; pipelines then apply a sigmoid, as for several labels.
             names = names[1:]
         problem = (
             "single_label_classification"
-            if prepared.problem_type == "single_label_classification"
+            if problem_type == "single_label_classification"
             else "multi_label_classification"
         )
         return {
@@ -261,11 +277,23 @@ class TextClassification:
             "label2id": {name: number for number, name in enumerate(names)},
         }
 
+    def _likely_problem(self) -> str:
+        chosen = self.options.problem_type
+        return "single_label_classification" if chosen == "auto" else chosen
+
+    def _likely_names(self) -> list[str]:
+        declared = self.recipe.data.labels
+        return declared if isinstance(declared, list) else ["0", "1"]
+
     # --- loss ------------------------------------------------------------------------------------------------------
 
     def collator(self) -> Any:
         """Return a callable: list of rows -> padded batch of tensors, with ``sample_weight`` float32 [rows]."""
         return Collator(self.tokenizer, self.problem_type)
+
+    def row_outputs(self, outputs: Any, batch: Mapping[str, Any]) -> Any:
+        """Return the logits [rows, outputs]."""
+        return outputs["logits"]
 
     def items(self, batch: Mapping[str, Any]) -> Any:
         """Return the batch's total weight, a scalar tensor: rows, or with class weights the sum of the rows' weights."""

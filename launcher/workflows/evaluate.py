@@ -8,26 +8,41 @@ import numpy as np
 
 from launcher.contracts import Predictions, Prepared
 from launcher.engine.context import RunContext
+from launcher.engine.release import release
 from launcher.evaluation.assessment import Evaluation, evaluate_predictions
-from launcher.evaluation.baselines import TextRows, fit_baseline
+from launcher.evaluation.baselines import Baseline, TextRows, fit_baseline, unigram_baseline
+from launcher.evaluation.metrics import is_language
 from launcher.evaluation.predictions_io import write_predictions
 from launcher.evaluation.verdict import verdict_sentence
-from launcher.recipe.schema import Recipe
+from launcher.recipe.schema import BASELINES, Recipe
 from launcher.rundir import RunDir, write_json
+from launcher.tasks.causal_lm import predicted_tokens
 from launcher.workflows.report import METRICS_FILE, PREDICTIONS_FILE, write_report, write_report_without_texts
+from launcher.workflows.saved_model import SavedModelCheck
+from launcher.workflows.verify import raise_if_it_differs
 
 
-def evaluate_and_report(trainer: Any, *, worker_seconds: float) -> None:
-    """Evaluate a trained model on all ranks; rank 0 writes evaluation/ and report.html, and ends the tracker's run."""
+def evaluate_and_report(trainer: Any, check: SavedModelCheck, *, worker_seconds: float) -> None:
+    """Evaluate a trained model on all ranks; rank 0 writes evaluation/ and report.html, and ends the tracker's run.
+
+    The trainer is used up: ``check`` loads the saved model where the live one was.
+
+    Raises:
+        SavedModelDiffers: the saved model is not the trained one; everything is written all the same.
+    """
     context: RunContext = trainer.context
     prepared, progress, run = context.prepared, context.progress, context.run
     name, split = final_split(prepared)
-    logits, _ = trainer.logits(split)
+    logits, _ = trainer.logits(split, with_loss=False)
+    progress.heartbeat.beat("finishing", may_be_silent=True)
+    release(trainer)
     if progress.rank != 0:
         return
+    check.begin()
     predictions = context.task.predictions(logits, split, prepared)
     evaluation = assess(context.recipe, prepared, predictions, split=name)
     chosen_by = trainer.args.metric_for_best_model if context.recipe.training.chooses_best else ""
+    check.result()
     save_evaluation(run, evaluation, predictions, worker_seconds=worker_seconds, metric_for_best_model=chosen_by)
     report = write_report(run)
     sentence = verdict_sentence(evaluation)
@@ -40,11 +55,12 @@ def evaluate_and_report(trainer: Any, *, worker_seconds: float) -> None:
     )
     if line:
         progress.say(line)
+    raise_if_it_differs(run)
 
 
 def final_split(prepared: Prepared) -> tuple[str, Any]:
     """Return the rows of the final evaluation: test, or validation where there is no labelled test."""
-    if prepared.test is not None and "labels" in prepared.test.column_names:
+    if prepared.test is not None and prepared.facts["splits"]["test"]["labelled"]:
         return "test", prepared.test
     return "validation", prepared.validation
 
@@ -52,14 +68,24 @@ def final_split(prepared: Prepared) -> tuple[str, Any]:
 def assess(recipe: Recipe, prepared: Prepared, predictions: Predictions, *, split: str) -> Evaluation:
     """Compare predictions with the recipe's baselines, trained on the same rows and tuned on validation."""
     options = recipe.evaluation
-    test = TextRows(predictions.texts, predictions.labels, predictions.row_ids)
-    train, validation = _text_rows(prepared.train, prepared), _text_rows(prepared.validation, prepared)
-    kind = {"problem_type": prepared.problem_type, "label_names": prepared.label_names}
-    baselines = [fit_baseline(name, train, validation, test, **kind) for name in options.baselines]  # type: ignore[arg-type]
+    baselines = _baselines(recipe, prepared, predictions, split=split)
     return evaluate_predictions(
         predictions, baselines,
         bootstrap=options.bootstrap, confidence=options.confidence, seed=recipe.training.seed, split=split,
     )  # fmt: skip
+
+
+def _baselines(recipe: Recipe, prepared: Prepared, predictions: Predictions, *, split: str) -> list[Baseline]:
+    chosen = recipe.evaluation.baselines
+    names = BASELINES[recipe.task.type] if chosen is None else chosen
+    if is_language(prepared.problem_type):
+        learned, wanted = predicted_tokens(prepared.train), predicted_tokens(getattr(prepared, split))
+        seen = np.concatenate(list(learned.values()))
+        return [unigram_baseline(seen, list(wanted.values()), predictions) for _ in names]
+    test = TextRows(predictions.texts, predictions.labels, predictions.row_ids)
+    train, validation = _text_rows(prepared.train, prepared), _text_rows(prepared.validation, prepared)
+    kind = {"problem_type": prepared.problem_type, "label_names": prepared.label_names}
+    return [fit_baseline(name, train, validation, test, **kind) for name in names]  # type: ignore[arg-type]
 
 
 def save_evaluation(run: RunDir, evaluation: Evaluation, predictions: Predictions, **facts: Any) -> None:

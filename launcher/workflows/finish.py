@@ -8,29 +8,36 @@ from launcher.engine.checkpoints import save_adapter_folder, save_model_folder
 from launcher.engine.context import RunContext
 from launcher.strategies.adapters import merged_from_state
 from launcher.strategies.quantization import is_quantized, whole_state
+from launcher.workflows.saved_model import SavedModelCheck, ask_live_model, make_probe
 
 
-def save_model(trainer: Any) -> None:
-    """Gather the weights on all ranks; rank 0 writes them, adapters merged into the weights that they adapt."""
+def save_model(trainer: Any, check: SavedModelCheck) -> None:
+    """Gather the weights on all ranks; rank 0 writes them, adapters merged into the weights that they adapt.
+
+    ``check`` is told what the live model gives for a few rows, and what was to be saved.
+    """
     context: RunContext = trainer.context
-    quantized = is_quantized(context.recipe.strategy)
-    state = whole_state(trainer.model) if quantized else trainer.final_state_dict()
+    answers = ask_live_model(trainer) if check.is_wanted else None
+    state = whole_state(trainer.model) if is_quantized(context.recipe.strategy) else trainer.final_state_dict()
     if context.progress.rank != 0:
         return
-    task, prepared, run = context.task, context.prepared, context.run
     model, adapters = trainer.model, context.planned.phase.adapters
-    zero_stage = context.launch.zero_stage
+    zero_stage, adapter_state = context.launch.zero_stage, None
     if adapters is not None:
-        save_adapter_folder(model, run.adapter, state_dict=state)
-        context.progress.say(f"adapter: {run.adapter}")
-        model = merged_from_state(_skeleton(task, prepared), adapters, state)
+        save_adapter_folder(model, context.run.adapter, state_dict=state)
+        context.progress.say(f"adapter: {context.run.adapter}")
+        adapter_state = state
+        model = merged_from_state(_skeleton(context.task, context.prepared), adapters, state)
         # These are whole tensors of our own, whatever the engine had.
         state, zero_stage = None, None
     save_model_folder(
-        model, task.tokenizer, run.model,
-        state_dict=state, zero_stage=zero_stage, facts=task.model_facts(prepared),
+        model, context.task.tokenizer, context.run.model,
+        state_dict=state, zero_stage=zero_stage, facts=context.task.model_facts(context.prepared),
     )  # fmt: skip
-    context.progress.say(f"model: {run.model}")
+    context.progress.say(f"model: {context.run.model}")
+    if answers is not None:
+        saved = model.state_dict() if state is None else state
+        check.expect(answers, make_probe(trainer, answers, state=saved, adapter_state=adapter_state))
 
 
 def _skeleton(task: Any, prepared: Any) -> Any:

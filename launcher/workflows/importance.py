@@ -110,7 +110,14 @@ def _measure(context: RunContext, model: Any, arguments: Callable[..., Any]) -> 
     before = folder.latest_checkpoint() if probe.score != "eva" else None
     if before is not None:
         told.say(f"continuing the probe from {before.name}")
-    progress = Progress(folder, attempt=context.attempt, rank=told.rank, terminal=told.terminal, tracker=NoTracker())
+    progress = Progress(
+        folder,
+        attempt=context.attempt,
+        rank=told.rank,
+        terminal=told.terminal,
+        tracker=NoTracker(),
+        heartbeat=told.heartbeat,
+    )
     plan = probe_plan(probe, context.plan)
     inside = replace(context, run=folder, plan=plan, progress=progress)
     # A gradient that is measured, and moves nothing, is not to be scaled.

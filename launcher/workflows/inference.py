@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,18 @@ from launcher.contracts import Predictions, Prepared
 from launcher.engine.predicting import predict_logits
 from launcher.errors import DataError, RunStateError
 from launcher.evaluation.assessment import Evaluation
-from launcher.evaluation.metrics import decide
+from launcher.evaluation.language import text_losses, token_counts
+from launcher.evaluation.metrics import decide, is_language
 from launcher.evaluation.predictions_io import write_predictions
 from launcher.recipe.load import load_recipe
 from launcher.recipe.schema import Recipe
 from launcher.rundir import RunDir, write_text
 from launcher.workflows.evaluate import assess, final_split, save_evaluation
 from launcher.workflows.report import read_evaluation, write_report
+from launcher.workflows.verify import raise_if_it_differs
+
+# Beyond it, exp() is beyond any float.
+_LARGEST_EXPONENT = 709.0
 
 
 class FinishedModel:
@@ -36,6 +42,7 @@ class FinishedModel:
         self.run = RunDir.open(path)
         if not (self.run.model / "launcher.json").is_file():
             raise RunStateError(f"{path} has no finished model; finish it with `launcher resume {path}`")
+        raise_if_it_differs(self.run)
         self.facts: dict[str, Any] = json.loads((self.run.model / "launcher.json").read_text())
         trained = load_recipe(self.run.resolved).recipe
         # The tokenizer and the weights are the run's own; everything else is as it was trained.
@@ -54,7 +61,7 @@ class FinishedModel:
         """Return predictions for prepared rows."""
         logits, _ = predict_logits(
             self.model, split, self.task.collator(),
-            batch_size=self.recipe.training.per_device_eval_batch_size, device=self.device,
+            batch_size=self.recipe.training.per_device_eval_batch_size, device=self.device, row_outputs=self.task.row_outputs,
         )  # fmt: skip
         result: Predictions = self.task.predictions(logits, split, prepared)
         return result
@@ -91,7 +98,11 @@ def predict_file(finished: FinishedModel, source: str) -> Predictions:
 
 
 def prediction_rows(predictions: Predictions) -> list[dict[str, Any]]:
-    """Return a dict per row: text, prediction (a label, a list of labels, or a number), and scores by label."""
+    """Return a dict per row: text, prediction (a label, a list of labels, or a number), and scores by label; of a language
+    model text, tokens (that were predicted), loss (per token, nats) and perplexity.
+    """
+    if is_language(predictions.problem_type):
+        return _language_rows(predictions)
     decided = decide(predictions)
     rows = []
     for i, text in enumerate(predictions.texts):
@@ -109,6 +120,21 @@ def prediction_rows(predictions: Predictions) -> list[dict[str, Any]]:
     return rows
 
 
+def _language_rows(predictions: Predictions) -> list[dict[str, Any]]:
+    found = []
+    for text, tokens, loss in zip(predictions.texts, token_counts(predictions), text_losses(predictions), strict=True):
+        is_known = math.isfinite(loss)
+        found.append(
+            {
+                "text": text,
+                "tokens": int(tokens),
+                "loss": float(loss) if is_known else None,
+                "perplexity": math.exp(min(loss, _LARGEST_EXPONENT)) if is_known else None,
+            }
+        )
+    return found
+
+
 def write_rows(predictions: Predictions, path: Path) -> None:
     """Write predictions as .jsonl, .csv or .parquet, told by the ending. Raises DataError for another."""
     if path.suffix == ".parquet":
@@ -124,6 +150,10 @@ def write_rows(predictions: Predictions, path: Path) -> None:
 def _csv(rows: list[dict[str, Any]]) -> str:
     stream = io.StringIO()
     writer = csv.writer(stream)
+    if rows and "perplexity" in rows[0]:
+        writer.writerow(rows[0])
+        writer.writerows(row.values() for row in rows)
+        return stream.getvalue()
     writer.writerow(["text", "prediction", "score"])
     for row in rows:
         prediction = row["prediction"]
@@ -133,4 +163,4 @@ def _csv(rows: list[dict[str, Any]]) -> str:
 
 
 def _own_model(folder: Path) -> dict[str, Any]:
-    return {"name_or_path": str(folder), "tokenizer_name_or_path": None, "revision": None}
+    return {"name_or_path": str(folder), "tokenizer_name_or_path": None, "revision": None, "config": None}

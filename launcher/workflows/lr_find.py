@@ -56,13 +56,13 @@ def find_rate(
     """
     from transformers.utils import logging
 
-    from launcher.planning.hardware import detect_hardware
+    from launcher.planning.hardware import hardware_for
 
     # Bars and the report of loaded weights are not what someone who asked for a rate wants to read.
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     recipe = _alone(loaded.recipe)
-    launch = plan_launch(recipe, hardware or detect_hardware())
+    launch = plan_launch(recipe, hardware or hardware_for(recipe))
     task = registry.load(registry.TASKS, recipe.task.type)(recipe, base_folder=base_folder or Path.cwd())
     _, prepared = task.prepare_data()
     model, phase = _model_and_phase(recipe, launch, task, prepared)

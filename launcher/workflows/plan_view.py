@@ -84,7 +84,7 @@ def table_views(plan: RunPlan) -> list[TableView]:
     """Return the tables in the order of the run, the probe's first; consecutive phases with one table share it."""
     views = [TableView((_probe_heading(plan.probe),), plan.probe.phase, is_probe=True)] if plan.probe else []
     for planned in plan.phases:
-        heading, last = _heading(planned), views[-1] if views else None
+        heading, last = _heading(planned, plan), views[-1] if views else None
         same = last is not None and not last.is_probe and _says_the_same(last.phase, planned.phase)
         if same and last is not None:
             views[-1] = TableView((*last.headings, heading), last.phase)
@@ -97,12 +97,13 @@ def _says_the_same(phase: Phase, other: Phase) -> bool:
     return phase.table == other.table and phase.note == other.note
 
 
-def _heading(planned: PlannedPhase) -> str:
+def _heading(planned: PlannedPhase, plan: RunPlan) -> str:
+    size = f"{planned.batch.global_batch_size:,} rows a step"
+    steps = f"steps {planned.first_step + 1:,}-{planned.last_step:,}"
+    if plan.unread:
+        return f"{planned.phase.name} ({steps}, {size})" if plan.knows_steps else f"{planned.phase.name} ({size})"
     first, last = planned.epochs_at(planned.first_step), planned.epochs_at(planned.last_step)
-    return (
-        f"{planned.phase.name} (steps {planned.first_step + 1:,}-{planned.last_step:,}, epochs {first:.3g} to {last:.3g}, "
-        f"{planned.batch.global_batch_size:,} rows a step)"
-    )
+    return f"{planned.phase.name} ({steps}, epochs {first:.3g} to {last:.3g}, {size})"
 
 
 def _probe_heading(probe: Probe) -> str:

@@ -19,6 +19,7 @@ from launcher.recipe.schema import Recipe
 from launcher.rundir import RunDir, read_jsonl, write_text
 from launcher.workflows.importance_view import importance_facts
 from launcher.workflows.plan_view import group_row, plan_from_json, rate_lines, table_views
+from launcher.workflows.verify import describe, verification_of
 
 METRICS_FILE = "metrics.json"
 PREDICTIONS_FILE = "predictions.parquet"
@@ -133,8 +134,9 @@ def _data_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
 def _environment(run: RunDir, plan: Mapping[str, Any]) -> dict[str, Any]:
     path = run.attempt(run.last_attempt) / "environment.json"
     found = json.loads(path.read_text()) if path.is_file() else {}
-    launch = plan["launch"]
+    launch, verification = plan["launch"], verification_of(run)
     return {
+        **({"saved_model": describe(verification)} if verification else {}),
         "processes": launch["nodes"] * launch["processes_per_node"],
         "engine": launch["engine"] + (f" ZeRO-{launch['zero_stage']}" if launch["zero_stage"] is not None else ""),
         "precision": launch["precision"],

@@ -3,83 +3,140 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from launcher.engine.checkpoint_files import read_manifest
 from launcher.errors import InstallationError, RunStateError
-from launcher.launching.launch_plan import plan_launch
-from launcher.launching.render import accelerate_config, deepspeed_config
+from launcher.launching.continuing import way_to_continue
+from launcher.launching.deepspeed import deepspeed_config, named_file, reopened
+from launcher.launching.launch_plan import plan_launch, refuse_tensor_parallel, settle
+from launcher.launching.render import accelerate_config
 from launcher.plans import Hardware, LaunchPlan
-from launcher.recipe.load import LoadedRecipe, resolved_text
+from launcher.recipe.deepspeed_file import stage_of, zero_of
+from launcher.recipe.load import LoadedRecipe, load_recipe, resolved_text
 from launcher.recipe.schema import Recipe
-from launcher.rundir import RunDir, write_json
+from launcher.rundir import RunDir, write_json, write_text
+from launcher.workflows.resuming import changes_since_first, refuse_another_run
+from launcher.workflows.room import with_room
 
 
 def create_run(loaded: LoadedRecipe, *, runs: Path, hardware: Hardware) -> tuple[RunDir, int]:
-    """Make the run directory and its first attempt, ready to start; return both. Nothing is written if planning fails."""
+    """Make the run directory and its first attempt, ready to start; return both. Nothing is written if planning fails.
+
+    Raises:
+        RecipeError: there is no room for the run.
+    """
+    return create_attempt(with_room(loaded, hardware=hardware, runs=runs), runs=runs, hardware=hardware)
+
+
+def create_attempt(loaded: LoadedRecipe, *, runs: Path, hardware: Hardware) -> tuple[RunDir, int]:
+    """As ``create_run``, without asking whether there is room."""
     launch = _plan_this_machine(loaded.recipe, hardware)
+    file = named_file(loaded.recipe)
+    # What the file says stands in resolved.yaml: it may be gone, or another one, when the run is resumed.
+    recipe = settle(loaded.recipe, file)
     run = RunDir.create(
-        runs.resolve(), loaded.recipe.name, recipe_text=loaded.source_text, resolved_text=resolved_text(loaded.recipe)
+        runs.resolve(), recipe.name, recipe_text=loaded.source_text, resolved_text=resolved_text(recipe)
     )
-    return run, write_attempt(run, loaded.recipe, launch, base_folder=Path.cwd())
+    return run, write_attempt(run, recipe, launch, base_folder=Path.cwd(), deepspeed=file)
 
 
-def write_attempt(run: RunDir, recipe: Recipe, launch: LaunchPlan, *, base_folder: Path) -> int:
-    """Write what starts an attempt into a new folder of it, and return its number."""
+def write_attempt(
+    run: RunDir, recipe: Recipe, launch: LaunchPlan, *, base_folder: Path, deepspeed: Mapping[str, Any] | None = None
+) -> int:
+    """Write what starts an attempt into a new folder of it, and return its number.
+
+    ``deepspeed``: the configuration to resolve; None: the one that the recipe names, or the shipped one of the plan.
+    """
     attempt = run.new_attempt()
-    folder = run.attempt(attempt)
     write_json(run.launch_plan(attempt), {"plan": asdict(launch), "base_folder": str(base_folder)})
-    if launch.engine == "single":
-        return attempt
-    deepspeed_file = None
-    if launch.engine == "deepspeed":
-        deepspeed_file = folder / "deepspeed.json"
-        write_json(deepspeed_file, deepspeed_config(recipe, launch))
-    # Accelerate reads YAML 1.1, where a bare no is false; JSON means the same in every version of YAML.
-    write_json(folder / "accelerate.yaml", accelerate_config(launch, deepspeed_file=deepspeed_file))
+    write_text(run.attempt_recipe(attempt), resolved_text(recipe))
+    write_configuration(run, attempt, recipe, launch, deepspeed=deepspeed)
     return attempt
 
 
-def resume_run(path: Path, *, recipe: Recipe, hardware: Hardware) -> tuple[RunDir, int]:
-    """Make the next attempt of a run that has not finished.
+def write_configuration(
+    run: RunDir, attempt: int, recipe: Recipe, launch: LaunchPlan, *, deepspeed: Mapping[str, Any] | None = None
+) -> None:
+    """Write accelerate.yaml and deepspeed.json of an attempt, resolved; one process alone needs neither."""
+    if launch.engine == "single":
+        return
+    folder, deepspeed_file = run.attempt(attempt), None
+    if launch.engine == "deepspeed":
+        deepspeed_file = run.deepspeed(attempt)
+        write_json(deepspeed_file, deepspeed_config(recipe, launch, base=deepspeed))
+    # Accelerate reads YAML 1.1, where a bare no is false; JSON means the same in every version of YAML.
+    write_json(folder / "accelerate.yaml", accelerate_config(launch, deepspeed_file=deepspeed_file))
+
+
+def earlier_deepspeed(run: RunDir, recipe: Recipe) -> dict[str, Any] | None:
+    """Return the DeepSpeed configuration with which the newest attempt began, so that the next one goes on with it.
+
+    None where there is none, or where the recipe asks for another stage or offload by now.
+    """
+    for attempt in range(run.last_attempt, 0, -1):
+        file = run.deepspeed(attempt)
+        if file.is_file():
+            config = reopened(json.loads(file.read_text()))
+            said, wanted = zero_of(config), recipe.distributed
+            same = (said.stage, said.offload) == (stage_of(wanted), wanted.offload)
+            return config if same else None
+    return None
+
+
+def resume_run(
+    path: Path, *, recipe: Recipe, hardware: Hardware, allow_changes: bool = False, from_start: bool = False
+) -> tuple[RunDir, int]:
+    """Make the next attempt of a run that has not finished; ``recipe`` becomes the run's.
+
+    Args:
+        allow_changes: also where the recipe makes another run of it.
+        from_start: also where no checkpoint is valid.
 
     Raises:
-        RunStateError: the run has finished, is still running, or would continue on another number of processes.
+        RunStateError: the run has finished, is still running, would become another run, or cannot go on from its
+            checkpoint with these processes.
     """
     run = RunDir.open(path)
     if run.status().state == "finished":
         raise RunStateError(f"{path} has finished; to train it again, start a new run with `launcher run`")
     if run.live_ranks(run.last_attempt):
         raise RunStateError(f"{path} is still running; stop it first, or wait for it")
-    launch = _plan_this_machine(recipe, hardware)
-    previous = run.last_attempt
-    base = Path.cwd()
+    changes = changes_since_first(run, recipe)
+    refuse_another_run(run, changes, allow=allow_changes)
+    deepspeed = earlier_deepspeed(run, recipe)
+    launch = _plan_this_machine(recipe, hardware, deepspeed=deepspeed)
+    checkpoint = run.latest_checkpoint()
+    if checkpoint is not None:
+        way_to_continue(read_manifest(checkpoint), launch)
+    previous, base = run.last_attempt, Path.cwd()
     if previous:
-        before: dict[str, Any] = json.loads(run.launch_plan(previous).read_text())
-        base = Path(before["base_folder"])
-        _refuse_another_world(run, LaunchPlan.from_json(before["plan"]), launch)
-    return run, write_attempt(run, recipe, launch, base_folder=base)
+        base = Path(json.loads(run.launch_plan(previous).read_text())["base_folder"])
+        _keep_recipe(run, previous, recipe)
+    attempt = write_attempt(run, recipe, launch, base_folder=base, deepspeed=deepspeed)
+    flags = {"allow_changes": allow_changes, "from_start": from_start}
+    write_json(run.resume_note(attempt), {"changes": [asdict(change) for change in changes], **flags})
+    return run, attempt
 
 
-def _plan_this_machine(recipe: Recipe, hardware: Hardware) -> LaunchPlan:
-    launch = plan_launch(recipe, hardware)
+def _keep_recipe(run: RunDir, previous: int, recipe: Recipe) -> None:
+    """Put ``recipe`` in the place of the run's, where it differs, and the former one beside its attempt."""
+    if load_recipe(run.resolved).recipe == recipe:
+        return
+    if not run.attempt_recipe(previous).is_file():
+        write_text(run.attempt_recipe(previous), run.resolved.read_text())
+    write_text(run.resolved, resolved_text(recipe))
+
+
+def _plan_this_machine(recipe: Recipe, hardware: Hardware, *, deepspeed: Mapping[str, Any] | None = None) -> LaunchPlan:
+    launch = plan_launch(recipe, hardware, deepspeed=deepspeed)
+    refuse_tensor_parallel(launch)
     if launch.nodes > 1:
         raise InstallationError(
             f"distributed.nodes is {launch.nodes}, and `launcher run` starts this machine only; on each machine run "
             "`accelerate launch -m launcher.train RECIPE` with num_machines and machine_rank, or set distributed.nodes=1"
         )
     return launch
-
-
-def _refuse_another_world(run: RunDir, before: LaunchPlan, now: LaunchPlan) -> None:
-    if run.latest_checkpoint() is None:
-        return
-    then_and_now = [(p.engine, p.zero_stage, p.world_size, p.precision) for p in (before, now)]
-    if then_and_now[0] != then_and_now[1]:
-        raise RunStateError(
-            "the checkpoint was written by {} (ZeRO {}) with {} process(es) in {}, and this machine would continue with {} "
-            "(ZeRO {}), {} process(es), {}; make the same number of devices visible".format(
-                *then_and_now[0], *then_and_now[1]
-            )
-        )

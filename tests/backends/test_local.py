@@ -12,7 +12,8 @@ from dataclasses import asdict
 import pytest
 
 from launcher.backends import local
-from launcher.backends.local import LocalBackend, first_failure, free_port
+from launcher.backends.endings import first_failure, report_of_torchrun
+from launcher.backends.local import LocalBackend, free_port
 from launcher.plans import BatchPlan, LaunchPlan
 from launcher.rundir import RunDir, read_jsonl, write_json
 
@@ -70,6 +71,27 @@ def test_a_rank_that_still_runs_is_not_to_blame(run):
     assert first_failure(run, 1) is None
 
 
+def test_a_killed_rank_where_the_other_was_only_asked_to_end(run):
+    """torchrun asks the ranks that are left."""
+    verdict(run, 0, "interrupted", time=4.0, error="stopped by SIGTERM at step 3")
+    verdict(run, 1, "running")
+    assert first_failure(run, 1)[0] == 1
+
+
+def test_a_rank_that_stood_still_whatever_else_is_said(run):
+    verdict(run, 0, "failed", time=4.0, error="a late one")
+    verdict(run, 1, "stalled", time=5.0, error="stopped")
+    verdict(run, 2, "ended", time=3.0, error="ended by the launcher")
+    assert first_failure(run, 1)[0] == 1
+
+
+def test_torchrun_says_which_signal_ended_a_rank():
+    line = (
+        "E1122 07:15:41.1 22170 torch/x/api.py:1002] failed (exitcode: -9) local_rank: 1 (pid: 24488) of binary: python"
+    )
+    assert report_of_torchrun(f"noise\n{line}\nmore") == {24488: -9}
+
+
 def test_no_verdict_yet(run):
     assert first_failure(run, 1) is None
 
@@ -100,6 +122,27 @@ elif action == "hang":
     import signal
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     time.sleep(60)
+elif action in ("stand still", "be stopped", "end late"):
+    import signal
+    from pathlib import Path
+    from launcher.engine.heartbeat import Heartbeat
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    os.makedirs(os.path.dirname(f"{run}/attempts/1/logs/"), exist_ok=True)
+    os.dup2(os.open(f"{run}/attempts/1/logs/rank-0.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
+    beat = Heartbeat(Path(f"{run}/attempts/1/heartbeat.rank-0.json"))
+    beat.set_deadlines(timeout=2.0, startup_timeout=2.0)
+    beat.beat("training", step=12)
+    beat.start()
+    if action == "be stopped":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    if action == "end late":
+        say(verdict="finished", exit_code=0, pid=os.getpid())
+    def wait_for_nothing():
+        time.sleep(60)
+    wait_for_nothing()
+elif action == "die early":
+    os.remove(path)
+    os.kill(os.getpid(), 11)
 """
 
 
@@ -139,7 +182,45 @@ def test_the_exit_code_is_the_ranks_own(submit, run, action, code):
     assert os.access(script, os.X_OK) and str(run.path) in script.read_text()
     if action == "die":
         assert events(run) == ["created", "failed"]
-        assert "killed" in run.status().reason
+        assert "killed by SIGKILL" in run.status().reason
+        assert run.verdicts(1)[0]["verdict"] == "killed", "none stays running"
+
+
+def pid_is_gone(run: RunDir) -> bool:
+    return not run.processes(1)
+
+
+@pytest.mark.parametrize(
+    "action, words",
+    [("stand still", ["has not advanced", "wait_for_nothing"]), ("be stopped", ["has been stopped (SIGSTOP)"])],
+)
+def test_a_rank_that_stands_still_is_named_and_ended_within_the_deadline(submit, run, capfd, action, words):
+    started = time.monotonic()
+    assert submit(action) == 9
+    assert time.monotonic() - started < 2 + 20
+    verdict = run.verdicts(1)[0]
+    assert (verdict["verdict"], verdict["exit_code"]) == ("stalled", 9)
+    for word in [*words, f"rank 0 (pid {verdict['pid']} on", "training after step 12"]:
+        assert word in verdict["error"], verdict["error"]
+    assert verdict["error"] in capfd.readouterr().err
+    assert run.status().state == "failed" and "stalled" in run.status().reason
+    assert pid_is_gone(run)
+    if action == "stand still":
+        assert "in wait_for_nothing" in run.log(1, 0).read_text()
+    else:
+        assert "rank_stopped" in events(run), "it is named at once, not only at the deadline"
+
+
+def test_a_rank_that_does_not_end_after_its_verdict_is_ended(submit, run, monkeypatch):
+    monkeypatch.setattr(local, "_LINGER_SECONDS", 1.0)
+    assert submit("end late") == 0
+    assert run.verdicts(1)[0]["verdict"] == "finished" and pid_is_gone(run)
+
+
+def test_a_rank_that_is_killed_before_it_begins_has_a_verdict_too(submit, run):
+    assert submit("die early") == 139
+    assert run.verdicts(1)[0]["verdict"] == "killed" and run.verdicts(1)[0]["signal"] == "SIGSEGV"
+    assert run.status().state == "failed" and "SIGSEGV" in run.status().reason
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -165,6 +246,29 @@ def test_status_logs_and_cancel(run):
     assert backend.status(run.path).state == "created"
     backend.cancel(run.path)
     assert run.stop_request(1).exists()
+
+
+def test_status_sees_ranks_that_are_stopped_or_gone(run):
+    import subprocess
+
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    run.add_event("running", attempt=1, total_steps=9)
+    host = os.uname().nodename
+    beat = {"rank": 0, "pid": child.pid, "host": host, "doing": "training", "step": 3, "part": 0, "time": 0.0}
+    write_json(run.heartbeat(1, 0), {**beat, "deadline": 9.0, "timeout": 9.0, "alive": time.time()})
+    verdict(run, 0, "running", pid=child.pid, time=1e12)
+    try:
+        assert LocalBackend().status(run.path).state == "running"
+        child.send_signal(signal.SIGSTOP)
+        end = time.monotonic() + 10
+        while not (reason := LocalBackend().status(run.path).reason) and time.monotonic() < end:
+            time.sleep(0.02)
+        assert f"rank 0 (pid {child.pid}" in reason and "SIGSTOP" in reason
+    finally:
+        child.kill()
+        child.wait()
+    gone = LocalBackend().status(run.path)
+    assert gone.state == "failed" and "gone" in gone.reason
 
 
 def test_a_port_is_free():

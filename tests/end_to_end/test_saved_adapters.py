@@ -43,7 +43,8 @@ def test_the_saved_model_is_the_trained_one(place, options, tolerance):
         tiny.save_bert(wide, hidden_size=64, intermediate_size=128)
     shutil.rmtree(place.folder / "runs" / f"{name}-001", ignore_errors=True)
     recipe = place.recipe(
-        name, name=name, strategy={"type": "lora", "r": 4, **options}, evaluation={"bootstrap": 0, "baselines": []},
+        name, name=name, strategy={"type": "lora", "r": 4, **options}, 
+        evaluation={"bootstrap": 0, "baselines": [], "verify_saved": True},
         training={"learning_rate": 0.01, "num_train_epochs": 1}, model={"name_or_path": "./wide"},
     )  # fmt: skip
     done = tiny.launcher("run", recipe, cwd=place.folder)
@@ -53,6 +54,8 @@ def test_the_saved_model_is_the_trained_one(place, options, tolerance):
     names = json.loads((run / "model/launcher.json").read_text())["label_names"]
     wanted = rows[[next(c for c in rows.columns if c.endswith(label)) for label in names]].to_numpy()
 
+    verified = json.loads((run / "model/MANIFEST.json").read_text())["verification"]
+    assert verified["passed"] and (verified["adapter"] is not None) == ("use_dora" in options), verified
     merged = AutoModelForSequenceClassification.from_pretrained(str(run / "model"))
     assert not any("lora" in key for key in merged.state_dict())
     assert np.abs(scores_of(merged, run, rows) - wanted).max() < tolerance

@@ -88,7 +88,8 @@ def make_runs(folder: Path, engine: str, distributed: dict[str, Any]) -> dict[st
             training["per_device_train_batch_size"] = 2
         values = tiny.recipe_values(
             folder / "bert", folder / "data", name=f"{cell}-{engine}", strategy=changes["strategy"], training=training,
-            distributed=distributed, evaluation={"bootstrap": 0, "baselines": []},
+            distributed=distributed,
+            evaluation={"bootstrap": 0, "baselines": [], "verify_saved": is_verified(cell, engine)},
             data={"source": str(folder / "data"), "cache_dir": str(folder / f"cache-{engine}")},
         )  # fmt: skip
         loaded, problems = examine(str(tiny.write_recipe(folder / f"{cell}-{engine}.yaml", values)), [])
@@ -96,6 +97,11 @@ def make_runs(folder: Path, engine: str, distributed: dict[str, Any]) -> dict[st
         run, _ = create_run(loaded, runs=folder / "runs", hardware=CPU)
         found[cell] = run.path
     return found
+
+
+def is_verified(cell: str, engine: str) -> bool:
+    """Whether a run compares its saved model with the live one; each such comparison starts a process."""
+    return cell in ("full", "lora") and engine in ("ddp", "zero-3")
 
 
 def start(command: list[str], runs: dict[str, Path], folder: Path) -> None:
@@ -148,6 +154,14 @@ def test_rates_losses_rows_and_weights_are_those_of_one_process(found, reference
     assert weights.keys() == expected.keys()
     for name, tensor in expected.items():
         assert (weights[name] - tensor).abs().max() < 2e-4, name
+
+
+def test_the_saved_model_is_the_live_one(found):
+    for cell, run in found.items():
+        verification = json.loads((run / "model/MANIFEST.json").read_text())["verification"]
+        assert verification["passed"] is (
+            True if is_verified(cell, run.name.removeprefix(f"{cell}-")[:-4]) else None
+        ), verification
 
 
 def test_importance_is_that_of_one_process(found, reference):

@@ -1,6 +1,6 @@
 """Walk the line of ``launcher.train`` for one run after the other in the same ranks: starting ranks costs more than tiny runs.
 
-``python warm_ranks.py RUN...`` alone, or under ``torchrun`` with two processes; every run has its first attempt prepared.
+``python warm_ranks.py RUN...`` alone, or under ``torchrun`` with two processes; the newest attempt of every run is prepared.
 """
 
 from __future__ import annotations
@@ -17,24 +17,25 @@ from launcher.engine.signals import StopFlag
 from launcher.plans import LaunchPlan
 from launcher.recipe.load import load_recipe
 from launcher.rundir import RunDir
-from launcher.train import Session, _arguments, _leave_group, train
+from launcher.train import Session, _arguments, _leave_group, _read_deepspeed, train
 
 
 def walk(path: Path) -> None:
     """Train one run."""
     run, rank = RunDir.open(path), int(os.environ.get("RANK", "0"))
-    noted = json.loads(run.launch_plan(1).read_text())
+    attempt = run.last_attempt
+    noted = json.loads(run.launch_plan(attempt).read_text())
     recipe, launch = load_recipe(run.resolved).recipe, LaunchPlan.from_json(noted["plan"])
     AcceleratorState._reset_state()
     train(
         Session(
-            run=run, attempt=1, rank=rank, recipe=recipe, base_folder=Path(noted["base_folder"]), launch=launch,
-            stop=StopFlag(run.stop_request(1)), terminal=None, started=time.time(),
-            arguments=_arguments(recipe, launch, run.path),
+            run=run, attempt=attempt, rank=rank, recipe=recipe, base_folder=Path(noted["base_folder"]), launch=launch,
+            stop=StopFlag(run.stop_request(attempt)), terminal=None, started=time.time(),
+            arguments=_arguments(recipe, launch, run.path, deepspeed=_read_deepspeed(run, attempt)),
         )
     )  # fmt: skip
     if rank == 0:
-        run.add_event("finished", attempt=1)
+        run.add_event("finished", attempt=attempt)
 
 
 if __name__ == "__main__":

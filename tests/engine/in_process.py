@@ -18,10 +18,9 @@ from launcher.launching.launch_plan import plan_launch
 from launcher.planning.plan import plan_run
 from launcher.plans import Hardware
 from launcher.recipe.schema import Recipe
-from launcher.registry import STRATEGIES, load
+from launcher.registry import STRATEGIES, TASKS, load
 from launcher.rundir import RunDir
 from launcher.strategies.layers import list_parameters
-from launcher.tasks.text_classification import TextClassification
 
 CPU = Hardware((), 2, 2**33, cpu_has_fast_bf16=False)
 
@@ -55,12 +54,13 @@ def prepare(bert: Path, data: Path, runs: Path, *, run: RunDir | None = None, **
     from transformers import set_seed
 
     values = tiny.recipe_values(bert, data, **changes)
-    values |= {"task": {"type": "text-classification"}, "strategy": values.get("strategy", {"type": "full"})}
+    task_type = values["task"] if isinstance(values["task"], str) else values["task"]["type"]
+    values |= {"task": {"type": task_type}, "strategy": values.get("strategy", {"type": "full"})}
     recipe = Recipe.model_validate(values)
     launch = plan_launch(recipe, CPU)
     run = run or RunDir.create(runs, "tiny", recipe_text="", resolved_text="x")
     attempt = run.new_attempt()
-    task = TextClassification(recipe)
+    task = load(TASKS, recipe.task.type)(recipe)
     _, prepared = task.prepare_data()
     set_seed(recipe.training.seed)
     loaded = task.build_model(prepared)

@@ -1,14 +1,16 @@
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
+from hypothesis import given, strategies as st
 from tiny import recipe_values
 
 from launcher.errors import InstallationError, PlanMismatch
+from launcher.launching import launch_plan
+from launcher.launching.batch import plan_batch
 from launcher.launching.launch_plan import plan_launch
-from launcher.launching.under_accelerate import plan_under_accelerate
-from launcher.plans import Gpu, Hardware, LaunchPlan
+from launcher.plans import BatchPlan, Gpu, Hardware, LaunchPlan
 from launcher.recipe.schema import Recipe
 
 CPU = Hardware((), 8, 2**34, cpu_has_fast_bf16=False)
@@ -42,6 +44,11 @@ def recipe(precision: str = "auto", training: dict | None = None, **distributed:
         (gpus(8), {"processes_per_node": 4}, ("ddp", None, "cuda", 4)),
         (gpus(8), {"zero_stage": 3}, ("deepspeed", 3, "cuda", 8)),
         (gpus(8), {"engine": "deepspeed", "zero_stage": 1}, ("deepspeed", 1, "cuda", 8)),
+        (gpus(8), {"engine": "fsdp"}, ("fsdp", None, "cuda", 8)),
+        (gpus(1), {"engine": "fsdp"}, ("fsdp", None, "cuda", 1)),
+        (CPU, {"offload": "optimizer"}, ("deepspeed", 2, "cpu", 1)),
+        (CPU, {"engine": "deepspeed", "offload": "all"}, ("deepspeed", 3, "cpu", 1)),
+        (gpus(8), {"deepspeed_config": "zero1"}, ("deepspeed", 1, "cuda", 8)),
     ],
 )
 def test_processes_and_engine(hardware, distributed, expected):
@@ -65,7 +72,7 @@ def test_nodes_multiply_processes():
     "hardware, wanted, expected",
     [
         (CPU, "auto", "fp32"), (FAST_CPU, "auto", "bf16"), (gpus(1, 8.0), "auto", "bf16"), (gpus(1, 7.5), "auto", "fp32"),
-        (CPU, "bf16", "bf16"), (gpus(1, 7.5), "fp16", "fp16"), (gpus(1), "fp32", "fp32"),
+        (CPU, "bf16", "bf16"), (gpus(1, 7.5), "fp16", "fp16"), (gpus(1), "fp32", "fp32"), (gpus(1, 8.0), "tf32", "tf32"),
     ],
 )  # fmt: skip
 def test_precision(hardware, wanted, expected):
@@ -84,73 +91,111 @@ def test_refusals_name_value_and_remedy():
         plan_launch(recipe("fp16"), CPU)
 
 
-def test_a_plan_comes_back_from_json():
-    plan = plan_launch(recipe(processes_per_node=2, zero_stage=3), CPU)
-    assert LaunchPlan.from_json(asdict(plan)) == plan
+@pytest.mark.parametrize(
+    "precision, hardware, message",
+    [
+        ("tf32", CPU, "precision is tf32, which needs a GPU"),
+        ("fp8", CPU, "precision is fp8, which needs a GPU"),
+        ("tf32", gpus(2, 7.5), r"compute capability 8.0 or more \(Ampere\), and one here has 7.5; use fp32 or fp16"),
+        ("fp8", gpus(1, 8.6), r"compute capability 8.9 or more \(Ada or Hopper\), and one here has 8.6; use bf16"),
+    ],
+)
+def test_a_precision_that_the_device_lacks_is_refused(precision, hardware, message):
+    with pytest.raises(InstallationError, match=message):
+        plan_launch(recipe(precision), hardware)
 
 
-# --- under accelerate ------------------------------------------------------------------------------------------------
-
-
-def env(world: int, local: int | None = None, **more: str) -> dict[str, str]:
-    return {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(local or world), **more}
-
-
-def under(environment: dict[str, str], wanted: Recipe | None = None, hardware: Hardware = CPU) -> LaunchPlan:
-    return plan_under_accelerate(wanted or recipe(), hardware, environment).launch
-
-
-def test_accelerates_configuration_decides_what_the_recipe_leaves_open():
-    plan = under(env(2))
-    assert (plan.engine, plan.world_size, plan.precision) == ("ddp", 2, "fp32")
-    plan = under(env(2, ACCELERATE_USE_DEEPSPEED="true", ACCELERATE_DEEPSPEED_ZERO_STAGE="3"))
-    assert (plan.engine, plan.zero_stage) == ("deepspeed", 3)
-    assert under({}).engine == "single"
-    assert under(env(2, ACCELERATE_MIXED_PRECISION="bf16")).precision == "bf16"
-    plan = under(env(8, 4))
-    assert (plan.nodes, plan.processes_per_node, plan.world_size) == (2, 4, 8)
-
-
-def test_the_recipe_that_is_written_down_says_what_runs():
-    """resolved.yaml must lead `launcher resume` to the same processes and engine."""
-    adapted = plan_under_accelerate(recipe(), CPU, env(2, ACCELERATE_MIXED_PRECISION="bf16")).recipe
-    assert plan_launch(adapted, CPU) == under(env(2, ACCELERATE_MIXED_PRECISION="bf16"))
-
-
-def test_the_users_deepspeed_file_is_kept_whole(tmp_path):
-    file = tmp_path / "ds.json"
-    file.write_text('{"zero_optimization": {"stage": 1, "reduce_bucket_size": 7}}')
-    given = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_CONFIG_FILE": str(file)}
-    adapted = plan_under_accelerate(recipe(), CPU, env(2, **given))
-    assert adapted.launch.zero_stage == 1
-    assert adapted.deepspeed["zero_optimization"]["reduce_bucket_size"] == 7
-
-
-DEEPSPEED_2 = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"}
+@pytest.mark.parametrize("installed", [(), ("torchao",), ("transformer_engine",), ("msamp",)])
+def test_fp8_needs_one_of_its_packages(installed, monkeypatch):
+    monkeypatch.setattr(launch_plan.importlib.util, "find_spec", lambda name: object() if name in installed else None)
+    if installed:
+        assert plan_launch(recipe("fp8"), gpus(1, 9.0)).precision == "fp8"
+        return
+    with pytest.raises(InstallationError, match="none of them is installed; pip install torchao, or use bf16"):
+        plan_launch(recipe("fp8"), gpus(1, 9.0))
 
 
 @pytest.mark.parametrize(
-    "wanted, environment, ours, theirs",
-    [
-        ({"processes_per_node": 4}, env(2), "distributed.processes_per_node is 4", "num_processes per machine is 2"),
-        ({"nodes": 2, "processes_per_node": 2}, env(2), "distributed.nodes is 2", "num_machines is 1"),
-        ({"engine": "single"}, env(2), "distributed.engine is single", "distributed_type is ddp"),
-        ({"engine": "ddp"}, env(2, **DEEPSPEED_2), "distributed.engine is ddp", "distributed_type is deepspeed"),
-        ({"zero_stage": 3}, env(2, **DEEPSPEED_2), "distributed.zero_stage is 3", "zero_stage is 2"),
-        ({"zero_stage": 2}, env(2), "distributed.zero_stage is 2", "zero_stage is None"),
-    ],
+    "precision, half", [("fp32", None), ("tf32", None), ("bf16", "bf16"), ("fp16", "fp16"), ("fp8", "bf16")]
 )
-def test_contradictions_name_both_places(wanted, environment, ours, theirs):
-    with pytest.raises(PlanMismatch) as caught:
-        under(environment, recipe(**wanted))
-    assert ours in str(caught.value) and theirs in str(caught.value)
+def test_the_16_bit_format_of_each_precision(precision, half):
+    assert replace(plan_launch(recipe(), CPU), precision=precision).half == half
 
 
-def test_contradicting_precision_names_both_places():
-    with pytest.raises(PlanMismatch, match=r"precision is fp32.*mixed_precision is bf16"):
-        under(env(2, ACCELERATE_MIXED_PRECISION="bf16"), recipe("fp32"))
+def test_fsdp_on_a_processor_is_refused_with_the_reason():
+    with pytest.raises(
+        InstallationError, match=r"engine is fsdp, which needs GPUs.*would train with DDP.*zero_stage: 3"
+    ):
+        plan_launch(recipe(engine="fsdp", processes_per_node=2), CPU)
 
 
-def test_sharding_by_fsdp_is_not_taken_for_ddp():
-    with pytest.raises(PlanMismatch, match=r"(?i)fsdp"):
-        under(env(2, ACCELERATE_USE_FSDP="true"), hardware=gpus(2))
+def test_zeropp_on_a_processor_is_refused():
+    with pytest.raises(InstallationError, match=r"zeropp.*no GPU is visible.*zero_stage: 3"):
+        plan_launch(recipe(deepspeed_config="zeropp"), CPU)
+
+
+def test_nvme_needs_libaio():
+    asked = recipe(offload="all", offload_device="nvme", nvme_path="/tmp")
+    with pytest.raises(InstallationError, match=r"offload_device is nvme.*apt-get install libaio-dev"):
+        plan_launch(asked, replace(gpus(2), has_libaio=False))
+    assert plan_launch(asked, gpus(2)).offload_device == "nvme"
+
+
+def test_deepspeed_on_a_processor_needs_a_compiler():
+    with pytest.raises(InstallationError, match=r"no C\+\+ compiler"):
+        plan_launch(recipe(offload="optimizer"), replace(CPU, has_cxx_compiler=False))
+
+
+# --- ranks that share rows or weights ---------------------------------------------------------------------------------
+
+
+def test_ranks_that_share_rows_are_one_of_the_batch():
+    asked = recipe(training={"global_batch_size": 32}, zero_stage=3, sequence_parallel_size=2)
+    plan = plan_launch(asked, gpus(8))
+    assert (plan.world_size, plan.batch.world_size) == (8, 4)
+    # The ranks of a group read batches in turn, so passes come in twos.
+    assert plan.batch == BatchPlan(32, 4, 4, 2)
+
+
+def test_ranks_that_share_weights_hold_the_same_rows():
+    plan = plan_launch(recipe(training={"global_batch_size": 32}, tensor_parallel_size=4), gpus(4))
+    assert (plan.engine, plan.world_size, plan.batch) == ("ddp", 4, BatchPlan(32, 1, 32, 1))
+
+
+def test_tensor_parallelism_is_planned_but_not_started():
+    plan = plan_launch(recipe(tensor_parallel_size=4), gpus(4))
+    with pytest.raises(
+        InstallationError, match=r"tensor_parallel_size is 4.*does not train with it yet.*zero_stage: 3"
+    ):
+        launch_plan.refuse_tensor_parallel(plan)
+
+
+@given(batch=st.integers(1, 500), world=st.integers(1, 16), cap=st.none() | st.integers(1, 64), size=st.integers(1, 8))
+def test_passes_come_in_multiples(batch, world, cap, size):
+    plan = plan_batch(global_batch_size=batch, world_size=world, cap=cap, multiple_of=size)
+    assert plan.accumulation % size == 0
+    assert plan.micro_batch_size * plan.accumulation * world >= batch
+    assert cap is None or plan.micro_batch_size <= cap
+
+
+@pytest.mark.parametrize(
+    "hardware, distributed, error, message",
+    [
+        (CPU, {"zero_stage": 3, "sequence_parallel_size": 2, "processes_per_node": 2}, InstallationError,
+         "sequence_parallel_size is 2, which needs GPUs"),
+        (CPU, {"tensor_parallel_size": 2, "processes_per_node": 2}, InstallationError,
+         "tensor_parallel_size is 2, which needs GPUs"),
+        (gpus(8), {"zero_stage": 3, "sequence_parallel_size": 3}, PlanMismatch,
+         r"sequence_parallel_size is 3, which does not divide the 8 process\(es\)"),
+        (gpus(4), {"tensor_parallel_size": 3}, PlanMismatch, "tensor_parallel_size is 3, which does not divide the 4"),
+        (gpus(8), {"tensor_parallel_size": 4}, PlanMismatch, "tensor_parallel_size is 4, but there are 8 processes"),
+    ],
+)  # fmt: skip
+def test_sizes_that_cannot_be_are_refused(hardware, distributed, error, message):
+    with pytest.raises(error, match=message):
+        plan_launch(recipe(**distributed), hardware)
+
+
+def test_a_plan_comes_back_from_json():
+    plan = plan_launch(recipe(processes_per_node=2, zero_stage=3, offload="all"), CPU)
+    assert LaunchPlan.from_json(asdict(plan)) == plan

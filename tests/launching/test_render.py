@@ -4,11 +4,13 @@ import json
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from launcher.launching.render import accelerate_config, deepspeed_config, launch_script, worker_command
+from launcher.launching.deepspeed import deepspeed_config
+from launcher.launching.render import accelerate_config, launch_script, worker_command
 from launcher.plans import BatchPlan, LaunchPlan
 from launcher.recipe.schema import Recipe
 from launcher.shipped import shipped_folder
@@ -69,6 +71,45 @@ def test_golden_accelerate_configuration():
         }}  # fmt: skip
         del wanted["mixed_precision"]
         assert accelerate_config(plan("deepspeed", stage), deepspeed_file=file) == wanted
+
+
+def test_golden_accelerate_configuration_of_fsdp():
+    assert accelerate_config(plan("fsdp", precision="bf16", device="cuda"), deepspeed_file=None) == {
+        **GOLDEN_ACCELERATE, "distributed_type": "FSDP", "mixed_precision": "bf16",
+        "fsdp_config": {
+            "fsdp_version": 2, "fsdp_auto_wrap_policy": "TRANSFORMER_BASED_WRAP", "fsdp_reshard_after_forward": True,
+            "fsdp_state_dict_type": "FULL_STATE_DICT", "fsdp_cpu_ram_efficient_loading": False, "fsdp_offload_params": False,
+        },
+    }  # fmt: skip
+
+
+def test_accelerate_takes_the_fsdp_configuration(tmp_path):
+    """What ``accelerate launch`` makes of the file is what the worker's TrainingArguments make of the plan."""
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+    from accelerate.utils import FullyShardedDataParallelPlugin
+    from transformers import TrainingArguments
+
+    from launcher.launching.render import fsdp_options
+
+    shape = replace(plan("fsdp", device="cuda"), offload="all")
+    file = tmp_path / "accelerate.yaml"
+    file.write_text(json.dumps(accelerate_config(shape, deepspeed_file=None)))
+    asked = launch_command_parser().parse_args(["--config_file", str(file), "script.py"])
+    found, _, _ = _validate_launch_command(asked)
+    assert found.use_fsdp and str(found.fsdp_version) == "2" and found.num_processes == 2
+    arguments = TrainingArguments(
+        str(tmp_path), use_cpu=True, report_to="none", fsdp=True, fsdp_config=fsdp_options(shape)
+    )
+    plugin = FullyShardedDataParallelPlugin(**arguments.fsdp_plugin_args)
+    assert (plugin.fsdp_version, plugin.reshard_after_forward) == (2, True)
+    assert type(plugin.cpu_offload).__name__ == "CPUOffloadPolicy"
+    assert "FULL_STATE_DICT" in str(plugin.state_dict_type)
+    assert plugin.auto_wrap_policy.__name__ == "transformer_auto_wrap_policy"
+
+
+@pytest.mark.parametrize("precision, theirs", [("tf32", "no"), ("fp8", "fp8"), ("fp16", "fp16")])
+def test_accelerates_name_of_a_precision(precision, theirs):
+    assert accelerate_config(plan("ddp", precision=precision), deepspeed_file=None)["mixed_precision"] == theirs
 
 
 def test_golden_deepspeed_configuration(recipe):

@@ -45,6 +45,8 @@ WITHOUT_EFFECT = {
     "data.validation_share": "DATA validation: dev, validation_share: 0.2",
     "data.split_seed": "DATA validation: dev, split_seed: 1",
     "strategy.head_lr": "strategy: {type: encoder, train_head: false, head_lr: 1e-3}",
+    "distributed.offload_device": "distributed: {zero_stage: 2, offload_device: nvme}",
+    "distributed.nvme_path": "distributed: {zero_stage: 3, offload: all, nvme_path: /x}",
     "model.revision": "MODEL package:m/model, revision: main",
     "evaluation.confidence": "evaluation: {bootstrap: 0, confidence: 0.9}",
     **{

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 import tiny
 
-from launcher.errors import InstallationError, RunStateError
+from launcher.errors import InstallationError, RecipeError, RunStateError
 from launcher.plans import Gpu, Hardware
 from launcher.recipe.load import load_recipe
 from launcher.rundir import RunDir, write_json
 from launcher.workflows.init import starter_recipe
+from launcher.workflows.resuming import load_for_resume
 from launcher.workflows.start import create_run, resume_run
 
 CPU = Hardware((), 8, 2**34, cpu_has_fast_bf16=False)
@@ -32,7 +33,7 @@ def created(folder: Path, hardware: Hardware = CPU, **changes: object) -> RunDir
 
 def test_one_process_needs_no_accelerate_configuration(tmp_path):
     run = created(tmp_path)
-    assert sorted(p.name for p in run.attempt(1).iterdir()) == ["launch.json", "logs"]
+    assert sorted(p.name for p in run.attempt(1).iterdir()) == ["launch.json", "logs", "resolved.yaml"]
     assert json.loads(run.launch_plan(1).read_text())["base_folder"] == str(Path.cwd())
     assert load_recipe(run.resolved).recipe == load(tmp_path).recipe
     assert run.recipe.read_text() == (tmp_path / "recipe.yaml").read_text()
@@ -66,7 +67,10 @@ def test_a_plan_that_fails_leaves_no_directory(tmp_path):
 
 def give_checkpoint(run: RunDir) -> None:
     (run.checkpoints / "step-1").mkdir(parents=True)
-    write_json(run.checkpoints / "step-1/MANIFEST.json", {"files": {}})
+    plan = json.loads(run.launch_plan(run.last_attempt).read_text())["plan"]
+    facts = {key: plan[key] for key in ("engine", "zero_stage", "precision")}
+    world = plan["nodes"] * plan["processes_per_node"]
+    write_json(run.checkpoints / "step-1/MANIFEST.json", {"step": 1, "world_size": world, **facts, "files": {}})
 
 
 def test_resume_makes_the_next_attempt_from_any_folder(tmp_path, monkeypatch):
@@ -127,15 +131,65 @@ def test_a_run_that_still_runs_cannot_be_resumed(tmp_path):
         rank.wait()
 
 
-def test_a_checkpoint_of_another_world_is_refused(tmp_path):
-    run = created(tmp_path, TWO_CARDS, distributed={"processes_per_node": None})
+def test_a_sharded_checkpoint_of_another_world_is_refused(tmp_path):
+    run = created(tmp_path, TWO_CARDS, distributed={"processes_per_node": None, "zero_stage": 3})
     recipe = load_recipe(run.resolved).recipe
     assert resume_run(run.path, recipe=recipe, hardware=CPU)[1] == 2, "without a checkpoint it may begin anew anywhere"
     _, attempt = resume_run(run.path, recipe=recipe, hardware=TWO_CARDS)
     give_checkpoint(run)
-    with pytest.raises(RunStateError, match=r"ddp .*2 process.*single .*1 process"):
+    with pytest.raises(RunStateError, match=r"ZeRO-3 on 2 processes.*ZeRO-3 on 1 process.*zero_stage 1 or 2"):
         resume_run(run.path, recipe=recipe, hardware=CPU)
     assert run.last_attempt == attempt, "a refusal leaves no attempt"
+
+
+@pytest.mark.parametrize("distributed", [{"processes_per_node": None}, {"processes_per_node": None, "zero_stage": 2}])
+def test_other_checkpoints_go_on_anywhere(tmp_path, distributed):
+    run = created(tmp_path, TWO_CARDS, distributed=distributed)
+    give_checkpoint(run)
+    assert resume_run(run.path, recipe=load_recipe(run.resolved).recipe, hardware=CPU)[1] == 2
+    assert json.loads(run.launch_plan(2).read_text())["plan"]["processes_per_node"] == 1
+
+
+def resume(run: RunDir, *overrides: str, allow: bool = False) -> dict[str, str]:
+    """Resume with overrides; return what is noted: key -> verdict."""
+    loaded = load_for_resume(run, overrides)
+    _, attempt = resume_run(run.path, recipe=loaded.recipe, hardware=CPU, allow_changes=allow)
+    note = json.loads(run.resume_note(attempt).read_text())
+    return {change["key"]: change["verdict"] for change in note["changes"]}
+
+
+def test_harmless_changes_are_noted_and_stay(tmp_path):
+    run = created(tmp_path)
+    assert resume(run, "training.save_total_limit=3") == {"training.save_total_limit": "free"}
+    assert load_recipe(run.resolved).recipe.training.save_total_limit == 3
+    assert load_recipe(run.attempt_recipe(1)).recipe.training.save_total_limit == 1
+    assert resume(run) == {"training.save_total_limit": "free"}, "told again: it is compared with the first attempt"
+
+
+def test_what_would_be_another_run_is_refused_without_the_flag(tmp_path):
+    run = created(tmp_path)
+    before = run.resolved.read_text()
+    with pytest.raises(RunStateError, match=r"training.learning_rate: 0.001 -> 0.002 \(.*\n.*--allow-changes"):
+        resume(run, "training.learning_rate=0.002")
+    assert run.resolved.read_text() == before and run.last_attempt == 1
+    assert resume(run, "training.learning_rate=0.002", allow=True) == {"training.learning_rate": "flag"}
+    with pytest.raises(RunStateError, match="global_batch_size: 8 -> 16"):
+        resume(run, "training.global_batch_size=16", allow=True)
+
+
+def test_a_recipe_that_was_edited_by_hand_is_found_out(tmp_path):
+    run = created(tmp_path)
+    run.resolved.write_text(run.resolved.read_text().replace("seed: 1", "seed: 2"))
+    with pytest.raises(RunStateError, match="training.seed: 1 -> 2"):
+        resume(run)
+
+
+def test_overrides_that_contradict_the_recipe_are_refused(tmp_path):
+    run = created(tmp_path)
+    with pytest.raises(RecipeError, match="save_steps is not given"):
+        resume(run, "training.save_strategy=steps")
+    with pytest.raises(RecipeError, match="learning_rat"):
+        resume(run, "training.learning_rat=1")
 
 
 # --- init ------------------------------------------------------------------------------------------------------------

@@ -1,0 +1,253 @@
+"""The planner's memory estimate against measured runs: real ranks on this machine, models of random weights.
+
+    python benchmarks/planner.py [--only NAME ...] [--keep FOLDER]      measure settings that have no result yet
+    python benchmarks/planner.py --predict                              predict all settings anew; nothing is measured
+    python benchmarks/planner.py --report                               write docs/guide/planner-measured.md
+
+A setting is a model, what of it trains, and how the run is spread. Its model is made from its configuration and saved with random
+weights; `launcher run` then trains it for two steps on rows of one length, with an evaluation and a checkpoint as in any run.
+Measured is, over the ranks, the highest memory (VmHWM) above what the rank held after its imports: attempts/1/memory.rank-R.json.
+Each setting's result is a file in benchmarks/results/planner.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results" / "planner"
+PAGE = ROOT / "docs" / "guide" / "planner-measured.md"
+STEPS = 2
+EVALUATION_ROWS = 8
+WORDS = ("river", "iron", "apple", "north", "cloud", "stone", "glass", "paper", "green", "seven")
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One cell: a model, what of it trains, and how the run is spread over ranks."""
+
+    name: str
+    model: str
+    """Name in MODELS."""
+    rows: int
+    """Rows of one forward pass."""
+    length: int
+    """Tokens of every row."""
+    engine: str = "single"
+    stage: int | None = None
+    precision: str = "fp32"
+    checkpointing: bool = False
+    accumulation: int = 1
+    strategy: Mapping[str, Any] = field(default_factory=lambda: {"type": "full"})
+    training: Mapping[str, Any] = field(default_factory=dict)
+    task: str = "text-classification"
+
+    @property
+    def ranks(self) -> int:
+        """Processes."""
+        return 1 if self.engine == "single" else 2
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A model's configuration: its type, and the fields that decide its size."""
+
+    type: str
+    fields: Mapping[str, Any]
+
+
+def _bert(layers: int, hidden: int, heads: int, vocabulary: int = 30522) -> Shape:
+    fields = {"num_hidden_layers": layers, "hidden_size": hidden, "num_attention_heads": heads}
+    return Shape("bert", {**fields, "intermediate_size": 4 * hidden, "vocab_size": vocabulary})
+
+
+def _llama(layers: int, hidden: int, heads: int, key_heads: int, inner: int, vocabulary: int) -> Shape:
+    fields = {"num_hidden_layers": layers, "hidden_size": hidden, "num_attention_heads": heads}
+    fields |= {"num_key_value_heads": key_heads, "intermediate_size": inner, "vocab_size": vocabulary}
+    return Shape("llama", {**fields, "max_position_embeddings": 2048, "tie_word_embeddings": True})
+
+
+MODELS = {
+    "bert-base": _bert(12, 768, 12),
+    "bert-60m": _bert(8, 640, 10),
+    "bert-150m": _bert(9, 1024, 16),
+    "deberta-180m": Shape(
+        "deberta-v2",
+        {
+            "num_hidden_layers": 12, "hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072,
+            "vocab_size": 128100, "relative_attention": True, "position_buckets": 256, "norm_rel_ebd": "layer_norm",
+            "share_att_key": True, "pos_att_type": ["p2c", "c2p"], "position_biased_input": False, "type_vocab_size": 0,
+        },
+    ),
+    "gpt2": Shape("gpt2", {"n_layer": 12, "n_embd": 768, "n_head": 12, "vocab_size": 50257}),
+    "llama-130m": _llama(12, 768, 12, 4, 2048, 32000),
+    "llama-280m": _llama(16, 1024, 16, 8, 2816, 64000),
+    "t5-encoder-base": Shape("t5", {"num_layers": 12, "d_model": 768, "d_ff": 3072, "num_heads": 12, "vocab_size": 32128}),
+}  # fmt: skip
+
+SETTINGS = (
+    Setting("bert-110m-full", "bert-base", 8, 128),
+    Setting("bert-110m-bf16", "bert-base", 8, 128, precision="bf16"),
+    Setting("bert-110m-checkpointing", "bert-base", 8, 128, checkpointing=True),
+    Setting("bert-110m-accumulation", "bert-base", 4, 64, accumulation=2),
+    Setting("bert-110m-lora", "bert-base", 8, 128, strategy={"type": "lora"}),
+    Setting("bert-60m-layerwise", "bert-60m", 16, 64, strategy={"type": "layerwise", "freeze_layers": 4}),
+    Setting("bert-110m-ddp", "bert-base", 4, 64, engine="ddp"),
+    Setting("bert-150m-ddp-bf16", "bert-150m", 4, 64, engine="ddp", precision="bf16"),
+    Setting("bert-110m-zero1", "bert-base", 4, 64, engine="deepspeed", stage=1),
+    Setting("bert-110m-zero2", "bert-base", 4, 64, engine="deepspeed", stage=2),
+    Setting("bert-110m-zero2-bf16", "bert-base", 4, 64, engine="deepspeed", stage=2, precision="bf16"),
+    Setting("bert-110m-zero3", "bert-base", 4, 64, engine="deepspeed", stage=3),
+    Setting("bert-110m-zero3-bf16", "bert-base", 4, 64, engine="deepspeed", stage=3, precision="bf16"),
+    Setting("llama-130m-full", "llama-130m", 4, 128),
+    Setting("llama-280m-bf16-checkpointing", "llama-280m", 2, 128, precision="bf16", checkpointing=True),
+    Setting("llama-280m-zero2", "llama-280m", 1, 64, engine="deepspeed", stage=2),
+    Setting("gpt2-124m-full", "gpt2", 4, 64),
+    Setting("deberta-180m-full", "deberta-180m", 2, 64),
+    Setting("t5-encoder-110m-full", "t5-encoder-base", 4, 64),
+)
+
+
+# --- a setting as files ----------------------------------------------------------------------------------------------
+
+
+def save_model(model: str, folder: Path) -> Path:
+    """Write a model of random weights with a tokenizer of whole words."""
+    import torch
+    from transformers import CONFIG_MAPPING, AutoModel
+
+    target = folder / "models" / model
+    if (target / "tokenizer.json").is_file():
+        return target
+    torch.manual_seed(0)
+    shape = MODELS[model]
+    made = AutoModel.from_config(CONFIG_MAPPING[shape.type](**shape.fields))
+    made.save_pretrained(str(target))
+    _save_tokenizer(target)
+    return target
+
+
+def _save_tokenizer(folder: Path) -> None:
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import Whitespace
+    from tokenizers.processors import TemplateProcessing
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer(WordLevel({word: i for i, word in enumerate([*SPECIAL, *WORDS])}, unk_token="[UNK]"))
+    backend.pre_tokenizer = Whitespace()
+    backend.post_processor = TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
+    names = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=backend, model_max_length=2048, **dict(zip(names, SPECIAL, strict=True))
+    )
+    fast.save_pretrained(str(folder))
+
+
+def write_rows(setting: Setting, folder: Path) -> Path:
+    """Write rows that all have the setting's length."""
+    folder.mkdir(parents=True, exist_ok=True)
+    train = setting.rows * setting.ranks * setting.accumulation * STEPS
+    for name, count in {"train": train, "validation": EVALUATION_ROWS, "test": EVALUATION_ROWS}.items():
+        with (folder / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
+            rows = csv.writer(file)
+            rows.writerow(["text", "label"])
+            for number in range(count):
+                # The first words count up, so that no row stands twice.
+                digits = [WORDS[int(digit)] for digit in f"{number:04d}"]
+                kind = {"train": 0, "validation": 1, "test": 2}[name]
+                words = [*digits, WORDS[kind], *(WORDS[(number + i) % 10] for i in range(setting.length - 7))]
+                rows.writerow([" ".join(words), ("no", "yes")[number % 2]])
+    return folder
+
+
+def recipe_of(setting: Setting, model: Path, data: Path) -> dict[str, Any]:
+    """Return the setting's recipe as plain values."""
+    distributed: dict[str, Any] = {"engine": setting.engine, "processes_per_node": setting.ranks}
+    if setting.stage is not None:
+        distributed["zero_stage"] = setting.stage
+    return {
+        "version": 1,
+        "name": setting.name,
+        "task": setting.task,
+        "model": {"name_or_path": str(model)},
+        "data": {"source": str(data), "max_length": setting.length, "cache_dir": str(data.parent / "cache")},
+        "strategy": dict(setting.strategy),
+        "training": {
+            "num_train_epochs": 1,
+            "global_batch_size": setting.rows * setting.ranks * setting.accumulation,
+            "per_device_train_batch_size": setting.rows,
+            "per_device_eval_batch_size": EVALUATION_ROWS,
+            "activation_checkpointing": setting.checkpointing,
+            "logging_steps": 1,
+            **setting.training,
+        },
+        "precision": setting.precision,
+        "distributed": distributed,
+        "evaluation": {"bootstrap": 50},
+        "tracking": {"wandb": None},
+    }
+
+
+# --- measuring -------------------------------------------------------------------------------------------------------
+
+
+def measure(setting: Setting, folder: Path) -> dict[str, Any]:
+    """Run a setting; return the notes of its ranks. Raises RuntimeError where the run fails."""
+    model = save_model(setting.model, folder)
+    place = folder / "cells" / setting.name
+    shutil.rmtree(place, ignore_errors=True)
+    data = write_rows(setting, place / "data")
+    recipe = place / "recipe.yaml"
+    recipe.write_text(json.dumps(recipe_of(setting, model, data), indent=1))
+    started = time.time()
+    launcher = Path(sys.executable).with_name("launcher")
+    command = [str(launcher), "run", str(recipe), "--runs-dir", str(place / "runs")]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    if done.returncode != 0:
+        raise RuntimeError(f"{setting.name} failed:\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}")
+    attempt = place / "runs" / f"{setting.name}-001" / "attempts" / "1"
+    notes = [json.loads(path.read_text()) for path in sorted(attempt.glob("memory.rank-*.json"))]
+    for unwanted in ("checkpoints", "model", "adapter"):
+        shutil.rmtree(attempt.parents[1] / unwanted, ignore_errors=True)
+    return {"setting": asdict(setting), "seconds": round(time.time() - started, 1), "ranks": notes}
+
+
+def main() -> None:
+    """Measure, predict or report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="*", default=None)
+    parser.add_argument("--keep", type=Path, default=None, help="folder for models and runs, kept for the next time")
+    options = parser.parse_args()
+    folder = options.keep or Path(tempfile.mkdtemp(prefix="planner-"))
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    for setting in SETTINGS:
+        target = RESULTS / f"{setting.name}.json"
+        if (options.only is None and target.is_file()) or (
+            options.only is not None and setting.name not in options.only
+        ):
+            continue
+        found = measure(setting, folder)
+        target.write_text(json.dumps(found, indent=1) + "\n")
+        for note in found["ranks"]:
+            above = {name: round((value - note["base_bytes"]) / 1e6) for name, value in note["moments"].items()}
+            print(setting.name, f"base {note['base_bytes'] / 1e6:.0f} MB", above, f"{found['seconds']} s", flush=True)
+    if options.keep is None:
+        shutil.rmtree(folder)
+
+
+if __name__ == "__main__":
+    main()

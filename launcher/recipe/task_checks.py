@@ -1,0 +1,57 @@
+"""Rules between a task, its model and its evaluation: what one task has and another has not, and models without weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from launcher.recipe.keys import shown
+from launcher.recipe.schema import BASELINES
+from launcher.recipe.view import Finding, View
+
+_LANGUAGE_METRICS = ("loss", "perplexity")
+# They keep what is pretrained, and there is nothing.
+_NEED_PRETRAINED = ("head", "lora", "discriminative")
+
+
+def baselines_fit(v: View) -> Iterator[Finding]:
+    """Yield the baselines that the task cannot have."""
+    task = v.recipe.task.type
+    for index, name in enumerate(v.recipe.evaluation.baselines or ()):
+        if name not in BASELINES[task]:
+            key = f"evaluation.baselines[{index}]"
+            yield Finding(key, f"{shown(key, name)}, which {task} cannot have", f"write {', '.join(BASELINES[task])}")
+
+
+def metric_fits(v: View) -> Iterator[Finding]:
+    """Yield a metric for the best model that the task does not compute."""
+    key, metric = "training.metric_for_best_model", v.t.metric_for_best_model
+    if metric is None:
+        return
+    plain, task = metric.removeprefix("eval_"), v.recipe.task.type
+    if task == "causal-lm" and plain not in _LANGUAGE_METRICS and not plain.startswith("test"):
+        yield Finding(key, f"{shown(key, metric)}, which causal-lm does not have", "write loss or perplexity")
+    if task != "causal-lm" and plain == "perplexity":
+        yield Finding(key, f"{shown(key, metric)}, which {task} does not have", "write loss, or remove it")
+
+
+def random_model_fits(v: View) -> Iterator[Finding]:
+    """Yield what a model without pretrained weights lacks, or cannot have."""
+    model, key = v.recipe.model, "model.name_or_path"
+    if model.name_or_path is not None:
+        return
+    if not (model.config or {}).get("model_type"):
+        remedy = "name a model, or give an architecture's numbers: config: {model_type: llama, hidden_size: ...}"
+        yield Finding(key, f"{key} is null but model.config has no model_type", remedy)
+    if model.tokenizer_name_or_path is None:
+        yield Finding(key, f"{key} is null but tokenizer_name_or_path is not given", "add model.tokenizer_name_or_path")
+    if v.recipe.strategy.type in _NEED_PRETRAINED:
+        message = f"strategy.type is {v.recipe.strategy.type}, which keeps pretrained weights, but {key} is null"
+        yield Finding("strategy.type", message, "write strategy.type: full, or name a model")
+
+
+def model_type_is_a_name(v: View) -> Iterator[Finding]:
+    """Yield a model_type that cannot be one."""
+    kind = (v.recipe.model.config or {}).get("model_type", "")
+    if not isinstance(kind, str):
+        key = "model.config.model_type"
+        yield Finding(key, f"{shown(key, kind)}; it must be text", "write the model_type of its config.json")
