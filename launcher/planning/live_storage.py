@@ -87,12 +87,13 @@ class LiveStorage(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch'
     Storages that exist before count only through tensors that are made of them: not at all.
     """
 
-    def __init__(self, *, known: Collection[Any] = (), scalar: Callable[[Any], Any] | None = None) -> None:
+    def __init__(self, *, known: Collection[Any] = (), answer: Callable[[Any, Any], Any] | None = None) -> None:
+        """Take tensors that are there already, and what answers (operation, arguments) instead of it, or NotImplemented."""
         super().__init__()  # type: ignore[no-untyped-call]
         self.recording = Recording()
         self._alive: dict[int, tuple[Any, int]] = {}
         self._known = {tensor.untyped_storage()._cdata for tensor in known}
-        self._scalar = scalar
+        self._answer = answer
 
     def begin(self, label: str) -> None:
         """Begin a stretch of the program; one label may stand for one stretch only."""
@@ -105,9 +106,9 @@ class LiveStorage(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch'
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run one operation and note what it has made."""
-        if self._scalar is not None and func is torch.ops.aten._local_scalar_dense.default:
-            return self._scalar(args[0])
-        out = func(*args, **(kwargs or {}))
+        out = NotImplemented if self._answer is None else self._answer(func, args)
+        if out is NotImplemented:
+            out = func(*args, **(kwargs or {}))
         if str(func) in _QUESTIONS:
             return out
         self.recording.operations += 1

@@ -200,7 +200,8 @@ def _zero_3(sizes: Sizes, setting: MemorySetting) -> Resident:
     weights = 0 if setting.offload == "all" and setting.device == "cuda" else own
     live = min(sizes.weights, max(_live_parameters(), 2 * sizes.largest_block + sizes.largest))
     master = 0 if offloaded else FP32 * share
-    gradients = 0 if offloaded else share * FP32
+    # Kept in the dtype that computes, and converted for the step.
+    gradients = 0 if offloaded else share * item
     state = 0 if offloaded else round(share * state_bytes(setting.optimizer))
     built_whole = sizes.stored_bytes if setting.device == "cpu" else 0
     return Resident(
@@ -210,7 +211,7 @@ def _zero_3(sizes: Sizes, setting: MemorySetting) -> Resident:
         gradients=gradients,
         buckets=0,
         gathered=live * item if sizes.ranks > 1 else 0,
-        step=0,
+        step=FP32 * share if item < FP32 and not offloaded else 0,
         loading=max(weights + built_whole, weights + master + gradients + FP32 * share),
         keeps_gradients=False,
         gradient_copies=1,

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
 from launcher.planning.live_storage import LiveStorage, Peaks
@@ -213,12 +213,33 @@ def trace_evaluation(traced: Traced, batch: Mapping[str, Any], mode: FakeTensorM
 def _live(traced: Traced, batch: Mapping[str, Any]) -> LiveStorage:
     known = [*traced.model.parameters(), *traced.model.buffers(), *batch.values()]
     length = max((int(tensor.shape[-1]) for tensor in batch.values() if tensor.dim() > 1), default=1)
+    return LiveStorage(known=known, answer=lambda func, args: _answer(func, args, length))
 
-    def scalar(tensor: Any) -> Any:
-        # What a model asks a tensor for: whether nothing is masked, or how many places there are.
+
+def _answer(func: Any, args: Any, length: int) -> Any:
+    """Answer what only a tensor's data could: a condition holds, a number is the length, and one place in each row is chosen."""
+    aten = torch.ops.aten
+    tensor = args[0] if args else None
+    if not isinstance(tensor, FakeTensor):
+        return NotImplemented
+    if func is aten._local_scalar_dense.default:
         return True if tensor.dtype == torch.bool else 1.0 if tensor.is_floating_point() else length
+    if func is aten.unique_consecutive.default:
+        return tensor.new_empty(1), tensor.new_empty(0), tensor.new_empty(0)
+    if func is aten.nonzero.default:
+        return torch.empty((tensor.shape[0], tensor.dim()), dtype=torch.long)
+    if func is aten.index.Tensor and any(_is_mask(index) for index in args[1]):
+        chosen = [part for index in args[1] for part in (_places(index) if _is_mask(index) else [index])]
+        return func(tensor, chosen)
+    return NotImplemented
 
-    return LiveStorage(known=known, scalar=scalar)
+
+def _is_mask(index: Any) -> bool:
+    return isinstance(index, torch.Tensor) and index.dtype == torch.bool
+
+
+def _places(mask: Any) -> list[Any]:
+    return [torch.empty(mask.shape[0], dtype=torch.long) for _ in range(mask.dim())]
 
 
 def recomputing_as(compute: Compute, device: str) -> Callable[[], tuple[Any, Any]]:

@@ -127,7 +127,14 @@ class ModelFacts:
 
 
 def trace(
-    recipe: Recipe, task: Any, prepared: Any, phase: Phase, *, setting: MemorySetting, skeleton: Any = None
+    recipe: Recipe,
+    task: Any,
+    prepared: Any,
+    phase: Phase,
+    *,
+    setting: MemorySetting,
+    skeleton: Any = None,
+    every_block: bool = False,
 ) -> ModelFacts:
     """Return facts for ``setting``'s length, precision, engine and checkpointing; its rows may be any.
 
@@ -135,21 +142,31 @@ def trace(
         prepared: the task's data; None: a row is made up from what the tokenizer gives.
         phase: what trains; its table's names are the model's.
         skeleton: the task's model on the meta device, which is not changed; None: it is built.
+        every_block: trace the whole model, which takes longer and says the same.
     """
     skeleton = task.build_model(prepared, skeleton=True) if skeleton is None else skeleton
     with _quiet():
-        return _Tracer(recipe, task, prepared, phase, setting, skeleton).facts()
+        return _Tracer(recipe, task, prepared, phase, setting, skeleton, every_block).facts()
 
 
 class _Tracer:
     def __init__(
-        self, recipe: Recipe, task: Any, prepared: Any, phase: Phase, setting: MemorySetting, skeleton: Any
+        self,
+        recipe: Recipe,
+        task: Any,
+        prepared: Any,
+        phase: Phase,
+        setting: MemorySetting,
+        skeleton: Any,
+        every_block: bool,
     ) -> None:
         from launcher.planning.shrinking import find_runs
 
         self.recipe, self.task, self.prepared, self.phase, self.setting = recipe, task, prepared, phase, setting
         self.model, self.new = skeleton.model, skeleton.newly_initialized
         self.runs = find_runs(self.model, phase)
+        few = 0 < len(self.runs) <= _MOST_RUNS and any(len(run.paths) > 2 for run in self.runs)
+        self._is_extrapolated = few and not every_block
 
     def facts(self) -> ModelFacts:
         from launcher.strategies.layers import block_modules
@@ -207,7 +224,6 @@ class _Tracer:
 
     def _steps(self) -> dict[int, dict[str, Any]]:
         """Return rows -> peaks of the whole model."""
-        self._is_extrapolated = 0 < len(self.runs) <= _MOST_RUNS and any(len(run.paths) > 2 for run in self.runs)
         if self._is_extrapolated:
             found = self._extrapolated()
             if found is not None:
@@ -225,7 +241,11 @@ class _Tracer:
                 configurations.append([2 if i == number else length for i, length in enumerate(base)])
         found = []
         for lengths in configurations:
-            traced = self._traced(lengths)
+            try:
+                traced = self._traced(lengths)
+            except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):
+                # Such a model counts on all its blocks; if it is at fault for another reason, the whole of it fails too.
+                return None
             if traced is None:
                 return None
             found.append(traced)
