@@ -97,7 +97,20 @@ MODELS = {
     "gpt2": Shape("gpt2", {"n_layer": 12, "n_embd": 768, "n_head": 12, "vocab_size": 50257}),
     "llama-130m": _llama(12, 768, 12, 4, 2048, 32000),
     "llama-280m": _llama(16, 1024, 16, 8, 2816, 64000),
-    "t5-encoder-base": Shape("t5", {"num_layers": 12, "d_model": 768, "d_ff": 3072, "num_heads": 12, "vocab_size": 32128}),
+    "modernbert-150m": Shape(
+        "modernbert",
+        {
+            "num_hidden_layers": 22, "hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 1152,
+            "vocab_size": 50368, "pad_token_id": 0,
+        },
+    ),
+    "qwen2-180m": Shape(
+        "qwen2",
+        {
+            "num_hidden_layers": 12, "hidden_size": 896, "num_attention_heads": 14, "num_key_value_heads": 2,
+            "intermediate_size": 2432, "vocab_size": 64000, "tie_word_embeddings": True,
+        },
+    ),
 }  # fmt: skip
 
 SETTINGS = (
@@ -119,7 +132,10 @@ SETTINGS = (
     Setting("llama-280m-zero2", "llama-280m", 1, 64, engine="deepspeed", stage=2),
     Setting("gpt2-124m-full", "gpt2", 4, 64),
     Setting("deberta-180m-full", "deberta-180m", 2, 64),
-    Setting("t5-encoder-110m-full", "t5-encoder-base", 4, 64),
+    Setting("modernbert-150m-full", "modernbert-150m", 4, 128),
+    Setting("gpt2-124m-causal-lm", "gpt2", 2, 128, task="causal-lm"),
+    Setting("qwen2-180m-causal-lm", "qwen2-180m", 2, 128, task="causal-lm", checkpointing=True),
+    Setting("qwen2-180m-causal-lm-zero3", "qwen2-180m", 1, 128, task="causal-lm", engine="deepspeed", stage=3),
 )
 
 
@@ -169,10 +185,11 @@ def write_rows(setting: Setting, folder: Path) -> Path:
     for name, count in {"train": train, "validation": EVALUATION_ROWS, "test": EVALUATION_ROWS}.items():
         with (folder / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
             rows = csv.writer(file)
-            rows.writerow(["text", "label"])
+            labelled = setting.task != "causal-lm"
+            rows.writerow(["text", "label"] if labelled else ["text"])
             for number in range(count):
                 words = (f"w{random.randrange(WORDS)}" for _ in range(setting.length - 2))
-                rows.writerow([" ".join(words), ("no", "yes")[number % 2]])
+                rows.writerow([" ".join(words), *(("no", "yes")[number % 2],) * labelled])
     return folder
 
 
@@ -184,7 +201,7 @@ def recipe_of(setting: Setting, model: Path, data: Path) -> dict[str, Any]:
     return {
         "version": 1,
         "name": setting.name,
-        "task": setting.task,
+        "task": {"type": setting.task},
         "model": {"name_or_path": str(model)},
         "data": {"source": str(data), "max_length": setting.length, "cache_dir": str(data.parent / "cache")},
         "strategy": dict(setting.strategy),

@@ -49,8 +49,15 @@ def test_a_miss_suggests_and_a_near_miss_leads_to_a_name():
 
 def types_of(annotation: object) -> set[str]:
     """The values that the discriminator ``type`` takes in an options class or a union of them."""
-    options = [part for part in typing.get_args(annotation) if isinstance(part, type)] or [annotation]
+    options = [part for part in _leaves(annotation) if isinstance(part, type)]
     return {value for option in options for value in typing.get_args(option.model_fields["type"].annotation)}
+
+
+def _leaves(annotation: object) -> list[object]:
+    if typing.get_origin(annotation) is typing.Annotated:
+        return _leaves(typing.get_args(annotation)[0])
+    parts = typing.get_args(annotation)
+    return [leaf for part in parts for leaf in _leaves(part)] if parts else [annotation]
 
 
 def test_the_schema_knows_the_registries_names():

@@ -203,7 +203,7 @@ def smallest_fit(
     groups = [
         group
         for group in _candidates(setting, offloading=offloading)
-        if allowed(group[-1][1]) and _with_room_to_evaluate(estimate, group[-1][1], capacity).fits
+        if _with_room_to_evaluate(estimate, group[-1][1], capacity).fits and allowed(group[-1][1])
     ]
     for _, candidate in sorted((pair for group in groups for pair in group), key=lambda pair: pair[0]):
         found = _with_room_to_evaluate(estimate, candidate, capacity)

@@ -33,6 +33,10 @@ class Peaks:
     """With gradients as temporary tensors, which are added to others that exist, or sent away, as soon as they are whole."""
     gradient: int
     """The largest gradient that becomes whole."""
+    fresh_before: int = 0
+    """What lives at its beginning, gradients with it."""
+    resident_before: int = 0
+    """The same without gradients that are whole."""
 
 
 @dataclass
@@ -59,7 +63,12 @@ class Recording:
         for (label, start), end in zip(self.stretches, ends, strict=True):
             stretch = slice(start, max(end, start + 1))
             whole = (self.storages[i].size for i, at in arrivals.items() if start <= at < end)
-            found[label] = Peaks(max(fresh[stretch]), max(resident[stretch]), max(whole, default=0))
+            alive = [i for i, s in enumerate(self.storages) if s.born < start and (s.died is None or s.died > start)]
+            before = sum(self.storages[i].size for i in alive)
+            gradients = sum(self.storages[i].size for i in alive if arrivals.get(i, start) < start)
+            found[label] = Peaks(
+                max(fresh[stretch]), max(resident[stretch]), max(whole, default=0), before, before - gradients
+            )
         return found
 
     def alive_at(self, label: str) -> int:

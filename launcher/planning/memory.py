@@ -6,13 +6,15 @@ the result is what a process holds above its base after imports (VmHWM); on a GP
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from launcher.contracts import Phase
 from launcher.planning.memory_rules import Resident, Sizes, compute_itemsize, offloaded_bytes, resident
-from launcher.planning.tracing import ModelFacts, compute_of, trace
+from launcher.planning.model_facts import ModelFacts, Stretch, untraced_facts
+from launcher.planning.tracing import compute_of, trace
 from launcher.plans import MemoryEstimate, MemorySetting
 from launcher.recipe.schema import Recipe
 
@@ -65,6 +67,10 @@ def _sizes(facts: ModelFacts, setting: MemorySetting) -> Sizes:
         largest=max((tensor.numel for tensor in trainable), default=0),
         largest_group=max(facts.groups, default=0),
         largest_block=facts.largest_block,
+        packed=sum(tensor.numel for tensor in facts.tensors if tensor.is_quantized),
+        packed_bytes=round(sum(tensor.numel * tensor.itemsize for tensor in facts.tensors if tensor.is_quantized)),
+        largest_weight=max((tensor.numel for tensor in facts.tensors), default=0),
+        largest_packed=max((tensor.numel for tensor in facts.tensors if tensor.is_quantized), default=0),
         stored_bytes=facts.weight_bytes,
         trainable_bytes=facts.trainable_bytes,
         itemsize=compute_itemsize(setting.precision),
@@ -102,6 +108,7 @@ def _training(facts: ModelFacts, setting: MemorySetting, held: Resident, always:
     backward = {
         "gradients": held.gradients + fresh,
         "gathered weights": held.gathered,
+        "unpacked weights": held.unpacked,
         "activations": kept,
         "logits, loss and temporary tensors": peak - fresh - kept,
         "batch": facts.batch.at(rows),
@@ -119,6 +126,7 @@ def _evaluation(facts: ModelFacts, setting: MemorySetting, held: Resident, alway
         if setting.engine in ("deepspeed", "fsdp") and setting.zero_stage in (0, 3, None)
         else 0,
         "gathered weights": held.gathered,
+        "unpacked weights": held.unpacked,
         "activations": facts.evaluation_peak(setting.eval_batch_size),
         "libraries": always["libraries"] + more,
     }
@@ -181,6 +189,19 @@ class MemoryPlanner:
         ]
         return max(found, key=lambda estimate: estimate.peak)
 
+    def floor(self, setting: MemorySetting) -> MemoryEstimate:
+        """Return the estimate without what a step makes, which takes no trace: a setting needs at least so much."""
+        return max((estimate_memory(facts, setting) for facts in self._untraced), key=lambda estimate: estimate.peak)
+
+    @functools.cached_property
+    def _untraced(self) -> tuple[ModelFacts, ...]:
+        return tuple(untraced_facts(self._recipe, phase, self.skeleton) for phase in self._phases)
+
+    @functools.cached_property
+    def skeleton(self) -> Any:
+        """The task's model on the meta device."""
+        return self._skeleton or self._task.build_model(self._prepared, skeleton=True)
+
     def facts(self, setting: MemorySetting, *, phase: int = 0) -> ModelFacts:
         """Return the facts of a phase; those of any number of rows are the same."""
         key = _TraceKey(
@@ -192,12 +213,16 @@ class MemoryPlanner:
             setting.device,
         )
         if key not in self._facts:
-            if self._skeleton is None:
-                self._skeleton = self._task.build_model(self._prepared, skeleton=True)
             self._facts[key] = trace(
-                self._recipe, self._task, self._prepared, self._phases[phase], setting=setting, skeleton=self._skeleton
-            )
+                self._recipe, self._task, self._prepared, self._phases[phase],
+                setting=setting, skeleton=self.skeleton, untraced=self._untraced[phase], evaluation=self._evaluation(key),
+            )  # fmt: skip
         return self._facts[key]
+
+    def _evaluation(self, key: _TraceKey) -> tuple[Stretch, ...] | None:
+        """Return what is known of an evaluation's batch, in which nothing is checkpointed and training rows do not matter."""
+        like = replace(key, checkpointing=not key.checkpointing)
+        return self._facts[like].evaluation if like in self._facts else None
 
 
 def _unlike(phases: Sequence[Phase]) -> tuple[Phase, ...]:

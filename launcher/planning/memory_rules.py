@@ -8,7 +8,7 @@ et al. 2020 (arXiv:1910.02054), section 3 and 5.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from launcher.plans import MemorySetting, Precision
 from launcher.shipped import shipped_folder
@@ -40,6 +40,13 @@ class Sizes:
     largest_group: int
     """Elements of the largest group of the optimizer."""
     largest_block: int
+    largest_weight: int
+    """Elements of the largest parameter, frozen or not."""
+    packed: int
+    """Elements of quantised weights."""
+    packed_bytes: int
+    largest_packed: int
+    """Elements of the largest quantised weight."""
     stored_bytes: int
     """Of all parameters as they are loaded."""
     trainable_bytes: int
@@ -78,6 +85,8 @@ class Resident:
     """Copies of a gradient, in its own bytes, that are made to send it away."""
     saving: int
     """More while a checkpoint is written."""
+    unpacked: int = 0
+    """The quantised weight that is just multiplied with, as what it stands for."""
     unmapped: int = 0
     """The file of the weights, which stays mapped into memory (on the processor)."""
 
@@ -97,10 +106,12 @@ def resident(sizes: Sizes, setting: MemorySetting) -> Resident:
     if setting.engine == "deepspeed":
         if setting.zero_stage == 3:
             return _zero_3(sizes, setting)
-        return _zero_1_2(sizes, setting) if setting.zero_stage else _zero_0(sizes, setting)
-    if setting.engine == "fsdp":
+        found = _zero_1_2(sizes, setting) if setting.zero_stage else _zero_0(sizes, setting)
+    elif setting.engine == "fsdp":
         return _fsdp(sizes, setting)
-    return _whole(sizes, setting)
+    else:
+        found = _whole(sizes, setting)
+    return replace(found, unpacked=sizes.largest_packed * compute_itemsize(setting.precision))
 
 
 def _whole(sizes: Sizes, setting: MemorySetting) -> Resident:
@@ -150,7 +161,8 @@ def _zero_0(sizes: Sizes, setting: MemorySetting) -> Resident:
         loading=weights + sizes.stored_bytes,
         keeps_gradients=False,
         gradient_copies=1,
-        saving=weights,
+        # On a GPU the copies are made in the machine's memory.
+        saving=weights if setting.device == "cpu" else 0,
     )
 
 
@@ -215,7 +227,8 @@ def _zero_3(sizes: Sizes, setting: MemorySetting) -> Resident:
         loading=max(weights + built_whole, weights + master + gradients + FP32 * share),
         keeps_gradients=False,
         gradient_copies=1,
-        saving=sizes.weights * item,
+        # On a GPU they are gathered one after another, and copied to the machine's memory.
+        saving=(sizes.weights if setting.device == "cpu" else sizes.largest_weight) * item,
     )
 
 
@@ -235,7 +248,7 @@ def _fsdp(sizes: Sizes, setting: MemorySetting) -> Resident:
         loading=sizes.stored_bytes + whole if setting.device == "cpu" else whole + gathered,
         keeps_gradients=False,
         gradient_copies=1,
-        saving=whole,
+        saving=FP32 * (sizes.weights if setting.device == "cpu" else sizes.largest_weight),
     )
 
 
@@ -256,7 +269,7 @@ def offloaded_bytes(sizes: Sizes, setting: MemorySetting) -> dict[str, int]:
 
 def _converted(sizes: Sizes) -> int:
     """Bytes of all weights in the dtype that they compute in."""
-    return sizes.weights * sizes.itemsize
+    return (sizes.weights - sizes.packed) * sizes.itemsize + sizes.packed_bytes
 
 
 def _live_parameters() -> int:

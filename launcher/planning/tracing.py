@@ -1,8 +1,8 @@
-"""Facts about a model that memory follows from: its tensors, and what a step makes beside them, traced without any weights.
+"""What a step makes beside a model's weights, traced without any weights.
 
-A step of the model with one block of each kind, and with two, is run with fake tensors: tensors that have shapes and no data.
-Every further block adds what the second one has added, and every further row what the second one has; so much of any depth and any
-number of rows is told. Where blocks cannot be taken apart, the whole model is traced.
+A step of the model with three blocks of each kind is run with fake tensors: tensors that have shapes and no data. Every further
+block adds what the middle one does (docs/decisions/018-three-blocks.md), and every further row what the second one has; so much
+of any depth and any number of rows is told. Where blocks cannot be taken apart, the whole model is traced.
 """
 
 from __future__ import annotations
@@ -10,120 +10,21 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from launcher.contracts import Phase
+from launcher.planning.model_facts import Line, ModelFacts, Stretch, packed_weights, untraced_facts
 from launcher.plans import MemorySetting
 from launcher.recipe.schema import Recipe
 
 # A single row may be spared copies that every larger batch makes.
 _ROWS = (2, 4)
+# Of each kind of block: a first one, one that stands for all between them, and a last one.
+_BLOCKS = 3
 # Models with more kinds of blocks than this are traced whole: that takes no longer.
 _MOST_RUNS = 6
 _KINDS = ("fresh", "resident", "gradient")
-
-
-@dataclass(frozen=True)
-class Line:
-    """Bytes as a function of the rows of a batch."""
-
-    at_zero: float
-    per_row: float
-
-    def at(self, rows: int) -> int:
-        """Return the bytes for ``rows`` rows."""
-        return max(0, round(self.at_zero + self.per_row * rows))
-
-
-@dataclass(frozen=True)
-class Stretch:
-    """The highest bytes within a stretch of a step, such as the backward pass of the first block."""
-
-    name: str
-    fresh: Line
-    """With gradients that come into being in this step and stay."""
-    resident: Line
-    """With gradients that are added to others, or sent away, as soon as they are there."""
-    gradient: Line
-    """The largest gradient that becomes whole in it."""
-
-
-@dataclass(frozen=True)
-class StoredTensor:
-    """A parameter; tied ones are there once."""
-
-    numel: int
-    itemsize: int
-    """Bytes of an element as the model is loaded."""
-    trains: bool
-    newly_initialized: bool = False
-
-
-@dataclass(frozen=True)
-class ModelFacts:
-    """Plain numbers about a model in one phase, one length of rows and one way to compute."""
-
-    tensors: tuple[StoredTensor, ...]
-    groups: tuple[int, ...]
-    """Elements of each group of the optimizer."""
-    buffer_bytes: int
-    blocks: int
-    largest_block: int
-    """Elements of the largest block."""
-    hidden_size: int
-    adapted_bytes: int
-    """Of the weights that adapters are merged into; 0 without adapters."""
-    training: tuple[Stretch, ...]
-    evaluation: tuple[Stretch, ...]
-    kept: Line
-    """What the forward pass keeps for the backward pass."""
-    kept_by_blocks: Line
-    """Those that are there when the last block is through."""
-    batch: Line
-    """Input tensors of a training batch."""
-    is_extrapolated: bool
-    """Whether a smaller model was traced."""
-
-    @property
-    def numel(self) -> int:
-        """Elements of all parameters."""
-        return sum(tensor.numel for tensor in self.tensors)
-
-    @property
-    def trainable_numel(self) -> int:
-        """Elements of the parameters that train."""
-        return sum(tensor.numel for tensor in self.tensors if tensor.trains)
-
-    @property
-    def weight_bytes(self) -> int:
-        """Bytes of all parameters as they are loaded."""
-        return sum(tensor.numel * tensor.itemsize for tensor in self.tensors)
-
-    @property
-    def trainable_bytes(self) -> int:
-        """Bytes of the parameters that train, as they are loaded."""
-        return sum(tensor.numel * tensor.itemsize for tensor in self.tensors if tensor.trains)
-
-    def training_peak(
-        self, rows: int, *, gradients: Literal["fresh", "resident"], copies: float = 0.0
-    ) -> tuple[int, Stretch]:
-        """Return the most bytes of a training step beside weights and batch, and the stretch in which they are reached.
-
-        Args:
-            copies: how many copies of a gradient, in its own bytes, are there as soon as it is whole.
-        """
-
-        def peak(stretch: Stretch) -> int:
-            held: Line = getattr(stretch, gradients)
-            return held.at(rows) + round(copies * stretch.gradient.at(rows))
-
-        found = max(self.training, key=peak)
-        return peak(found), found
-
-    def evaluation_peak(self, rows: int) -> int:
-        """Return the most bytes of an evaluation batch beside weights and batch."""
-        return max(stretch.fresh.at(rows) for stretch in self.evaluation)
 
 
 def trace(
@@ -134,6 +35,8 @@ def trace(
     *,
     setting: MemorySetting,
     skeleton: Any = None,
+    untraced: ModelFacts | None = None,
+    evaluation: tuple[Stretch, ...] | None = None,
     every_block: bool = False,
 ) -> ModelFacts:
     """Return facts for ``setting``'s length, precision, engine and checkpointing; its rows may be any.
@@ -142,11 +45,14 @@ def trace(
         prepared: the task's data; None: a row is made up from what the tokenizer gives.
         phase: what trains; its table's names are the model's.
         skeleton: the task's model on the meta device, which is not changed; None: it is built.
+        untraced: what is known without a trace; None: found out.
+        evaluation: that of an earlier trace, of the same precision and engine (checkpointing may differ); None: traced.
         every_block: trace the whole model, which takes longer and says the same.
     """
     skeleton = task.build_model(prepared, skeleton=True) if skeleton is None else skeleton
     with _quiet():
-        return _Tracer(recipe, task, prepared, phase, setting, skeleton, every_block).facts()
+        traced = _Tracer(recipe, task, prepared, phase, setting, skeleton, evaluation, every_block).facts()
+    return replace(untraced or untraced_facts(recipe, phase, skeleton), **traced)
 
 
 class _Tracer:
@@ -158,98 +64,63 @@ class _Tracer:
         phase: Phase,
         setting: MemorySetting,
         skeleton: Any,
+        evaluation: tuple[Stretch, ...] | None,
         every_block: bool,
     ) -> None:
         from launcher.planning.shrinking import find_runs
 
         self.recipe, self.task, self.prepared, self.phase, self.setting = recipe, task, prepared, phase, setting
-        self.model, self.new = skeleton.model, skeleton.newly_initialized
+        self.skeleton, self.evaluation = skeleton, evaluation
+        self.packed = packed_weights(recipe, skeleton)
+        self.model = self._as_it_computes() if self.packed else skeleton.model
         self.runs = find_runs(self.model, phase)
-        few = 0 < len(self.runs) <= _MOST_RUNS and any(len(run.paths) > 2 for run in self.runs)
+        few = 0 < len(self.runs) <= _MOST_RUNS and any(len(run.paths) > _BLOCKS for run in self.runs)
         self._is_extrapolated = few and not every_block
 
-    def facts(self) -> ModelFacts:
-        from launcher.strategies.layers import block_modules
-
+    def facts(self) -> dict[str, Any]:
+        """Return the fields of ModelFacts that a trace tells."""
         steps = self._steps()
         lines = {part: _lines([steps[rows][part] for rows in _ROWS]) for part in ("training", "evaluation")}
         kept = [_line([getattr(steps[rows]["totals"], name) for rows in _ROWS]) for name in ("kept", "kept_by_blocks")]
-        blocks = block_modules(self.model)
-        config = getattr(self.model, "config", None)
-        text = config.get_text_config() if config is not None and hasattr(config, "get_text_config") else config
-        return ModelFacts(
-            tensors=self._tensors(),
-            groups=tuple(group.numel for group in self.phase.table.trainable),
-            buffer_bytes=sum(tensor.numel() * tensor.element_size() for tensor in self.model.buffers()),
-            blocks=len(blocks),
-            largest_block=max((sum(p.numel() for p in block.parameters()) for block in blocks), default=0),
-            hidden_size=int(getattr(text, "hidden_size", 0) or 0),
-            adapted_bytes=self._adapted_bytes(),
-            training=lines["training"],
-            evaluation=lines["evaluation"],
-            kept=kept[0],
-            kept_by_blocks=kept[1],
-            batch=_line([steps[rows]["totals"].batch for rows in _ROWS]),
-            is_extrapolated=self._is_extrapolated,
-        )
+        return {
+            "training": lines["training"],
+            "evaluation": lines["evaluation"] if self.evaluation is None else self.evaluation,
+            "kept": kept[0],
+            "kept_by_blocks": kept[1],
+            "batch": _line([steps[rows]["totals"].batch for rows in _ROWS]),
+            "is_extrapolated": self._is_extrapolated,
+        }
 
-    def _tensors(self) -> tuple[StoredTensor, ...]:
-        """Return the parameters of the model as it trains, adapters with them."""
+    def _as_it_computes(self) -> Any:
+        """Return a copy of the model whose quantised weights have the type that they are unpacked to, and fp32 everywhere else."""
+        import copy
+
         import torch
 
-        from launcher.strategies.adapters import adapted_parameters
-        from launcher.strategies.layers import list_parameters
-
-        parameters = list_parameters(self.model, newly_initialized=self.new)
-        sizes = {name: tensor.element_size() for name, tensor in self.model.named_parameters()}
-        section = self.recipe.model.dtype
-        size = None if section == "auto" else torch.empty(0, dtype=getattr(torch, section)).element_size()
-        adapters = self.phase.adapters
-        if adapters is not None:
-            parameters = adapted_parameters(parameters, adapters)
-        trainable = {name for group in self.phase.table.trainable for name in group.parameters}
-        return tuple(
-            StoredTensor(p.numel, size or sizes.get(p.name, 4), p.name in trainable, p.newly_initialized)
-            for p in parameters
-        )
-
-    def _adapted_bytes(self) -> int:
-        adapters = self.phase.adapters
-        if adapters is None:
-            return 0
-        modules = (self.model.get_submodule(name) for name, rank in adapters.ranks.items() if rank)
-        return sum(module.weight.numel() * module.weight.element_size() for module in modules)
+        model = copy.deepcopy(self.skeleton.model).to(torch.float32)
+        half = {"bf16": torch.bfloat16}.get(self.setting.precision, torch.float32)
+        for name in self.packed:
+            module = model.get_submodule(name.rpartition(".")[0])
+            module.weight = torch.nn.Parameter(module.weight.to(half), requires_grad=module.weight.requires_grad)
+        return model
 
     # --- steps -----------------------------------------------------------------------------------------------------
 
     def _steps(self) -> dict[int, dict[str, Any]]:
         """Return rows -> peaks of the whole model."""
         if self._is_extrapolated:
-            found = self._extrapolated()
-            if found is not None:
-                return found
+            try:
+                few = self._traced([min(len(run.paths), _BLOCKS) for run in self.runs])
+            except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):
+                # Such a model counts on all its blocks; if it is at fault for another reason, the whole of it fails too.
+                few = None
+            if few is not None:
+                more = [max(0, len(run.paths) - _BLOCKS) for run in self.runs]
+                return {rows: _with_more_blocks(traced, more) for rows, traced in few.items()}
             self._is_extrapolated = False
         whole = self._traced([len(run.paths) for run in self.runs])
         assert whole is not None
-        return {rows: _combine([whole[rows]], self.runs, [[len(run.paths) for run in self.runs]]) for rows in _ROWS}
-
-    def _extrapolated(self) -> dict[int, dict[str, Any]] | None:
-        base = [min(len(run.paths), 1) for run in self.runs]
-        configurations = [base]
-        for number, run in enumerate(self.runs):
-            if len(run.paths) > 1:
-                configurations.append([2 if i == number else length for i, length in enumerate(base)])
-        found = []
-        for lengths in configurations:
-            try:
-                traced = self._traced(lengths)
-            except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):
-                # Such a model counts on all its blocks; if it is at fault for another reason, the whole of it fails too.
-                return None
-            if traced is None:
-                return None
-            found.append(traced)
-        return {rows: _combine([one[rows] for one in found], self.runs, configurations) for rows in _ROWS}
+        return {rows: _with_more_blocks(traced, [0] * len(self.runs)) for rows, traced in whole.items()}
 
     def _traced(self, lengths: Sequence[int]) -> dict[int, dict[str, Any]] | None:
         """Trace the model with so many blocks of each run; None where it cannot be made, or does not work with fewer blocks."""
@@ -285,16 +156,16 @@ class _Tracer:
                 for name, length in (("training", self.setting.length), ("evaluation", self.setting.eval_length))
             }
             training = trace_training(traced, batches["training"], mode)
-            evaluation = trace_evaluation(traced, batches["evaluation"], mode)
+            evaluation = {} if self.evaluation else trace_evaluation(traced, batches["evaluation"], mode).stretches
             size = sum(tensor.numel() * tensor.element_size() for tensor in batches["training"].values())
             totals = _Totals(training.kept, training.kept_by_blocks, size)
-            found[rows] = {"training": training.stretches, "evaluation": evaluation.stretches, "totals": totals}
+            found[rows] = {"training": training.stretches, "evaluation": evaluation, "totals": totals}
         return found
 
     def _loaded_dtype(self) -> Any:
         import torch
 
-        return None if self.recipe.model.dtype == "auto" else getattr(torch, self.recipe.model.dtype)
+        return None if self.packed or self.recipe.model.dtype == "auto" else getattr(torch, self.recipe.model.dtype)
 
     def _batch(self, mode: Any, rows: int, length: int) -> dict[str, Any]:
         batch = example_batch(self.task, self.prepared, rows=rows, length=length)
@@ -373,63 +244,62 @@ def _quiet() -> Iterator[None]:
 # --- from a few blocks to all of them --------------------------------------------------------------------------------
 
 
-def _combine(
-    traces: Sequence[Mapping[str, Any]], runs: Sequence[Any], configurations: Sequence[Sequence[int]]
-) -> dict[str, Any]:
-    """Return the peaks of the whole model: the first trace, and for each run what each further block adds.
+def _with_more_blocks(traced: Mapping[str, Any], more: Sequence[int]) -> dict[str, Any]:
+    """Return the peaks of a model with ``more[i]`` further blocks in the middle of run i.
 
-    A stretch of a block stands for those of the first and of the last block of its run: between them peaks lie on a line.
+    All of them are like the middle one of the three that were traced: what it has kept when it is through is also kept by each
+    further one, and so is what it leaves behind after its backward pass. The outermost blocks stay as they are: a first
+    block may keep what the embeddings share with it, a last one what the head does.
     """
-    base, further = traces[0], list(zip(traces[1:], configurations[1:], strict=True))
-
-    def whole(value: Any) -> float:
-        """``value(trace, lengths)`` extrapolated to the depth of each run."""
-        start = value(base, configurations[0])
-        return float(start + sum(
-            (value(trace, lengths) - start) * sum(
-                len(run.paths) - 1 for run, now, then in zip(runs, lengths, configurations[0], strict=True) if now > then
-            )
-            for trace, lengths in further
-        ))  # fmt: skip
-
     result: dict[str, Any] = {}
     for part in ("training", "evaluation"):
+        stretches = traced[part]
+        added = dict.fromkeys(stretches, (0.0, 0.0))
+        for run, count in enumerate(more):
+            if count and stretches:
+                for name, (fresh, resident) in _added_by_block(stretches, run).items():
+                    added[name] = (added[name][0] + count * fresh, added[name][1] + count * resident)
         result[part] = {
-            name: {kind: whole(_reader(part, name, kind)) for kind in _KINDS}
-            for name in _names(base[part], configurations[0])
+            name: {
+                "fresh": peaks.fresh + added[name][0],
+                "resident": peaks.resident + added[name][1],
+                "gradient": float(peaks.gradient),
+            }
+            for name, peaks in stretches.items()
         }
-    result["totals"] = _Totals(**{
-        name: whole(lambda trace, _, name=name: getattr(trace["totals"], name)) for name in ("kept", "kept_by_blocks")
-    }, batch=base["totals"].batch)  # fmt: skip
+    totals = traced["totals"]
+    kept = sum(count * _kept(traced["training"], run)[0] for run, count in enumerate(more) if count)
+    result["totals"] = replace(totals, kept=totals.kept + kept, kept_by_blocks=totals.kept_by_blocks + kept)
     return result
 
 
-def _names(stretches: Mapping[str, Any], lengths: Sequence[int]) -> list[str]:
-    """Return the stretches' names, a block's as ``forward RUN.first`` or ``forward RUN.last``."""
-    found: dict[str, None] = {}
+def _kept(stretches: Mapping[str, Any], run: int) -> tuple[float, float]:
+    """Return what the middle block keeps when its forward pass is through: with gradients, and without."""
+    middle, last = stretches[f"forward {run}.1"], stretches[f"forward {run}.2"]
+    return last.fresh_before - middle.fresh_before, last.resident_before - middle.resident_before
+
+
+def _added_by_block(stretches: Mapping[str, Any], run: int) -> dict[str, tuple[float, float]]:
+    """Return stretch -> the bytes that a further block of a run adds to it: nothing before its forward pass begins.
+
+    Until its backward pass it is what the block keeps, after it what the block leaves behind: its gradients.
+    """
+    kept = left = _kept(stretches, run)
+    if f"backward {run}.0" in stretches and f"backward {run}.1" in stretches:
+        middle, first = stretches[f"backward {run}.1"], stretches[f"backward {run}.0"]
+        left = (
+            kept[0] + first.fresh_before - middle.fresh_before,
+            kept[1] + first.resident_before - middle.resident_before,
+        )
+    found: dict[str, tuple[float, float]] = {}
+    now = (0.0, 0.0)
     for name in stretches:
-        way, _, place = name.partition(" ")
-        if "." not in place:
-            found[name] = None
-            continue
-        run, _, index = place.partition(".")
-        if int(index) == 0:
-            found[f"{way} {run}.first"] = None
-        if int(index) == lengths[int(run)] - 1:
-            found[f"{way} {run}.last"] = None
-    return list(found)
-
-
-def _reader(part: str, name: str, kind: str) -> Any:
-    """Return what reads a named stretch's peak in a trace with so many blocks of each run."""
-    way, _, place = name.partition(" ")
-    run, _, which = place.partition(".")
-
-    def read(trace: Mapping[str, Any], lengths: Sequence[int]) -> float:
-        own = f"{way} {run}.{0 if which == 'first' else lengths[int(run)] - 1}" if which else name
-        return float(getattr(trace[part][own], kind))
-
-    return read
+        if name == f"forward {run}.2":
+            now = kept
+        elif name == f"backward {run}.1":
+            now = left
+        found[name] = now
+    return found
 
 
 def _lines(peaks: Sequence[Mapping[str, Mapping[str, float]]]) -> tuple[Stretch, ...]:

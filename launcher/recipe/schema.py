@@ -278,10 +278,10 @@ class DistributedSection(Section):
     """Machines."""
     processes_per_node: int | None = Field(None, ge=1)
     """Processes on each machine; null: one for each visible GPU, or one on CPU."""
-    timeout: float = Field(1800, gt=0)
+    timeout: float = Field(1800.0, gt=0)
     """Seconds without any rank advancing, or with a rank that is stopped, after which the run ends with the verdict
     ``stalled``. Ranks that wait for each other give up a minute later, also without a launcher that watches them."""
-    startup_timeout: float = Field(14400, gt=0)
+    startup_timeout: float = Field(14400.0, gt=0)
     """The same while ranks may be silent for long: preparing data, loading the model, compiling the first step, the last report."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from launcher.errors import InstallationError
@@ -21,7 +22,7 @@ def quantization_config(options: Any, *, compute_dtype: str = "bfloat16", skip: 
     Args:
         options: the recipe's ``strategy``.
         compute_dtype: type in which 4-bit weights are multiplied.
-        skip: modules that keep full precision: those that train whole.
+        skip: modules that keep full precision, as ``kept_whole`` names them.
 
     Raises:
         InstallationError: bitsandbytes is missing.
@@ -41,6 +42,40 @@ def quantization_config(options: Any, *, compute_dtype: str = "bfloat16", skip: 
         bnb_4bit_compute_dtype=getattr(torch, compute_dtype),
         llm_int8_skip_modules=list(skip),
     )
+
+
+def kept_whole(skeleton: Any, modules_to_save: Sequence[str]) -> tuple[str, ...]:
+    """Return the modules that are not quantised: those that train whole, and those that transformers keeps (the output layer, tied ones).
+
+    transformers' own are lost as soon as any are named, so all of them are.
+    """
+    from transformers.quantizers.base import get_keys_to_not_convert
+
+    return (
+        *modules_to_save,
+        *(name for name in sorted(get_keys_to_not_convert(skeleton)) if name not in modules_to_save),
+    )
+
+
+def quantized_bytes(skeleton: Any, options: Any, kept: Sequence[str]) -> dict[str, float]:
+    """Return name of a quantised weight -> bytes of one of its elements, its scales included.
+
+    4 bits: blocks of 64 share a scale of 8 bits, and 256 of these one of 32 (QLoRA, section 3). 8 bits: a scale for each row.
+
+    Args:
+        skeleton: the model without its weights.
+        kept: what ``kept_whole`` returned.
+    """
+    from torch import nn
+    from transformers.pytorch_utils import Conv1D
+    from transformers.quantizers.quantizers_utils import should_convert_module
+
+    patterns = [*kept, *(getattr(skeleton, "_keep_in_fp32_modules", None) or ())]
+    found: dict[str, float] = {}
+    for name, module in skeleton.named_modules():
+        if (type(module) is nn.Linear or isinstance(module, Conv1D)) and should_convert_module(name, patterns):
+            found[f"{name}.weight"] = (4 + 8 / 64 + 32 / (64 * 256)) / 8 if options.load_in_4bit else 1.0
+    return found
 
 
 def prepare_quantized(model: Any) -> Any:

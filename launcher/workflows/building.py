@@ -10,7 +10,7 @@ from launcher.contracts import Parameter, Prepared
 from launcher.plans import LaunchPlan
 from launcher.recipe.schema import Recipe
 from launcher.strategies.layers import list_parameters
-from launcher.strategies.quantization import is_quantized, prepare_quantized, quantization_config
+from launcher.strategies.quantization import is_quantized, kept_whole, prepare_quantized, quantization_config
 from launcher.strategies.targets import modules_to_save_for
 
 
@@ -29,7 +29,8 @@ def build_model(recipe: Recipe, launch: LaunchPlan, task: Any, prepared: Prepare
     skeleton = task.build_model(prepared, skeleton=True)
     parameters = list_parameters(skeleton.model, newly_initialized=skeleton.newly_initialized)
     dtype = "bfloat16" if launch.precision == "bf16" else "float32"
-    skip = modules_to_save_for(parameters, recipe.strategy.modules_to_save)  # type: ignore[union-attr]
+    whole = modules_to_save_for(parameters, recipe.strategy.modules_to_save)  # type: ignore[union-attr]
+    skip = kept_whole(skeleton.model, whole)
     quantization = quantization_config(recipe.strategy, compute_dtype=dtype, skip=skip)
     set_seed(recipe.training.seed)
     return prepare_quantized(task.build_model(prepared, quantization=quantization).model), parameters

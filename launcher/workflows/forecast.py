@@ -13,7 +13,7 @@ from launcher.errors import InstallationError, LauncherError, PlanMismatch, Reci
 from launcher.launching.deepspeed import named_file
 from launcher.launching.launch_plan import plan_launch, settle
 from launcher.planning.disk import free_bytes
-from launcher.planning.fitting import Capacity, Estimate, changed_keys
+from launcher.planning.fitting import Capacity, Estimate, changed_keys, check
 from launcher.planning.forecast import (
     Forecast,
     capacity_of,
@@ -36,7 +36,8 @@ from launcher.workflows.measuring import Measurement, find_measurement
 # What a process holds after its imports and before its model, on Linux with the tested versions; the estimate leaves it out.
 _PROCESS_BYTES = 530 * 2**20
 
-MakeEstimate = Callable[[Recipe, Preview], Estimate]
+MakeEstimate = Callable[[Recipe, Preview], tuple[Estimate, Estimate]]
+"""Returns an estimate, and a lower bound of it that costs next to nothing."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,8 @@ def plan_whole(
     seen = preview(recipe, launch, base_folder=base_folder)
     whole = WholePlan(recipe, seen.plan, hardware, gpu, None, free_disk=None if gpu else free_bytes(runs))
     try:
-        estimate = functools.cache((make_estimate or _traced)(recipe, seen))
+        exact, floor = (make_estimate or _traced)(recipe, seen)
+        estimate = functools.cache(exact)
         capacity = _capacity(hardware, launch, gpu=gpu)
         setting = memory_setting(recipe, launch, seen.prepared)
         decided, chosen = _decided(recipe, hardware, setting, estimate, capacity)
@@ -95,7 +97,8 @@ def plan_whole(
             setting = memory_setting(decided, launch, seen.prepared)
         estimate(setting)
         allowed = _allowed(loaded, decided, setting)
-        memory = forecast_memory(_careful(estimate), setting, capacity, allowed=allowed)
+        others = _careful(estimate, floor, capacity, asked=setting)
+        memory = forecast_memory(others, setting, capacity, allowed=allowed)
     except LauncherError:
         raise
     except Exception as error:
@@ -126,26 +129,32 @@ def plan_whole(
     )
 
 
-def _traced(recipe: Recipe, seen: Preview) -> Estimate:
+def _traced(recipe: Recipe, seen: Preview) -> tuple[Estimate, Estimate]:
     from launcher.planning.memory import MemoryPlanner
 
     phases = tuple(planned.phase for planned in seen.plan.phases)
     prepared = None if seen.plan.unread else seen.prepared
     planner = MemoryPlanner(recipe, seen.task, prepared, phases, skeleton=seen.built)
 
-    def estimate(setting: MemorySetting) -> MemoryEstimate:
-        found = planner.estimate(setting)
-        return replace(found, base=_PROCESS_BYTES) if setting.device == "cpu" else found
+    def with_process(estimate: Estimate) -> Estimate:
+        def whole(setting: MemorySetting) -> MemoryEstimate:
+            found = estimate(setting)
+            return replace(found, base=_PROCESS_BYTES) if setting.device == "cpu" else found
 
-    return estimate
+        return whole
+
+    return with_process(planner.estimate), with_process(planner.floor)
 
 
-def _careful(estimate: Estimate) -> Estimate:
-    """Return an estimate by which a setting that cannot be traced does not fit: others can still be told."""
+def _careful(estimate: Estimate, floor: Estimate, capacity: Capacity, *, asked: MemorySetting) -> Estimate:
+    """Return an estimate for a search: what cannot be traced does not fit, and what cannot fit is not traced."""
 
     @functools.cache
     def careful(setting: MemorySetting) -> MemoryEstimate:
         try:
+            least = floor(setting)
+            if setting != asked and not check(lambda _: least, setting, capacity).fits:
+                return least
             return estimate(setting)
         except Exception:
             return MemoryEstimate({"unknown": {"unknown": sys.maxsize}})
@@ -171,7 +180,6 @@ def _decided(
         return recipe, ""
     if decided is recipe:
         return recipe, ""
-    from launcher.planning.fitting import check
     from launcher.planning.forecast import gib
 
     needed = gib(check(estimate, setting, capacity).needed)

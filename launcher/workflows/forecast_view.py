@@ -26,7 +26,8 @@ def memory_table(fit: Fit, *, heading: str, on_host: bool = False) -> MemoryTabl
     source = fit.estimate.host_moments if on_host else fit.estimate.moments
     moments = [moment for moment in [*MOMENTS, *source] if moment in source]
     moments = list(dict.fromkeys(moments))
-    names = {name for parts in source.values() for name in parts}
+    # Some bytes of a buffer are no line of a table of gigabytes.
+    names = {name for parts in source.values() for name, size in parts.items() if size >= 2**10}
     # Equal sizes keep one order from run to run.
     ordered = sorted(names, key=lambda name: (-max(parts.get(name, 0) for parts in source.values()), name))
     rows = [[name, *(gib(size) if (size := source[m].get(name, 0)) else "" for m in moments)] for name in ordered]

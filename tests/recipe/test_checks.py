@@ -79,6 +79,7 @@ WITHOUT_EFFECT = {
             "probe_rank": 8,
         }.items()
     },
+    "training.async_save": "training: {async_save: true, save_strategy: 'no'}",
     "strategy.trainable_share": "strategy: {type: discriminative, trainable_share: 0.5}",
     "strategy.probe_steps": "strategy: {type: discriminative, score: file, importance_file: a.json, probe_steps: 9}",
     "strategy.importance_file": "strategy: {type: discriminative, importance_file: a.json}",

@@ -38,7 +38,11 @@ def plan(folder: Path, memory: FakeMemory, *, gpus: int = 1, data: str | None = 
     values["training"].setdefault("per_device_eval_batch_size", 8)
     loaded = load_recipe(tiny.write_recipe(folder / "r.yaml", values))
     found = plan_whole(
-        loaded, hardware_for(H100, gpus), gpu=H100, base_folder=folder, make_estimate=lambda recipe, seen: memory
+        loaded,
+        hardware_for(H100, gpus),
+        gpu=H100,
+        base_folder=folder,
+        make_estimate=lambda recipe, seen: (memory, memory),
     )
     if found.refused:
         assert as_error(found, loaded).exit_code == 2
