@@ -26,7 +26,7 @@ from launcher.plans import RunPlan
 from launcher.recipe.schema import Recipe
 from launcher.strategies.layers import list_parameters
 from launcher.strategies.schedules import schedule_factor
-from launcher.train import Session
+from launcher.workflows.rank import Session
 
 FIRST_RANK = 1.5
 """The rank to begin with, over the final mean rank."""

@@ -41,7 +41,8 @@ from launcher.plans import LaunchPlan
 from launcher.recipe.examine import examine
 from launcher.recipe.load import load_recipe
 from launcher.rundir import RunDir
-from launcher.train import Session, _arguments, train
+from launcher.train import train
+from launcher.workflows.rank import Session, start_ranks
 from launcher.workflows.start import create_run
 
 _UNUSED_ROWS = 8
@@ -173,7 +174,7 @@ def start(
     session = Session(
         run=run, attempt=attempt, rank=0, recipe=recipe, base_folder=Path(noted["base_folder"]), launch=launch,
         stop=StopFlag(run.stop_request(attempt)), terminal=clock, started=time.time(),
-        arguments=_arguments(recipe, launch, run.path),
+        arguments=start_ranks(recipe, launch, run.path),
     )  # fmt: skip
     return session, clock
 

@@ -69,7 +69,8 @@ def walk(path: Path, stop: int) -> None:
     from accelerate.state import AcceleratorState
 
     from launcher.errors import Interrupted
-    from launcher.train import Session, _arguments, train
+    from launcher.train import train
+    from launcher.workflows.rank import Session, start_ranks
 
     run, rank = RunDir.open(path), int(os.environ.get("RANK", "0"))
     attempt = run.last_attempt
@@ -82,7 +83,7 @@ def walk(path: Path, stop: int) -> None:
             Session(
                 run=run, attempt=attempt, rank=rank, recipe=recipe, base_folder=Path(noted["base_folder"]), launch=launch,
                 stop=StopAfter(stop, heartbeat), terminal=None, started=time.time(), heartbeat=heartbeat,
-                arguments=_arguments(recipe, launch, run.path),
+                arguments=start_ranks(recipe, launch, run.path),
             )
         )  # fmt: skip
     except Interrupted:
@@ -92,7 +93,7 @@ def walk(path: Path, stop: int) -> None:
 
 def main() -> None:
     from launcher.engine.ranks import barrier, rank_and_world
-    from launcher.train import _leave_group
+    from launcher.workflows.rank import leave_group
 
     for argument in sys.argv[1:]:
         name, _, stops = argument.rpartition("=")
@@ -105,7 +106,7 @@ def main() -> None:
                 go_on(Path(name))
             barrier()
         print(Path(name).name, round(time.monotonic()), flush=True)
-    _leave_group()
+    leave_group()
 
 
 if __name__ == "__main__":

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from launcher.atomic import append_json, read_jsonl, replace_folder, write_json, write_text
 from launcher.engine.checkpoint_files import MANIFEST, prune, write_manifest
 from launcher.errors import RunStateError
-from launcher.rundir import RunDir, append_json, read_jsonl, replace_folder, write_json, write_text
+from launcher.rundir import RunDir
 
 CREATE = """
 import sys

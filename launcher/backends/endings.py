@@ -8,8 +8,9 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from launcher.atomic import read_jsonl, write_json
 from launcher.errors import RunStalled
-from launcher.rundir import RunDir, is_that_process, read_jsonl, write_json
+from launcher.rundir import RunDir, is_that_process
 
 _ENDS = ("finished", "interrupted", "failed")
 # What a rank says when another one has gone: not the cause, and not to be shown as it.

@@ -18,13 +18,14 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, Any
 
+from launcher.atomic import write_text
 from launcher.backends.endings import close_events, close_verdicts, first_failure, report_of_torchrun
 from launcher.backends.watching import Rank, Stall, Watch, with_stacks
 from launcher.contracts import JobStatus
 from launcher.launching.processes import die_with_parent
 from launcher.launching.render import launch_script, worker_command
 from launcher.plans import LaunchPlan
-from launcher.rundir import RunDir, write_text
+from launcher.rundir import RunDir
 
 _KILL_AFTER_SECONDS = 10.0
 # torchrun gives ranks that are asked to end 30 s; this is what they get once a rank stands still.

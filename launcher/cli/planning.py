@@ -242,8 +242,8 @@ def _draw_plan(found: RunPlan, recipe: Recipe, path: Path) -> None:
 
 def _write_picture(path: Path, draw: Callable[[Callable[[Any], Any]], Any], *, alt: str) -> None:
     """Draw into a file whose ending says how. Raises DataError for another ending."""
+    from launcher.atomic import write_bytes, write_text
     from launcher.evaluation.svg import standalone, to_png, to_svg
-    from launcher.rundir import write_bytes, write_text
 
     if path.suffix.lower() == ".png":
         write_bytes(path, draw(to_png))
@@ -276,8 +276,8 @@ def lr_find(
     most parameters in training is tested; other groups' rates grow in proportion. It suggests where to start looking: the
     best rate is found on validation rows.
     """
+    from launcher.atomic import write_json
     from launcher.evaluation.plots_training import draw_range_test
-    from launcher.rundir import write_json
     from launcher.workflows.lr_find import find_rate
 
     if not 0 < min_lr < max_lr or steps < 2:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from launcher.rundir import make_folder, write_json
+from launcher.atomic import make_folder, write_json
 
 
 def cache_folder(chosen: str | None = None) -> Path:

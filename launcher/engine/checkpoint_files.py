@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from launcher.atomic import fsync_folder, fsync_tree, write_json
 from launcher.errors import InstallationError
-from launcher.rundir import fsync_folder, fsync_tree, write_json
 
 MANIFEST = "MANIFEST.json"
 PARTIAL = "partial-"

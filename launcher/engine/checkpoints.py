@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
+from launcher.atomic import default_file_mode, replace_folder, write_json
 from launcher.errors import ModelError
-from launcher.rundir import default_file_mode, replace_folder, write_json
 from launcher.strategies.adapters import load_adapter_weights, save_adapter
 
 # --- weights ---------------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from launcher.rundir import write_json
+from launcher.atomic import write_json
 
 MOMENTS = ("loading", "training", "evaluation", "saving")
 """The moments of a run, as planning/memory.py predicts them."""

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from launcher.atomic import write_json
 from launcher.data.prepare import fingerprint_of
 from launcher.data.sampling import evaluation_batches
 from launcher.engine.loading import Rows
@@ -35,7 +36,6 @@ from launcher.engine.prefix_states import (
 )
 from launcher.engine.ranks import barrier, rank_and_world, share
 from launcher.plans import LaunchPlan
-from launcher.rundir import write_json
 from launcher.strategies.prefix import CachePlan
 
 Collate = Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]]

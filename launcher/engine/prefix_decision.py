@@ -6,9 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from launcher.atomic import read_jsonl
 from launcher.engine.prefix_cache import PrefixCache, build_cache
 from launcher.engine.ranks import everyone, share
-from launcher.rundir import read_jsonl
 from launcher.strategies.layers import list_parameters
 from launcher.strategies.prefix import CachePlan, Refusal, is_considered, plan_cache
 from launcher.strategies.prefix_facts import cache_facts, cached_splits, free_room

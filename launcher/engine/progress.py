@@ -11,9 +11,10 @@ from typing import Any, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, Progress as Bar, TaskID, TextColumn
 
+from launcher.atomic import append_json
 from launcher.engine.heartbeat import Heartbeat
 from launcher.engine.tracking import Tracker
-from launcher.rundir import RunDir, append_json
+from launcher.rundir import RunDir
 
 
 class Progress:

@@ -12,8 +12,8 @@ import traceback
 from pathlib import Path
 from typing import Any, TextIO
 
+from launcher.atomic import write_json
 from launcher.errors import Interrupted, LauncherError, SavedModelDiffers, TrainingDiverged
-from launcher.rundir import write_json
 
 _PACKAGES = (
     "finetune-launcher", "torch", "transformers", "accelerate", "deepspeed", "datasets", "tokenizers", "peft", "wandb",

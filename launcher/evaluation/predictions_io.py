@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from launcher.atomic import write_bytes
 from launcher.contracts import Predictions
 from launcher.errors import DataError
 from launcher.evaluation.language import text_losses, token_counts
 from launcher.evaluation.metrics import decide, is_language, is_multilabel, is_regression
-from launcher.rundir import write_bytes
 
 MOST_SCORE_COLUMNS = 100
 """With more labels than this a single-label file keeps each row's TOP_LABELS best labels instead of a column per

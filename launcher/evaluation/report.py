@@ -147,7 +147,8 @@ def _difference_tile(metric: str, difference: Mapping[str, float], reference: Ma
     estimate, title = difference["estimate"], f"against {reference['title']}"
     value = signed(100 * estimate, 1) if metric in SHARES else metric_text(metric, estimate)
     unit = f"points of {METRIC_WORDS[metric]}" if metric in SHARES else METRIC_WORDS[metric]
-    return {"name": title, "value": f"+{value}" if estimate > 0 and float(value) else value, "note": unit}
+    rounds_to_zero = not any(digit in value for digit in "123456789")
+    return {"name": title, "value": f"+{value}" if estimate > 0 and not rounds_to_zero else value, "note": unit}
 
 
 def _label_note(e: Evaluation) -> str:

@@ -13,8 +13,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from launcher.atomic import write_json
 from launcher.data.prepare import cache_folder
-from launcher.rundir import write_json
 
 # bf16 has to be this much faster: it costs digits, and a measurement on a busy machine is off by some percent.
 _WORTH = 1.1

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from launcher.atomic import write_json
 from launcher.contracts import Predictions, Prepared
 from launcher.engine.context import RunContext
 from launcher.engine.release import release
@@ -15,7 +16,7 @@ from launcher.evaluation.metrics import is_language
 from launcher.evaluation.predictions_io import write_predictions
 from launcher.evaluation.verdict import verdict_sentence
 from launcher.recipe.schema import BASELINES, Recipe
-from launcher.rundir import RunDir, write_json
+from launcher.rundir import RunDir
 from launcher.tasks.causal_lm import predicted_tokens
 from launcher.workflows.report import METRICS_FILE, PREDICTIONS_FILE, write_report, write_report_without_texts
 from launcher.workflows.saved_model import SavedModelCheck

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from launcher.atomic import write_text
 from launcher.contracts import Parameter
 from launcher.data.prepare import cache_folder
 from launcher.engine.context import RunContext
@@ -20,7 +21,7 @@ from launcher.engine.progress import Progress
 from launcher.engine.release import release
 from launcher.engine.tracking import NoTracker
 from launcher.errors import Interrupted
-from launcher.rundir import RunDir, write_text
+from launcher.rundir import RunDir
 from launcher.strategies.discriminative import measured, with_allocation
 from launcher.strategies.importance_file import Importance, importance_key, read_importance
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher import registry
+from launcher.atomic import write_text
 from launcher.contracts import Predictions, Prepared
 from launcher.engine.predicting import predict_logits
 from launcher.errors import DataError, RunStateError
@@ -20,7 +21,7 @@ from launcher.evaluation.metrics import decide, is_language
 from launcher.evaluation.predictions_io import write_predictions
 from launcher.recipe.load import load_recipe
 from launcher.recipe.schema import Recipe
-from launcher.rundir import RunDir, write_text
+from launcher.rundir import RunDir
 from launcher.workflows.evaluate import assess, final_split, save_evaluation
 from launcher.workflows.report import read_evaluation, write_report
 from launcher.workflows.verify import raise_if_it_differs

@@ -6,9 +6,9 @@ import io
 import re
 from pathlib import Path
 
+from launcher.atomic import write_text
 from launcher.errors import RunStateError
 from launcher.recipe.load import find_recipe
-from launcher.rundir import write_text
 
 # What a shipped recipe says about itself: the comment lines at its top.
 _HEAD = re.compile(r"\A(?:#.*\n)+")

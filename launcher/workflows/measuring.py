@@ -11,12 +11,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from launcher.atomic import read_jsonl, write_json
 from launcher.data.prepare import cache_folder, fingerprint_of
 from launcher.errors import InstallationError
 from launcher.plans import Hardware, LaunchPlan
 from launcher.recipe.load import LoadedRecipe
 from launcher.recipe.schema import Recipe
-from launcher.rundir import RunDir, read_jsonl, write_json
+from launcher.rundir import RunDir
 
 STEPS = 8
 """Optimizer steps of a measurement; the first is left out of the speed, since it builds what later ones find ready."""

@@ -9,6 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from launcher.atomic import read_jsonl, write_text
 from launcher.errors import RecipeError, RunStateError
 from launcher.evaluation.assessment import Evaluation
 from launcher.evaluation.plots_training import used_rates
@@ -16,7 +17,7 @@ from launcher.evaluation.report import ReportFacts, render_report
 from launcher.plans import RunPlan
 from launcher.recipe.load import load_recipe
 from launcher.recipe.schema import Recipe
-from launcher.rundir import RunDir, read_jsonl, write_text
+from launcher.rundir import RunDir
 from launcher.workflows.importance_view import importance_facts
 from launcher.workflows.plan_view import group_row, plan_from_json, rate_lines, table_views
 from launcher.workflows.verify import describe, verification_of

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from launcher.atomic import write_text
 from launcher.errors import Problem, RecipeError
 from launcher.launching.launch_plan import plan_launch
 from launcher.planning.disk import disk_need, free_bytes
@@ -21,7 +22,6 @@ from launcher.planning.forecast import capacity_of
 from launcher.plans import Hardware, LaunchPlan
 from launcher.recipe.load import LoadedRecipe, resolved_text
 from launcher.recipe.schema import Recipe
-from launcher.rundir import write_text
 
 # Weights, gradients, two moments and a copy, each in fp32.
 _BYTES_A_PARAMETER = 20

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from launcher.atomic import write_json
 from launcher.engine.checkpoint_files import write_manifest
 from launcher.engine.checkpoints import base_model, has_adapters
 from launcher.engine.context import RunContext
@@ -26,7 +27,7 @@ from launcher.engine.signals import StopFlag
 from launcher.errors import Interrupted
 from launcher.plans import LaunchPlan
 from launcher.recipe.schema import Recipe
-from launcher.rundir import RunDir, write_json
+from launcher.rundir import RunDir
 from launcher.strategies.adapters import part_of
 from launcher.strategies.quantization import is_quantized
 from launcher.tasks.models import locate

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from launcher.atomic import write_json, write_text
 from launcher.engine.checkpoint_files import read_manifest
 from launcher.errors import InstallationError, RunStateError
 from launcher.launching.continuing import way_to_continue
@@ -18,7 +19,7 @@ from launcher.plans import Hardware, LaunchPlan
 from launcher.recipe.deepspeed_file import stage_of, zero_of
 from launcher.recipe.load import LoadedRecipe, load_recipe, resolved_text
 from launcher.recipe.schema import Recipe
-from launcher.rundir import RunDir, write_json, write_text
+from launcher.rundir import RunDir
 from launcher.workflows.resuming import changes_since_first, refuse_another_run
 from launcher.workflows.room import with_room
 

@@ -21,10 +21,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from launcher.atomic import write_json
 from launcher.engine.checkpoint_files import MANIFEST
 from launcher.errors import SavedModelDiffers
 from launcher.launching.processes import die_with_parent
-from launcher.rundir import RunDir, write_json
+from launcher.rundir import RunDir
 
 RESULT = "result.json"
 

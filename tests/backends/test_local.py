@@ -11,11 +11,12 @@ from dataclasses import asdict
 
 import pytest
 
+from launcher.atomic import read_jsonl, write_json
 from launcher.backends import local
 from launcher.backends.endings import first_failure, report_of_torchrun
 from launcher.backends.local import LocalBackend, free_port
 from launcher.plans import BatchPlan, LaunchPlan
-from launcher.rundir import RunDir, read_jsonl, write_json
+from launcher.rundir import RunDir
 
 
 @pytest.fixture

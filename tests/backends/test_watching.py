@@ -12,8 +12,9 @@ import time
 import psutil
 import pytest
 
+from launcher.atomic import write_json
 from launcher.backends.watching import Watch, innermost_frames, stopped_reason, waits_for_others
-from launcher.rundir import RunDir, write_json
+from launcher.rundir import RunDir
 
 HOST = os.uname().nodename
 

@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 import tiny
 
+from launcher.atomic import write_json
 from launcher.launching.batch import plan_batch
 from launcher.plans import Hardware
 from launcher.recipe.examine import examine
-from launcher.rundir import RunDir, write_json
+from launcher.rundir import RunDir
 from launcher.workflows.start import create_attempt
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]

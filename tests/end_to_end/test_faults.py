@@ -21,7 +21,8 @@ import pytest
 import tiny
 from started import Started, processes_of, rank_pid, verdicts, wait_for
 
-from launcher.rundir import RunDir, read_jsonl
+from launcher.atomic import read_jsonl
+from launcher.rundir import RunDir
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
 

@@ -17,7 +17,8 @@ from launcher.engine.signals import StopFlag
 from launcher.plans import LaunchPlan
 from launcher.recipe.load import load_recipe
 from launcher.rundir import RunDir
-from launcher.train import Session, _arguments, _leave_group, _read_deepspeed, train
+from launcher.train import train
+from launcher.workflows.rank import Session, leave_group, read_deepspeed, start_ranks
 
 
 def walk(path: Path) -> None:
@@ -31,7 +32,7 @@ def walk(path: Path) -> None:
         Session(
             run=run, attempt=attempt, rank=rank, recipe=recipe, base_folder=Path(noted["base_folder"]), launch=launch,
             stop=StopFlag(run.stop_request(attempt)), terminal=None, started=time.time(),
-            arguments=_arguments(recipe, launch, run.path, deepspeed=_read_deepspeed(run, attempt)),
+            arguments=start_ranks(recipe, launch, run.path, deepspeed=read_deepspeed(run, attempt)),
         )
     )  # fmt: skip
     if rank == 0:
@@ -43,4 +44,4 @@ if __name__ == "__main__":
         started = time.time()
         walk(Path(name))
         print(f"{Path(name).name}: {time.time() - started:.1f} s", flush=True)
-    _leave_group()
+    leave_group()

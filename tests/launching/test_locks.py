@@ -12,10 +12,11 @@ import time
 
 import pytest
 
+from launcher.atomic import write_json
 from launcher.errors import RunStateError
 from launcher.launching import locks
 from launcher.launching.locks import hold_rank, hold_run
-from launcher.rundir import RunDir, write_json
+from launcher.rundir import RunDir
 
 HOLDER = """
 import sys, time

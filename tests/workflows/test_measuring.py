@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import tiny
 
+from launcher.atomic import append_json, write_json
 from launcher.launching.launch_plan import plan_launch
 from launcher.plans import Hardware
 from launcher.recipe.load import load_recipe
-from launcher.rundir import RunDir, append_json, write_json
+from launcher.rundir import RunDir
 from launcher.workflows.measuring import find_measurement, measure, measurement_key, read_measurement
 
 CPU = Hardware((), 8, 2**34, cpu_has_fast_bf16=False)

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import tiny
 
+from launcher.atomic import append_json, write_json, write_text
 from launcher.launching.launch_plan import plan_launch
 from launcher.planning.plan import preview_run
 from launcher.plans import Hardware
 from launcher.recipe.load import load_recipe, resolved_text
-from launcher.rundir import RunDir, append_json, write_json, write_text
+from launcher.rundir import RunDir
 from launcher.workflows.plan_view import rate_lines
 from launcher.workflows.report import report_facts, write_report
 

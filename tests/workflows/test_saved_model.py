@@ -12,10 +12,10 @@ import torch
 from engine import in_process
 from safetensors.torch import load_file, save_file
 
+from launcher.atomic import write_json
 from launcher.engine.checkpoint_files import MANIFEST
 from launcher.engine.session import write_verdict
 from launcher.errors import Interrupted, SavedModelDiffers
-from launcher.rundir import write_json
 from launcher.workflows.evaluate import evaluate_and_report
 from launcher.workflows.finish import save_model
 from launcher.workflows.saved_model import ROWS, SavedModelCheck, _places

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import tiny
 
+from launcher.atomic import write_json
 from launcher.errors import InstallationError, RecipeError, RunStateError
 from launcher.plans import Gpu, Hardware
 from launcher.recipe.load import load_recipe
-from launcher.rundir import RunDir, write_json
+from launcher.rundir import RunDir
 from launcher.workflows.init import starter_recipe
 from launcher.workflows.resuming import load_for_resume
 from launcher.workflows.start import create_run, resume_run

@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 import tiny
 
+from launcher.atomic import write_json
 from launcher.errors import PlanMismatch
 from launcher.launching.under_accelerate import plan_under_accelerate
 from launcher.plans import Hardware
 from launcher.recipe.examine import examine
 from launcher.recipe.load import load_recipe, resolved_text
-from launcher.rundir import RunDir, write_json
+from launcher.rundir import RunDir
 from launcher.workflows.start import create_run, resume_run, write_configuration
 
 CPU = Hardware((), 8, 2**34, cpu_has_fast_bf16=False)

@@ -14,7 +14,7 @@ import tiny
 import torch
 from safetensors.torch import load_file, save_file
 
-from launcher.rundir import write_json
+from launcher.atomic import write_json
 from launcher.workflows.verify import Finding, Probe, digest, digests, logits_of, main, verify, write_tensors
 
 BATCHES = [
