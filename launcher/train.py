@@ -17,6 +17,7 @@ from typing import Any, TextIO
 from launcher import registry
 from launcher.atomic import write_json
 from launcher.contracts import Prepared
+from launcher.engine.allocator import use_huge_pages
 from launcher.errors import Interrupted, RunStateError
 from launcher.launching.locks import hold_rank
 from launcher.rundir import RunDir
@@ -198,6 +199,7 @@ def _identify_model(run: RunDir, plan: Any, task: Any, model: Any) -> threading.
 def main(argv: list[str] | None = None) -> int:
     """Run one rank; return its exit code."""
     started = time.time()
+    use_huge_pages()
     _find_tools_beside_python()
     options = _parse(sys.argv[1:] if argv is None else argv)
     rank = int(os.environ.get("RANK", "0"))

@@ -38,11 +38,12 @@ def remove_stale_marks(root: Path) -> list[Path]:
 def _is_stale(mark: Path) -> bool:
     try:
         age = time.time() - mark.stat().st_mtime
+        if _is_shared(mark) and age < _SHARED_SECONDS:
+            return False
+        return not _is_open_here(mark)
     except FileNotFoundError:
+        # A build that ends takes its mark away at any moment.
         return False
-    if _is_shared(mark) and age < _SHARED_SECONDS:
-        return False
-    return not _is_open_here(mark)
 
 
 def _is_open_here(path: Path) -> bool:

@@ -98,16 +98,21 @@ def _loading(facts: ModelFacts, setting: MemorySetting, held: Resident) -> dict[
 
 def _training(facts: ModelFacts, setting: MemorySetting, held: Resident, always: dict[str, int]) -> dict[str, int]:
     """The worse of the backward pass and the optimizer's step."""
-    rows, fresh = setting.micro_batch_size, 0
+    rows, fresh, gathered = setting.micro_batch_size, 0, held.gathered
     if held.keeps_gradients:
         peak, where = facts.training_peak(rows, gradients="fresh")
         fresh = max(0, peak - where.resident.at(rows))
     else:
-        peak, _ = facts.training_peak(rows, gradients="resident", copies=held.gradient_copies)
+
+        def gathered_in(stretch: Stretch) -> int:
+            return _gathered(facts, held, stretch)
+
+        peak, where = facts.training_peak(rows, gradients="resident", copies=held.gradient_copies, beside=gathered_in)
+        gathered = gathered_in(where)
     kept = min(facts.kept_by_blocks.at(rows), peak - fresh)
     backward = {
         "gradients": held.gradients + fresh,
-        "gathered weights": held.gathered,
+        "gathered weights": gathered,
         "unpacked weights": held.unpacked,
         "activations": kept,
         "logits, loss and temporary tensors": peak - fresh - kept,
@@ -116,6 +121,15 @@ def _training(facts: ModelFacts, setting: MemorySetting, held: Resident, always:
     step = {"gradients": held.gradients, "step": held.step}
     worse = backward if sum(backward.values()) >= sum(step.values()) else step
     return {**always, **worse}
+
+
+def _gathered(facts: ModelFacts, held: Resident, stretch: Stretch) -> int:
+    """Weights of other ranks in a stretch: those of a block are given up when its backward pass is through."""
+    outside = facts.numel - facts.in_blocks
+    left = {"backward embeddings": outside, "backward 0.0": outside + facts.largest_block}.get(
+        stretch.name, facts.numel
+    )
+    return min(held.gathered, round(held.gathered * left / max(facts.numel, 1)))
 
 
 def _evaluation(facts: ModelFacts, setting: MemorySetting, held: Resident, always: dict[str, int]) -> dict[str, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -56,6 +57,8 @@ class ModelFacts:
     blocks: int
     largest_block: int
     """Elements of the largest block."""
+    in_blocks: int
+    """Elements of all blocks."""
     hidden_size: int
     adapted_bytes: int
     """Of the weights that adapters are merged into; 0 without adapters."""
@@ -91,19 +94,25 @@ class ModelFacts:
         return round(sum(tensor.numel * tensor.itemsize for tensor in self.tensors if tensor.trains))
 
     def training_peak(
-        self, rows: int, *, gradients: Literal["fresh", "resident"], copies: float = 0.0
+        self,
+        rows: int,
+        *,
+        gradients: Literal["fresh", "resident"],
+        copies: float = 0.0,
+        beside: Callable[[Stretch], int] = lambda stretch: 0,
     ) -> tuple[int, Stretch]:
         """Return the most bytes of a training step beside weights and batch, and the stretch in which they are reached.
 
         Args:
             copies: how many copies of a gradient, in its own bytes, are there as soon as it is whole.
+            beside: what else is there in a stretch; not in what is returned.
         """
 
         def peak(stretch: Stretch) -> int:
             held: Line = getattr(stretch, gradients)
             return held.at(rows) + round(copies * stretch.gradient.at(rows))
 
-        found = max(self.training, key=peak)
+        found = max(self.training, key=lambda stretch: peak(stretch) + beside(stretch))
         return peak(found), found
 
     def evaluation_peak(self, rows: int) -> int:
@@ -130,6 +139,7 @@ def untraced_facts(recipe: Recipe, phase: Phase, skeleton: Any) -> ModelFacts:
         buffer_bytes=sum(tensor.numel() * tensor.element_size() for tensor in model.buffers()),
         blocks=len(blocks),
         largest_block=max((sum(p.numel() for p in block.parameters()) for block in blocks), default=0),
+        in_blocks=sum(p.numel() for block in blocks for p in block.parameters()),
         hidden_size=int(getattr(text, "hidden_size", 0) or 0),
         adapted_bytes=_adapted_bytes(phase, model),
         training=(zero,),

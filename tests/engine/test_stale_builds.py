@@ -33,6 +33,17 @@ def test_a_build_that_goes_on_keeps_its_mark(mark, tmp_path):
     assert remove_stale_marks(tmp_path) == [mark]
 
 
+def test_a_build_that_ends_while_its_mark_is_looked_at(mark, tmp_path, monkeypatch):
+    os.close(os.open(mark, os.O_CREAT | os.O_EXCL))
+
+    def ends(path):
+        path.unlink()
+        return False
+
+    monkeypatch.setattr(stale_builds, "_is_shared", ends)
+    assert remove_stale_marks(tmp_path) == []
+
+
 def test_where_another_machine_may_build_only_time_tells(mark, tmp_path, monkeypatch):
     os.close(os.open(mark, os.O_CREAT | os.O_EXCL))
     monkeypatch.setattr(stale_builds, "_is_shared", lambda path: True)
