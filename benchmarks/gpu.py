@@ -96,14 +96,14 @@ def measure(folder: Path, name: str, *, peak: float | None) -> dict[str, Any]:
     rows = [json.loads(line) for line in (run / "progress.jsonl").read_text().splitlines()]
     speeds = [row["tokens_per_second"] for row in rows if "tokens_per_second" in row]
     speed = statistics.median(speeds[len(speeds) // 3 :])
-    flops = plan["whole"]["flops_per_token"]
+    flops = plan["whole"]["forecast"]["flops_per_token"]
     memory = json.loads((run / "attempts/1/memory.rank-0.json").read_text())
     return {
         "tokens_per_second": round(speed),
         "flops_per_token": flops,
         "mfu": None if peak is None or flops is None else round(speed * flops / peak, 4),
         "peak_bytes": memory["peak_bytes"],
-        "planned_bytes": max(sum(parts.values()) for parts in plan["whole"]["memory"]["moments"].values()),
+        "planned_bytes": max(sum(parts.values()) for parts in plan["whole"]["forecast"]["memory"]["moments"].values()),
     }
 
 

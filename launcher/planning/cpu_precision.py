@@ -95,10 +95,14 @@ def _version(package: str) -> str:
 
 
 def measure() -> dict[str, float]:
-    """Return the least seconds of a linear layer's forward and backward pass, summed over shapes, by precision.
+    """Return the least seconds of a linear layer's forward and backward pass, summed over shapes, by precision; of one thread.
 
     The two take turns, so that a busy moment of the machine hits both; bf16 is autocast, as in training, with its casts.
     """
+    import torch
+
+    # Two threads on a busy machine wait for each other, and so long that nothing else is measured.
+    torch.set_num_threads(1)
     totals = {"fp32": 0.0, "bf16": 0.0}
     for shape in _SHAPES:
         for name, seconds in _measure_shape(*shape).items():

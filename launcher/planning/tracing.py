@@ -7,6 +7,7 @@ of any depth and any number of rows is told. Where blocks cannot be taken apart,
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -236,9 +237,16 @@ def _set_checkpointing(model: Any, recipe: Recipe, setting: MemorySetting) -> No
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    # bitsandbytes, which PEFT imports, misses kernels that no trace uses.
+    packed = logging.getLogger("bitsandbytes")
+    level = packed.level
+    packed.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        packed.setLevel(level)
 
 
 # --- from a few blocks to all of them --------------------------------------------------------------------------------

@@ -117,7 +117,10 @@ def _time_lines(whole: WholePlan, found: Forecast) -> list[tuple[str, str]]:
                 "unknown: no figures of this device; state it with --throughput TOKENS_PER_SECOND, or --measure it",
             )
         ]
-    basis = f"{speed.tokens_per_second:,.0f} tokens/s, {speed.source}" + (f": {speed.note}" if speed.note else "")
+    between = " " if speed.source == "measured" else ": "
+    basis = f"{speed.tokens_per_second:,.0f} tokens/s, {speed.source}" + (
+        f"{between}{speed.note}" if speed.note else ""
+    )
     if time is None:
         return [("time", f"unknown without the number of steps; {basis}")]
     hours = "GPU-hours" if whole.plan.launch.device == "cuda" else "process-hours"

@@ -158,7 +158,7 @@ def predicted_bytes(folder: Path, recipe: Path) -> int:
     """Return the most bytes that the plan expects on one rank, above what the process or the device holds before."""
     done = tiny.launcher("plan", recipe, "--json", cwd=folder)
     assert done.returncode == 0, done.stdout + done.stderr
-    moments = json.loads(done.stdout)["whole"]["memory"]["moments"]
+    moments = json.loads(done.stdout)["whole"]["forecast"]["memory"]["moments"]
     return max(sum(parts.values()) for parts in moments.values())
 
 
