@@ -169,17 +169,18 @@ def _zero_0(sizes: Sizes, setting: MemorySetting) -> Resident:
 def _zero_1_2(sizes: Sizes, setting: MemorySetting) -> Resident:
     """Flat weights, and of fp32 weights, optimizer state and gradients this rank's share.
 
-    In fp32 the share of the gradients is copied once more for the step, a group at a time; in 16 bits it is kept in fp32 from
-    the start. Stage 1 keeps gradients that are larger than a bucket until the step, also those of other ranks.
+    Gradients have the dtype that computes. For the step this rank's share of them is flattened, a group at a time, and in 16 bits
+    converted to fp32 then. Where gradients are accumulated, stage 1 keeps all of them until the step, those of other ranks too.
     """
     item, share = sizes.itemsize, sizes.share
     weights = _converted(sizes)
     offloaded = setting.offload != "none" and setting.device == "cuda"
     master = 0 if offloaded else FP32 * share
     state = 0 if offloaded else round(share * state_bytes(setting.optimizer))
-    gradients = 0 if offloaded else FP32 * share
-    copy = FP32 * -(-sizes.largest_group // sizes.ranks) if item == FP32 else 0
-    kept = sizes.trainable * item if setting.zero_stage == 1 and setting.accumulation > 1 else 0
+    gradients = 0 if offloaded else item * share
+    if setting.zero_stage == 1 and setting.accumulation > 1:
+        gradients = sizes.trainable * item
+    copies = (item if item == FP32 else item + FP32) * -(-sizes.largest_group // sizes.ranks)
     # Only weights that are converted are read from their file into memory of their own.
     mapped = sizes.trainable_bytes if setting.device == "cpu" and item == FP32 else 0
     flat_twice = sizes.trainable * item if setting.device == "cuda" else 0
@@ -187,14 +188,14 @@ def _zero_1_2(sizes: Sizes, setting: MemorySetting) -> Resident:
         weights=weights,
         master=master,
         optimizer=state,
-        gradients=gradients + kept,
+        gradients=gradients,
         buckets=0,
         gathered=0,
-        step=copy,
+        step=copies,
         loading=weights + mapped + flat_twice + master + FP32 * share,
         keeps_gradients=False,
-        # One larger than a bucket is flattened by itself, and in 16 bits it is added to the share in fp32.
-        gradient_copies=1 if item == FP32 else 1 + FP32 / item,
+        # One larger than a bucket is flattened by itself.
+        gradient_copies=1,
         saving=0,
         unmapped=mapped,
     )
