@@ -22,7 +22,7 @@ from launcher.recipe.schema import Recipe
 # datasets, the optimizer's), tokenizer and data, and buffers of the matrix library.
 _LIBRARIES_CPU = 75 * 10**6
 # The same for the final evaluation: scikit-learn, scipy, matplotlib, the baselines' features.
-_EVALUATION_LIBRARIES_CPU = 45 * 10**6
+_EVALUATION_LIBRARIES_CPU = 65 * 10**6
 
 # From first principles, not calibrated here: CUDA's context with the libraries' kernels; NCCL's channels and buffers.
 _CUDA_CONTEXT = 550 * 2**20
