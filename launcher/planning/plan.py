@@ -79,7 +79,11 @@ def preview(recipe: Recipe, launch: LaunchPlan, *, base_folder: Path) -> Preview
 
     task = registry.load(registry.TASKS, recipe.task.type)(recipe, base_folder=base_folder)
     prepared, rows = _rows(task, recipe)
-    loaded = task.build_model(prepared, skeleton=True)
+    try:
+        loaded = task.build_model(prepared, skeleton=True)
+    except ModelUnreachable as error:
+        hint = "; for a plan its architecture's numbers suffice: write them into model.config (docs/guide/causal-lm.md)"
+        raise ModelUnreachable(f"{error}{hint}") from error
     strategy = registry.load(registry.STRATEGIES, recipe.strategy.type)()
     parameters = tuple(list_parameters(loaded.model, newly_initialized=loaded.newly_initialized))
     phases = strategy.phases(parameters, recipe)
