@@ -1,0 +1,220 @@
+"""A Slurm cluster of several nodes on this one machine, in a folder of its own, on ports of its own; nothing of it stays.
+
+    python tests/slurm/cluster.py            starts one, prints what to export, and ends it with Ctrl-C
+
+It needs Debian's slurm-wlm and munge (22.05). Nodes are slurmd processes on the loopback address; jobs run as the user who started it.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+NEEDED = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue", "sinfo", "scancel")
+_START_SECONDS = 60.0
+# munge's sockets have paths of at most 108 bytes, which pytest's folders exceed.
+_SHORT = Path("/tmp")
+
+
+def missing_programs() -> list[str]:
+    """Return the programs of Slurm and munge that are not installed here."""
+    path = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
+    return [name for name in NEEDED if shutil.which(name, path=path) is None]
+
+
+@dataclass
+class Cluster:
+    """A running cluster; made by ``start_cluster``."""
+
+    folder: Path
+    nodes: tuple[str, ...]
+    processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What Slurm's commands need to find this cluster and no other."""
+        path = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
+        return {"SLURM_CONF": str(self.folder / "slurm.conf"), "PATH": path}
+
+    def run(self, *command: str, timeout: float = 60, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Run a command of Slurm and return it, whatever its exit code."""
+        env = {**os.environ, **self.environment, **environment}
+        return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=env)
+
+    def log(self, name: str) -> str:
+        """Return the log of a daemon: ctld, or a node's name."""
+        path = self.folder / "log" / f"{name}.log"
+        return path.read_text(errors="replace") if path.is_file() else ""
+
+    def write_configuration(self, partitions: Sequence[str], options: Mapping[str, str]) -> None:
+        """Write slurm.conf."""
+        (self.folder / "slurm.conf").write_text(_configuration(self.folder, self.nodes, partitions, options))
+
+    def start(self, program: str, *arguments: str) -> None:
+        """Start a daemon in the foreground, so that it is a child that can be ended."""
+        env = {**os.environ, **self.environment}
+        where = shutil.which(program, path=env["PATH"])
+        assert where is not None, f"{program} is not installed"
+        with (self.folder / "log" / "started.log").open("ab") as log:
+            found = subprocess.Popen([where, *arguments], stdout=log, stderr=log, env=env, start_new_session=True)
+        self.processes.append(found)
+
+    def wait_until_idle(self) -> None:
+        """Wait until every node takes jobs. Raises TimeoutError with the daemons' logs."""
+        ends = time.monotonic() + _START_SECONDS
+        while time.monotonic() < ends:
+            found = self.run("sinfo", "-h", "-N", "-o", "%N %t").stdout.split()
+            if found and set(found[1::2]) == {"idle"} and set(found[::2]) == set(self.nodes):
+                return
+            time.sleep(0.2)
+        logs = "\n".join(f"--- {name}\n{self.log(name)[-2000:]}" for name in ("ctld", *self.nodes))
+        raise TimeoutError(f"the cluster did not start within {_START_SECONDS:.0f} s\n{logs}")
+
+    def stop(self) -> list[str]:
+        """End jobs, daemons and every process that they have left; return what had to be killed, in words."""
+        with suppress(subprocess.TimeoutExpired, OSError):
+            self.run("scancel", "--full", *self._jobs(), timeout=20)
+        left = self._of_jobs()
+        _, alive = psutil.wait_procs(left, timeout=10)
+        words = []
+        for process in alive:
+            with suppress(psutil.NoSuchProcess):
+                words.append(f"{process.pid} {' '.join(process.cmdline())[:120]}")
+                process.kill()
+        for daemon in reversed(self.processes):
+            with suppress(ProcessLookupError):
+                os.killpg(daemon.pid, signal.SIGTERM)
+        for daemon in self.processes:
+            try:
+                daemon.wait(timeout=10)
+            except subprocess.TimeoutExpired:
+                os.killpg(daemon.pid, signal.SIGKILL)
+        return words
+
+    def _jobs(self) -> list[str]:
+        return self.run("squeue", "-h", "-o", "%A", timeout=20).stdout.split() or ["0"]
+
+    def _of_jobs(self) -> list[psutil.Process]:
+        """Return the processes that jobs of this cluster have started: they inherit its configuration's name."""
+        own = {os.getpid(), *(process.pid for process in self.processes)}
+        found = []
+        for process in psutil.process_iter():
+            with suppress(psutil.Error, OSError):
+                environment = process.environ()
+                if environment.get("SLURM_CONF") == str(self.folder / "slurm.conf") and "SLURM_JOB_ID" in environment:
+                    found += [process] if process.pid not in own else []
+        return found
+
+
+@contextmanager
+def start_cluster(
+    *, nodes: int = 2, cpus: int = 2, partitions: Sequence[str] = (), options: Mapping[str, str] | None = None
+) -> Iterator[Cluster]:
+    """Start a cluster and end it; a process that its jobs have left behind is an error.
+
+    Args:
+        cpus: of each node.
+        partitions: lines of slurm.conf after ``PartitionName=``; none: one named main.
+        options: keys of slurm.conf.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="launcher-slurm-", dir=_SHORT))
+    cluster = Cluster(folder, tuple(f"n{number + 1}" for number in range(nodes)))
+    left: list[str] = []
+    try:
+        for name in ("state", "spool", "log", "munge"):
+            (folder / name).mkdir()
+        (folder / "munge").chmod(0o711)
+        cluster.write_configuration(partitions, {"_cpus": str(cpus), **(options or {})})
+        _start_munge(cluster)
+        cluster.start("slurmctld", "-D", "-f", str(folder / "slurm.conf"))
+        for node in cluster.nodes:
+            cluster.start("slurmd", "-D", "-f", str(folder / "slurm.conf"), "-N", node)
+        cluster.wait_until_idle()
+        yield cluster
+    finally:
+        left = cluster.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+    assert not left, f"jobs have left processes behind: {left}"
+
+
+def _start_munge(cluster: Cluster) -> None:
+    folder = cluster.folder / "munge"
+    key = folder / "key"
+    key.write_bytes(secrets.token_bytes(128))
+    key.chmod(0o600)
+    names = {"key-file": "key", "socket": "sock", "pid-file": "pid", "log-file": "log", "seed-file": "seed"}
+    files = [f"--{option}={folder / name}" for option, name in names.items()]
+    cluster.start("munged", "--foreground", "--force", "--num-threads=2", *files)
+    ends = time.monotonic() + _START_SECONDS
+    while not (folder / "sock").exists():
+        if time.monotonic() > ends:
+            raise TimeoutError("munged did not start")
+        time.sleep(0.05)
+
+
+def _configuration(
+    folder: Path, nodes: Sequence[str], partitions: Sequence[str], options: Mapping[str, str]
+) -> str:
+    host = platform.node().partition(".")[0]
+    ports = _free_ports(len(nodes) + 1)
+    own = {
+        "ClusterName": "launchertest", "SlurmctldHost": f"{host}(127.0.0.1)", "SlurmctldPort": str(ports[0]),
+        "AuthType": "auth/munge", "AuthInfo": f"socket={folder}/munge/sock", "CredType": "cred/munge",
+        "SlurmUser": _user(), "SlurmdUser": _user(), "StateSaveLocation": f"{folder}/state",
+        "SlurmdSpoolDir": f"{folder}/spool/%n", "SlurmctldPidFile": f"{folder}/ctld.pid",
+        "SlurmdPidFile": f"{folder}/spool/%n.pid", "SlurmctldLogFile": f"{folder}/log/ctld.log",
+        "SlurmdLogFile": f"{folder}/log/%n.log", "ProctrackType": "proctrack/linuxproc", "TaskPlugin": "task/none",
+        "SwitchType": "switch/none", "MpiDefault": "none", "SelectType": "select/cons_tres",
+        "SelectTypeParameters": "CR_CPU", "SchedulerType": "sched/backfill",
+        "SchedulerParameters": "sched_interval=2,bf_interval=2,batch_sched_delay=0", "ReturnToService": "2",
+        "JobRequeue": "1", "KillWait": "15", "AccountingStorageType": "accounting_storage/none",
+        "JobCompType": "jobcomp/none", "SlurmdParameters": "config_overrides", "InactiveLimit": "0",
+    }  # fmt: skip
+    cpus = options.get("_cpus", "2")
+    lines = [f"{name}={value}" for name, value in {**own, **options}.items() if not name.startswith("_")]
+    for node, port in zip(nodes, ports[1:], strict=True):
+        lines.append(f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs={cpus} State=UNKNOWN")
+    whole = [f"main Nodes={','.join(nodes)} Default=YES MaxTime=INFINITE State=UP"]
+    lines += [f"PartitionName={line}" for line in partitions or whole]
+    return "\n".join(lines) + "\n"
+
+
+def _user() -> str:
+    return psutil.Process().username()
+
+
+def _free_ports(count: int) -> list[int]:
+    """Return ports that are free now; held together until all are known, so that no two are the same."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [int(one.getsockname()[1]) for one in sockets]
+    finally:
+        for one in sockets:
+            one.close()
+
+
+def main() -> None:
+    """Start a cluster for a person to look at."""
+    with start_cluster() as cluster:
+        print(f"export SLURM_CONF={cluster.environment['SLURM_CONF']}", flush=True)
+        with suppress(KeyboardInterrupt):
+            signal.pause()
+
+
+if __name__ == "__main__":
+    main()
