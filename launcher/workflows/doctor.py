@@ -163,6 +163,10 @@ def _slurm() -> list[Finding]:
         return [Finding("Slurm", "warning", "sbatch not found", "only needed to submit jobs to a cluster")]
     try:
         done = subprocess.run(["sinfo", "--version"], capture_output=True, text=True, timeout=10)
-        return [Finding("Slurm", "ok", done.stdout.strip())]
     except (OSError, subprocess.SubprocessError):
         return [Finding("Slurm", "warning", "sinfo does not answer", "ask the cluster's administrators")]
+    if done.returncode != 0 or not done.stdout.strip():
+        # Installed without a cluster's configuration, not even its version is told.
+        remedy = "only needed to submit jobs: on a machine of the cluster, or with SLURM_CONF naming its slurm.conf"
+        return [Finding("Slurm", "warning", "installed, and no cluster is configured", remedy)]
+    return [Finding("Slurm", "ok", done.stdout.strip())]

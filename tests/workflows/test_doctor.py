@@ -43,3 +43,24 @@ def test_another_version_is_a_warning_and_a_missing_package_is_missing(monkeypat
     monkeypatch.setattr(doctor, "TESTED", {"pytest": "0.0.1", "no-such-package-at-all": "1.0"})
     verdicts = {finding.name: finding.verdict for finding in doctor._packages()}
     assert verdicts == {"pytest": "warning", "no-such-package-at-all": "missing"}
+
+
+@pytest.mark.parametrize(
+    ("script", "verdict", "found"),
+    [
+        ("echo slurm 22.05.8", "ok", "slurm 22.05.8"),
+        (
+            "echo 'sinfo: fatal: Could not establish a configuration source' >&2; exit 1",
+            "warning",
+            "no cluster is configured",
+        ),
+    ],
+    ids=["a-cluster", "no-cluster"],
+)
+def test_slurm_without_a_cluster_is_not_taken_for_one(tmp_path, monkeypatch, script, verdict, found):
+    for name in ("sbatch", "sinfo"):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    (finding,) = [finding for finding in examine_machine() if finding.name == "Slurm"]
+    assert finding.verdict == verdict and found in finding.found
