@@ -73,21 +73,22 @@ def close_verdicts(
     run: RunDir,
     attempt: int,
     *,
-    world: int,
+    ranks: range,
     codes: Mapping[int, int],
     ended: Mapping[int, str],
     stalled: tuple[int, str] | None,
     code: int,
 ) -> None:
-    """Give every rank of an attempt that is over a verdict that says how it ended; none stays ``running``.
+    """Give every rank of a machine whose part of an attempt is over a verdict that says how it ended; none stays ``running``.
 
     Args:
+        ranks: those of the machine.
         codes: process id -> exit code, of those that are known.
         ended: process id -> why this launcher ended it.
         stalled: the rank that stood still, and the words for it.
         code: of the process that was started.
     """
-    verdicts = run.verdicts(attempt)
+    verdicts = {rank: verdict for rank, verdict in run.verdicts(attempt).items() if rank in ranks}
     for rank, verdict in verdicts.items():
         if stalled is not None and rank == stalled[0]:
             closed = {**verdict, "verdict": "stalled", "error": stalled[1], "exit_code": RunStalled.exit_code}
@@ -102,7 +103,7 @@ def close_verdicts(
         write_json(run.verdict(attempt, rank), {**closed, "time": time.time()})
     if code:
         unknown = [number for pid, number in codes.items() if pid not in {v.get("pid") for v in verdicts.values()}]
-        for rank in (rank for rank in range(world) if rank not in verdicts):
+        for rank in (rank for rank in ranks if rank not in verdicts):
             write_json(
                 run.verdict(attempt, rank), {**_never_began(unknown, code, alone=not verdicts), "time": time.time()}
             )

@@ -67,8 +67,8 @@ class Watch:
 
     run: RunDir
     attempt: int
-    world: int
-    """Ranks of this attempt on this machine."""
+    own: range
+    """Numbers of the ranks that have to begin on this machine."""
     began: float = field(default_factory=time.monotonic)
     _seen: dict[int, tuple[Any, float]] = field(default_factory=dict)
     _stopped: dict[int, float] = field(default_factory=dict)
@@ -109,7 +109,7 @@ class Watch:
             if rank.stopped is not None and rank.stopped >= rank.deadline:
                 return Stall(rank.number, stopped_reason(rank))
         begun = self.run.verdicts(self.attempt).keys()
-        missing = [number for number in range(self.world) if number not in begun]
+        missing = [number for number in self.own if number not in begun]
         if missing and now - self.began > _NO_BEAT_SECONDS:
             return Stall(missing[0], f"rank {missing[0]} has not begun {now - self.began:.0f} s after its start")
         if not ranks or missing or any(rank.idle < rank.deadline for rank in ranks):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -65,13 +66,33 @@ def fsdp_options(plan: LaunchPlan) -> dict[str, Any]:
     }
 
 
-def worker_command(run: Path, *, attempt: int, plan: LaunchPlan, port: int | None = None) -> list[str]:
+@dataclass(frozen=True)
+class Node:
+    """A machine's place among those of an attempt."""
+
+    number: int
+    head: str
+    """Address of the first machine."""
+    port: int
+    """On which the first machine waits for the others."""
+
+    def ranks(self, plan: LaunchPlan) -> range:
+        """Return the numbers of the ranks that run on it."""
+        return range(self.number * plan.processes_per_node, (self.number + 1) * plan.processes_per_node)
+
+
+def worker_command(
+    run: Path, *, attempt: int, plan: LaunchPlan, port: int | None = None, node: Node | None = None
+) -> list[str]:
     """Return the command that starts every rank of this machine: the worker itself where one process suffices."""
     worker = ["-m", "launcher.train", "--run", str(run), "--attempt", str(attempt)]
     if plan.engine == "single":
         return [sys.executable, *worker]
     config = run / "attempts" / str(attempt) / "accelerate.yaml"
     command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--config_file", str(config)]
+    if node is not None:
+        command += ["--machine_rank", str(node.number), "--main_process_ip", node.head]
+        port = node.port
     if port is not None:
         command += ["--main_process_port", str(port)]
     return [*command, *worker]

@@ -45,7 +45,9 @@ Path_ = Annotated[str, AfterValidator(_absolute)]
 Variable = Annotated[str, _pattern(r"[A-Za-z_][A-Za-z0-9_]*")]
 
 # What the job itself sets, and what would reach into every program that it starts.
-OWNED_VARIABLES = re.compile(r"^(SLURM_.*|SBATCH_.*|RANK|WORLD_SIZE|LOCAL_RANK|MASTER_ADDR|MASTER_PORT|LD_PRELOAD|BASH_ENV|ENV|IFS)$")
+OWNED_VARIABLES = re.compile(
+    r"^(SLURM_.*|SBATCH_.*|RANK|WORLD_SIZE|LOCAL_RANK|MASTER_ADDR|MASTER_PORT|LD_PRELOAD|BASH_ENV|ENV|IFS)$"
+)
 
 
 class Container(Section):

@@ -12,9 +12,10 @@ from dataclasses import asdict
 import pytest
 
 from launcher.atomic import read_jsonl, write_json
-from launcher.backends import local
+from launcher.backends import machine
 from launcher.backends.endings import first_failure, report_of_torchrun
-from launcher.backends.local import LocalBackend, free_port
+from launcher.backends.local import LocalBackend
+from launcher.backends.machine import free_port
 from launcher.plans import BatchPlan, LaunchPlan
 from launcher.rundir import RunDir
 
@@ -153,7 +154,7 @@ def submit(run, monkeypatch, tmp_path):
     script.write_text(RANK)
 
     def start(action: str) -> int:
-        monkeypatch.setattr(local, "worker_command", lambda path, **_: [sys.executable, str(script), str(path), action])
+        monkeypatch.setattr(machine, "worker_command", lambda path, **_: [sys.executable, str(script), str(path), action])
         return LocalBackend().submit(run.path, attempt=1)
 
     return start
@@ -213,7 +214,7 @@ def test_a_rank_that_stands_still_is_named_and_ended_within_the_deadline(submit,
 
 
 def test_a_rank_that_does_not_end_after_its_verdict_is_ended(submit, run, monkeypatch):
-    monkeypatch.setattr(local, "_LINGER_SECONDS", 1.0)
+    monkeypatch.setattr(machine, "_LINGER_SECONDS", 1.0)
     assert submit("end late") == 0
     assert run.verdicts(1)[0]["verdict"] == "finished" and pid_is_gone(run)
 
@@ -286,6 +287,6 @@ def test_ranks_on_the_processor_share_its_cores_and_the_users_settings_stay(monk
     plan = LaunchPlan("ddp", None, "fp32", "cpu", 1, 2, BatchPlan(8, 2, 4, 1))
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     cores = len(os.sched_getaffinity(0))
-    assert local._thread_settings(plan)["OMP_NUM_THREADS"] == str(max(1, cores // 2))
+    assert machine._thread_settings(plan)["OMP_NUM_THREADS"] == str(max(1, cores // 2))
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    assert "OMP_NUM_THREADS" not in local._thread_settings(plan)
+    assert "OMP_NUM_THREADS" not in machine._thread_settings(plan)

@@ -42,7 +42,7 @@ def seen(watch: Watch, now: float):
 
 
 def test_ranks_that_advance_are_left_alone(run):
-    watch = Watch(run, 1, 2, began=0.0)
+    watch = Watch(run, 1, range(2), began=0.0)
     for now in range(0, 100, 5):
         beat(run, 0, step=now)
         beat(run, 1, step=now)
@@ -51,7 +51,7 @@ def test_ranks_that_advance_are_left_alone(run):
 
 def test_one_rank_that_advances_is_enough(run):
     """The others wait for it: while it evaluates, or prepares data."""
-    watch = Watch(run, 1, 2, began=0.0)
+    watch = Watch(run, 1, range(2), began=0.0)
     for now in range(0, 100, 5):
         beat(run, 0, step=3, part=now, doing="evaluating")
         beat(run, 1, step=3, part=1)
@@ -59,7 +59,7 @@ def test_one_rank_that_advances_is_enough(run):
 
 
 def test_no_beat_for_the_deadline_is_a_stall_and_the_rank_behind_is_named(run):
-    watch = Watch(run, 1, 2, began=0.0)
+    watch = Watch(run, 1, range(2), began=0.0)
     beat(run, 0, step=7, part=2)
     beat(run, 1, step=7, part=1, doing="reading rows")
     assert seen(watch, 0.0) is None and seen(watch, 9.0) is None
@@ -70,7 +70,7 @@ def test_no_beat_for_the_deadline_is_a_stall_and_the_rank_behind_is_named(run):
 
 
 def test_where_none_is_behind_all_are_told(run):
-    watch = Watch(run, 1, 2, began=0.0)
+    watch = Watch(run, 1, range(2), began=0.0)
     beat(run, 0, step=7)
     beat(run, 1, step=7)
     seen(watch, 0.0)
@@ -80,7 +80,7 @@ def test_where_none_is_behind_all_are_told(run):
 
 
 def test_silent_work_has_its_own_deadline(run):
-    watch = Watch(run, 1, 2, began=0.0)
+    watch = Watch(run, 1, range(2), began=0.0)
     beat(run, 0, doing="preparing data", deadline=1000.0)
     beat(run, 1, doing="waiting for prepared data", deadline=1000.0)
     assert seen(watch, 0.0) is None and seen(watch, 999.0) is None
@@ -88,7 +88,7 @@ def test_silent_work_has_its_own_deadline(run):
 
 
 def test_a_rank_that_has_ended_is_not_waited_for(run):
-    watch = Watch(run, 1, 2, began=0.0)
+    watch = Watch(run, 1, range(2), began=0.0)
     beat(run, 0, step=7)
     beat(run, 1, step=7)
     write_json(run.verdict(1, 1), {"verdict": "finished", "time": 1.0})
@@ -96,7 +96,7 @@ def test_a_rank_that_has_ended_is_not_waited_for(run):
 
 
 def test_a_rank_that_never_begins_is_named(run):
-    watch = Watch(run, 1, 2, began=0.0)
+    watch = Watch(run, 1, range(2), began=0.0)
     beat(run, 0, doing="joining the other ranks")
     assert seen(watch, 100.0) is None
     stall = seen(watch, 2000.0)
@@ -105,7 +105,7 @@ def test_a_rank_that_never_begins_is_named(run):
 
 def test_a_clock_that_jumps_ends_nothing(run):
     """Only changes of a beat count, never its time against this machine's clock."""
-    watch = Watch(run, 1, 1, began=0.0)
+    watch = Watch(run, 1, range(1), began=0.0)
     beat(run, 0, step=1, time=-1e9)
     assert seen(watch, 0.0) is None
     beat(run, 0, step=2, time=1e12)
@@ -117,7 +117,7 @@ def test_a_stopped_process_is_seen_at_once_and_may_go_on(run):
     try:
         beat(run, 0, step=4)
         beat(run, 1, step=4, pid=child.pid, deadline=1000.0)
-        watch = Watch(run, 1, 2, began=0.0)
+        watch = Watch(run, 1, range(2), began=0.0)
         assert [rank.stopped for rank in watch.look(0.0)] == [None, None]
         os.kill(child.pid, signal.SIGSTOP)
         while psutil.Process(child.pid).status() != psutil.STATUS_STOPPED:

@@ -108,7 +108,7 @@ def test_frozen_parameters_stay_on_two_ranks(place, small, engine, strategy):
 
 
 def accelerate(place, *arguments: str, config: dict, name: str) -> subprocess.CompletedProcess[str]:
-    from launcher.backends.local import free_port
+    from launcher.backends.machine import free_port
 
     file = place.folder / f"{name}-accelerate.yaml"
     file.write_text(json.dumps({"compute_environment": "LOCAL_MACHINE", "machine_rank": 0, "num_machines": 1, "debug": False,

@@ -43,7 +43,7 @@ def test_a_plain_script_trains_with_each_of_them(tmp_path, require):
     """One process: what a user tries first. All stages compute the same."""
     import shutil
 
-    from launcher.backends.local import free_port
+    from launcher.backends.machine import free_port
     from launcher.shipped import shipped_folder
 
     require(shutil.which("g++") or shutil.which("c++"), "DeepSpeed compiles with a C++ compiler")

@@ -165,9 +165,7 @@ def _start_munge(cluster: Cluster) -> None:
         time.sleep(0.05)
 
 
-def _configuration(
-    folder: Path, nodes: Sequence[str], partitions: Sequence[str], options: Mapping[str, str]
-) -> str:
+def _configuration(folder: Path, nodes: Sequence[str], partitions: Sequence[str], options: Mapping[str, str]) -> str:
     host = platform.node().partition(".")[0]
     ports = _free_ports(len(nodes) + 1)
     own = {
