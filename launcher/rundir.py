@@ -93,6 +93,31 @@ class RunDir:
         return self.path / "progress.jsonl"
 
     @property
+    def slurm(self) -> Path:
+        """Folder of what a cluster's jobs need and say."""
+        return self.path / "slurm"
+
+    @property
+    def job(self) -> Path:
+        """What was submitted: base folder, profile, time limit."""
+        return self.slurm / "job.json"
+
+    @property
+    def job_script(self) -> Path:
+        """The job script."""
+        return self.slurm / "job.sh"
+
+    @property
+    def job_log(self) -> Path:
+        """What the job script and the nodes' agents say."""
+        return self.slurm / "job.log"
+
+    @property
+    def cancelled(self) -> Path:
+        """A file whose presence says that no job is to go on with the run."""
+        return self.slurm / "cancelled"
+
+    @property
     def checkpoints(self) -> Path:
         """Folder of checkpoints."""
         return self.path / "checkpoints"
@@ -149,6 +174,10 @@ class RunDir:
     def deepspeed(self, attempt: int) -> Path:
         """The DeepSpeed configuration of an attempt, resolved; there is none for other engines."""
         return self.attempt(attempt) / "deepspeed.json"
+
+    def place(self, attempt: int) -> Path:
+        """Where an attempt runs on a cluster: job, nodes, address and port of the first one."""
+        return self.attempt(attempt) / "slurm.json"
 
     def launch_plan(self, attempt: int) -> Path:
         """What the front half decided and every rank asserts."""

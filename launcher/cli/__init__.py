@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from launcher import __version__
-from launcher.cli import models, planning, recipes, runs
+from launcher.cli import jobs, models, planning, recipes, runs
 from launcher.errors import LauncherError
 from launcher.registry import suggest
 
@@ -44,6 +44,8 @@ _VERBS = (
     planning.lr_find,
     runs.run,
     runs.resume,
+    jobs.submit,
+    jobs.cancel,
     models.evaluate,
     models.predict,
     models.report,

@@ -35,14 +35,33 @@ def create_run(loaded: LoadedRecipe, *, runs: Path, hardware: Hardware) -> tuple
 
 def create_attempt(loaded: LoadedRecipe, *, runs: Path, hardware: Hardware) -> tuple[RunDir, int]:
     """As ``create_run``, without asking whether there is room."""
-    launch = _plan_this_machine(loaded.recipe, hardware)
-    file = named_file(loaded.recipe)
-    # What the file says stands in resolved.yaml: it may be gone, or another one, when the run is resumed.
-    recipe = settle(loaded.recipe, file)
-    run = RunDir.create(
+    _plan(loaded.recipe, hardware)
+    run = create_directory(loaded, runs=runs)
+    recipe = load_recipe(run.resolved).recipe
+    return run, begin_attempt(
+        run, recipe, hardware=hardware, base_folder=Path.cwd(), deepspeed=named_file(loaded.recipe)
+    )
+
+
+def create_directory(loaded: LoadedRecipe, *, runs: Path) -> RunDir:
+    """Make a run's directory without an attempt: what a job on a cluster begins with."""
+    # What a DeepSpeed file says stands in resolved.yaml: it may be gone, or another one, when the run is resumed.
+    recipe = settle(loaded.recipe, named_file(loaded.recipe))
+    return RunDir.create(
         runs.resolve(), recipe.name, recipe_text=loaded.source_text, resolved_text=resolved_text(recipe)
     )
-    return run, write_attempt(run, recipe, launch, base_folder=Path.cwd(), deepspeed=file)
+
+
+def begin_attempt(
+    run: RunDir, recipe: Recipe, *, hardware: Hardware, base_folder: Path, deepspeed: Mapping[str, Any] | None = None,
+    several_machines: bool = False,
+) -> int:  # fmt: skip
+    """Plan and write the first attempt of a run; return its number.
+
+    ``several_machines``: whether something else than this process starts the other machines of the plan.
+    """
+    launch = _plan(recipe, hardware, several_machines=several_machines)
+    return write_attempt(run, recipe, launch, base_folder=base_folder, deepspeed=deepspeed)
 
 
 def write_attempt(
@@ -89,13 +108,20 @@ def earlier_deepspeed(run: RunDir, recipe: Recipe) -> dict[str, Any] | None:
 
 
 def resume_run(
-    path: Path, *, recipe: Recipe, hardware: Hardware, allow_changes: bool = False, from_start: bool = False
+    path: Path,
+    *,
+    recipe: Recipe,
+    hardware: Hardware,
+    allow_changes: bool = False,
+    from_start: bool = False,
+    several_machines: bool = False,
 ) -> tuple[RunDir, int]:
     """Make the next attempt of a run that has not finished; ``recipe`` becomes the run's.
 
     Args:
         allow_changes: also where the recipe makes another run of it.
         from_start: also where no checkpoint is valid.
+        several_machines: whether something else than this process starts the other machines of the plan.
 
     Raises:
         RunStateError: the run has finished, is still running, would become another run, or cannot go on from its
@@ -109,7 +135,7 @@ def resume_run(
     changes = changes_since_first(run, recipe)
     refuse_another_run(run, changes, allow=allow_changes)
     deepspeed = earlier_deepspeed(run, recipe)
-    launch = _plan_this_machine(recipe, hardware, deepspeed=deepspeed)
+    launch = _plan(recipe, hardware, deepspeed=deepspeed, several_machines=several_machines)
     checkpoint = run.latest_checkpoint()
     if checkpoint is not None:
         way_to_continue(read_manifest(checkpoint), launch)
@@ -132,10 +158,12 @@ def _keep_recipe(run: RunDir, previous: int, recipe: Recipe) -> None:
     write_text(run.resolved, resolved_text(recipe))
 
 
-def _plan_this_machine(recipe: Recipe, hardware: Hardware, *, deepspeed: Mapping[str, Any] | None = None) -> LaunchPlan:
+def _plan(
+    recipe: Recipe, hardware: Hardware, *, deepspeed: Mapping[str, Any] | None = None, several_machines: bool = False
+) -> LaunchPlan:
     launch = plan_launch(recipe, hardware, deepspeed=deepspeed)
     refuse_tensor_parallel(launch)
-    if launch.nodes > 1:
+    if launch.nodes > 1 and not several_machines:
         raise InstallationError(
             f"distributed.nodes is {launch.nodes}, and `launcher run` starts this machine only; on each machine run "
             "`accelerate launch -m launcher.train RECIPE` with num_machines and machine_rank, or set distributed.nodes=1"

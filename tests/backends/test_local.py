@@ -154,7 +154,9 @@ def submit(run, monkeypatch, tmp_path):
     script.write_text(RANK)
 
     def start(action: str) -> int:
-        monkeypatch.setattr(machine, "worker_command", lambda path, **_: [sys.executable, str(script), str(path), action])
+        monkeypatch.setattr(
+            machine, "worker_command", lambda path, **_: [sys.executable, str(script), str(path), action]
+        )
         return LocalBackend().submit(run.path, attempt=1)
 
     return start
