@@ -224,6 +224,10 @@ class RunDir:
         """Folder of the locks of the launcher and of each rank."""
         return self.path / "locks"
 
+    def reserve(self, attempt: int, rank: int) -> Path:
+        """Room on the disk for a rank's verdict, while it runs."""
+        return self.attempt(attempt) / f"reserve.rank-{rank}"
+
     def heartbeat(self, attempt: int, rank: int) -> Path:
         """What a rank does, and since when."""
         return self.attempt(attempt) / f"heartbeat.rank-{rank}.json"

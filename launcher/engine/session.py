@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.metadata
 import os
 import platform
@@ -13,12 +14,15 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from launcher.atomic import write_json
-from launcher.errors import Interrupted, LauncherError, SavedModelDiffers, TrainingDiverged
+from launcher.errors import InstallationError, Interrupted, LauncherError, SavedModelDiffers, TrainingDiverged
 
 _PACKAGES = (
     "finetune-launcher", "torch", "transformers", "accelerate", "deepspeed", "datasets", "tokenizers", "peft", "wandb",
     "numpy", "scikit-learn",
 )  # fmt: skip
+
+
+_RESERVE_BYTES = 2**16
 
 
 def write_output_to(log: Path) -> TextIO:
@@ -37,6 +41,26 @@ def write_output_to(log: Path) -> TextIO:
 def write_start(path: Path) -> None:
     """Write down that a rank runs; a rank that is killed leaves this as its verdict."""
     write_json(path, {"verdict": "running", **_who()})
+
+
+def take_reserve(path: Path) -> None:
+    """Take some room on the disk, so that how a rank ended can be written down when there is none left."""
+    try:
+        with path.open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, _RESERVE_BYTES)
+    except OSError:
+        # No room at the start already: the first checkpoint asks for it, and says so.
+        path.unlink(missing_ok=True)
+
+
+def as_full_disk(error: BaseException | None) -> BaseException | None:
+    """Return an error of a full disk in words and with its exit code, wherever it came up; another one as it is."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        where = f" ({error.filename})" if error.filename else ""
+        return InstallationError(
+            f"the disk is full{where}; complete checkpoints are kept: free some space and resume the run"
+        )
+    return error
 
 
 def _who() -> dict[str, Any]:

@@ -14,7 +14,14 @@ from typing import Any, TextIO
 
 from launcher.atomic import write_json
 from launcher.engine.heartbeat import Heartbeat
-from launcher.engine.session import describe_environment, write_output_to, write_start, write_verdict
+from launcher.engine.session import (
+    as_full_disk,
+    describe_environment,
+    take_reserve,
+    write_output_to,
+    write_start,
+    write_verdict,
+)
 from launcher.engine.signals import StopFlag
 from launcher.errors import Interrupted, LauncherError, RecipeError
 from launcher.launching.locks import Lock, hold_rank
@@ -63,6 +70,7 @@ def started_by_launcher(place: Place, lock: Lock | None, started: float) -> Sess
     stop = StopFlag(run.stop_request(attempt))
     stop.install()
     write_start(run.verdict(attempt, rank))
+    take_reserve(run.reserve(attempt, rank))
     terminal = write_output_to(run.log(attempt, rank))
     heartbeat = Heartbeat(run.heartbeat(attempt, rank), rank=rank)
     heartbeat.start()
@@ -113,6 +121,7 @@ def started_by_accelerate(options: argparse.Namespace, rank: int, started: float
     stop = StopFlag(run.stop_request(attempt))
     stop.install()
     write_start(run.verdict(attempt, rank))
+    take_reserve(run.reserve(attempt, rank))
     terminal = write_output_to(run.log(attempt, rank))
     heartbeat = Heartbeat(run.heartbeat(attempt, rank), rank=rank)
     heartbeat.start()
@@ -194,7 +203,9 @@ def end_rank(place: Place | None, rank: int, error: BaseException | None, termin
             return error.exit_code
         assert error is not None
         raise error
+    error = as_full_disk(error)
     try:
+        place.run.reserve(place.attempt, place.rank).unlink(missing_ok=True)
         code = write_verdict(place.run.verdict(place.attempt, place.rank), error)
         if place.rank == 0:
             _add_final_event(place, error)
