@@ -1,0 +1,94 @@
+"""The job script is a pure function of plan and profile, and no value of either can carry a command or a line of its own."""
+
+from __future__ import annotations
+
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from launcher.launching.job_script import JobPlan, job_script
+from launcher.plans import BatchPlan, LaunchPlan
+from launcher.recipe.cluster_profile import ClusterProfile, Container
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+PLAN = JobPlan(
+    run=Path("/data/runs/topics-001"),
+    base_folder=Path("/home/a/project"),
+    python="/home/a/.venv/bin/python",
+    launch=LaunchPlan("deepspeed", 3, "bf16", "cuda", 4, 8, BatchPlan(64, 32, 2, 1)),
+    time="12:00:00",
+)
+PROFILE = ClusterProfile(
+    partition="gpu", account="team", gpus_per_node=8, cpus_per_node=96, memory_per_node="900G", modules=("cuda/12.8",),
+    environment={"NCCL_IB_HCA": "mlx5"}, mail_user="a@b.org", exclusive=True,
+)  # fmt: skip
+HOSTILE = ("a b", "a;b", "a\n#SBATCH --account=x", "$(touch x)", "`touch x`", 'a"b', "a'b", "a#b", "a,b\\", "")
+
+
+@pytest.mark.parametrize(
+    ("name", "profile"),
+    [
+        ("plain", ClusterProfile()),
+        ("gpus", PROFILE),
+        (
+            "pyxis",
+            PROFILE.model_copy(
+                update={"container": Container(runtime="pyxis", image="nvcr.io#nvidia/pytorch:26.01-py3")}
+            ),
+        ),
+        (
+            "apptainer",
+            PROFILE.model_copy(update={"container": Container(runtime="apptainer", image="/images/a b.sif")}),
+        ),
+    ],
+)
+def test_the_text_is_the_golden_one(name, profile):
+    golden = GOLDEN / f"job-{name}.sh"
+    text = job_script(PLAN, profile)
+    assert subprocess.run(["bash", "-n"], input=text, text=True).returncode == 0
+    assert text == golden.read_text(), f"if it is meant, write it to {golden}"
+
+
+@pytest.mark.parametrize("value", HOSTILE)
+@pytest.mark.parametrize(
+    "field",
+    [
+        "partition",
+        "account",
+        "qos",
+        "reservation",
+        "gres",
+        "memory_per_node",
+        "constraint",
+        "exclude",
+        "mail_user",
+        "mail_type",
+    ],
+)
+def test_what_stands_in_a_directive_has_no_room_for_more(field, value):
+    with pytest.raises(ValidationError):
+        ClusterProfile.model_validate({field: value})
+
+
+@pytest.mark.parametrize(
+    "text", ["it's $(touch {x})", "`touch {x}`; touch {x}", '"; touch {x} #', "&& touch {x}", "a\\"]
+)
+def test_what_is_quoted_is_not_run(tmp_path, text):
+    """Everything that a shell could take for a command, in paths and variables; what the script would start is only shown."""
+    folder = tmp_path / "run"
+    (folder / "slurm").mkdir(parents=True)
+    hostile = text.replace("{x}", str(tmp_path / "touched"))
+    profile = ClusterProfile(environment={"SITE": hostile})
+    script = job_script(
+        replace(PLAN, run=folder, base_folder=tmp_path, python=str(tmp_path / "no python" / hostile)), profile
+    )
+    subprocess.run(["bash", "-c", script], timeout=20, capture_output=True, env={"PATH": "/usr/bin:/bin"})
+    assert not (tmp_path / "touched").exists()
+
+
+def test_a_line_break_in_a_variable_is_refused():
+    with pytest.raises(ValidationError, match="line break"):
+        ClusterProfile(environment={"SITE": "a\n#SBATCH --account=x"})
