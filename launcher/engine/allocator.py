@@ -13,8 +13,9 @@ LARGE_BYTES = 2**17
 def use_huge_pages() -> None:
     """Let torch ask for pages of 2 MB under its large tensors on the processor; it looks once, before its first tensor.
 
-    Mapping every large tensor anew (``return_freed_memory``) costs 11 to 19 % of a step's time in pages of 4 kB, and nothing that
-    could be measured in those of 2 MB (2 of 2 models, on Linux's default setting ``madvise``).
+    Mapping every large tensor anew (``return_freed_memory``) costs 11 to 19 % of a step's processor time in pages of 4 kB, and in those
+    of 2 MB nothing that could be measured where most tensors are larger than that (BERT base). A model of small tensors still
+    pays: a short run of MiniLM took 68 s of processor time instead of 52, and 1.04 GB instead of 1.40.
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 

@@ -20,7 +20,6 @@ class _Storage:
     size: int
     born: int
     died: int | None = None
-    label: str = ""
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ class Recording:
         for (label, start), end in zip(self.stretches, ends, strict=True):
             stretch = slice(start, max(end, start + 1))
             whole = (self.storages[i].size for i, at in arrivals.items() if start <= at < end)
-            alive = [i for i, s in enumerate(self.storages) if s.born < start and (s.died is None or s.died > start)]
+            alive = self._alive_before(start)
             before = sum(self.storages[i].size for i in alive)
             gradients = sum(self.storages[i].size for i in alive if arrivals.get(i, start) < start)
             found[label] = Peaks(
@@ -73,8 +72,12 @@ class Recording:
 
     def alive_at(self, label: str) -> int:
         """Return the bytes that live when a stretch begins."""
-        start = dict(self.stretches)[label]
-        return sum(s.size for s in self.storages if s.born < start and (s.died is None or s.died > start))
+        return sum(self.storages[i].size for i in self._alive_before(dict(self.stretches)[label]))
+
+    def _alive_before(self, operation: int) -> list[int]:
+        """Return the places of the storages that live when an operation begins."""
+        lives = ((i, s.born, s.died) for i, s in enumerate(self.storages))
+        return [i for i, born, died in lives if born < operation and (died is None or died > operation)]
 
     def _timeline(self, lives: list[tuple[int, int | None, int]]) -> list[int]:
         """Return the bytes that live during each operation."""

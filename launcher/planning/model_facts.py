@@ -59,7 +59,6 @@ class ModelFacts:
     """Elements of the largest block."""
     in_blocks: int
     """Elements of all blocks."""
-    hidden_size: int
     adapted_bytes: int
     """Of the weights that adapters are merged into; 0 without adapters."""
     training: tuple[Stretch, ...]
@@ -130,8 +129,6 @@ def untraced_facts(recipe: Recipe, phase: Phase, skeleton: Any) -> ModelFacts:
 
     model = skeleton.model
     blocks = block_modules(model)
-    config = getattr(model, "config", None)
-    text = config.get_text_config() if config is not None and hasattr(config, "get_text_config") else config
     nothing, zero = Line(0, 0), Stretch("nothing", *[Line(0, 0)] * 3)
     return ModelFacts(
         tensors=_tensors(recipe, phase, skeleton),
@@ -140,7 +137,6 @@ def untraced_facts(recipe: Recipe, phase: Phase, skeleton: Any) -> ModelFacts:
         blocks=len(blocks),
         largest_block=max((sum(p.numel() for p in block.parameters()) for block in blocks), default=0),
         in_blocks=sum(p.numel() for block in blocks for p in block.parameters()),
-        hidden_size=int(getattr(text, "hidden_size", 0) or 0),
         adapted_bytes=_adapted_bytes(phase, model),
         training=(zero,),
         evaluation=(zero,),

@@ -67,13 +67,7 @@ def started_by_launcher(place: Place, lock: Lock | None, started: float) -> Sess
     """Return the session of a rank of a run that lies there already; its output goes to its log from here on."""
     die_with_parent()
     run, attempt, rank = place.run, place.attempt, place.rank
-    stop = StopFlag(run.stop_request(attempt))
-    stop.install()
-    write_start(run.verdict(attempt, rank))
-    take_reserve(run.reserve(attempt, rank))
-    terminal = write_output_to(run.log(attempt, rank))
-    heartbeat = Heartbeat(run.heartbeat(attempt, rank), rank=rank)
-    heartbeat.start()
+    stop, terminal, heartbeat = _show_up(run, attempt, rank)
     noted = json.loads(run.launch_plan(attempt).read_text())
     recipe, launch = load_recipe(run.resolved).recipe, LaunchPlan.from_json(noted["plan"])
     _set_deadlines(heartbeat, recipe)
@@ -118,13 +112,7 @@ def started_by_accelerate(options: argparse.Namespace, rank: int, started: float
     run, attempt = _share_run(recipe, loaded.source_text, options.runs_dir, rank)
     arguments = start_ranks(recipe, launch, run.path, deepspeed=deepspeed)
     lock = hold_rank(run, rank)
-    stop = StopFlag(run.stop_request(attempt))
-    stop.install()
-    write_start(run.verdict(attempt, rank))
-    take_reserve(run.reserve(attempt, rank))
-    terminal = write_output_to(run.log(attempt, rank))
-    heartbeat = Heartbeat(run.heartbeat(attempt, rank), rank=rank)
-    heartbeat.start()
+    stop, terminal, heartbeat = _show_up(run, attempt, rank)
     _set_deadlines(heartbeat, recipe)
     base = Path.cwd()
     if rank == 0:
@@ -135,6 +123,18 @@ def started_by_accelerate(options: argparse.Namespace, rank: int, started: float
     session = Session(run, attempt, rank, recipe, base, launch, stop, shown, started, arguments, heartbeat, lock)
     _write_environment(session)
     return session, terminal
+
+
+def _show_up(run: RunDir, attempt: int, rank: int) -> tuple[StopFlag, TextIO, Heartbeat]:
+    """Listen to requests to stop, and be seen from outside: verdict, log and heartbeat. Return also the old terminal."""
+    stop = StopFlag(run.stop_request(attempt))
+    stop.install()
+    write_start(run.verdict(attempt, rank))
+    take_reserve(run.reserve(attempt, rank))
+    terminal = write_output_to(run.log(attempt, rank))
+    heartbeat = Heartbeat(run.heartbeat(attempt, rank), rank=rank)
+    heartbeat.start()
+    return stop, terminal, heartbeat
 
 
 def _set_deadlines(heartbeat: Heartbeat, recipe: Recipe) -> None:

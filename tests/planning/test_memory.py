@@ -27,7 +27,7 @@ def facts(**changes: Any) -> ModelFacts:
     training = Stretch("backward 0.0", Line(4 * N, 1000), Line(4 * BLOCK, 1000), Line(4 * BLOCK, 0))
     values: dict[str, Any] = {
         "tensors": tuple(StoredTensor(BLOCK, 4, True) for _ in range(4)),
-        "groups": (N,), "buffer_bytes": 0, "blocks": 4, "largest_block": BLOCK, "in_blocks": N, "hidden_size": 64,
+        "groups": (N,), "buffer_bytes": 0, "blocks": 4, "largest_block": BLOCK, "in_blocks": N,
         "adapted_bytes": 0, "training": (training,), "evaluation": (Stretch("head", Line(0, 500), Line(0, 500), Line(0, 0)),),
         "kept": Line(0, 900), "kept_by_blocks": Line(0, 800), "batch": Line(0, 8), "is_extrapolated": True,
     }  # fmt: skip
