@@ -10,6 +10,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+# More than a row of progress takes.
+_ROW_BYTES = 1024
+
 
 def write_text(path: Path, text: str) -> None:
     """Write a file so that a reader, or a crash, sees the old content or the new, never half of it."""
@@ -52,13 +55,29 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """Return the rows of a JSON-lines file; a half-written line (a crash) is left out."""
     if not path.exists():
         return []
+    return _rows(path.read_bytes().split(b"\n"))
+
+
+def _rows(lines: list[bytes]) -> list[dict[str, Any]]:
     rows = []
-    for line in path.read_bytes().split(b"\n"):
+    for line in lines:
         try:
             rows.append(json.loads(line))
         except ValueError:
             continue
     return rows
+
+
+def read_jsonl_end(path: Path, *, rows: int) -> list[dict[str, Any]]:
+    """Return about the last ``rows`` rows of a JSON-lines file, however long it is."""
+    if not path.exists():
+        return []
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - rows * _ROW_BYTES))
+        lines = file.read().split(b"\n")
+    # The first line is cut, unless it is the file's first.
+    return _rows(lines if size <= rows * _ROW_BYTES else lines[1:])
 
 
 def replace_folder(target: Path, fill: Callable[[Path], object]) -> None:

@@ -109,6 +109,12 @@ class SavedModelDiffers(LauncherError):
     exit_code = 10
 
 
+class PreflightFailed(LauncherError):
+    """Before training, a node of a job was found unfit, or the nodes do not reach each other or their shared folder."""
+
+    exit_code = 11
+
+
 class Interrupted(LauncherError):
     """The run was asked to stop and did, leaving a state that can be resumed."""
 

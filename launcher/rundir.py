@@ -3,6 +3,7 @@
 runs/NAME-NNN/  recipe.yaml  resolved.yaml  plan.json  events.jsonl  progress.jsonl
                 attempts/N/  accelerate.yaml deepspeed.json environment.json launch.sh verdict.rank-R.json
                            heartbeat.rank-R.json logs/rank-R.log
+                slurm/     job.sh job.json job.log jobs.jsonl done.json (of submitted runs)
                 locks/  checkpoints/step-N/  model/  adapter/  importance.json  evaluation/  report.html  wandb/
 """
 
@@ -19,7 +20,7 @@ from typing import Any
 
 import psutil
 
-from launcher.atomic import append_json, read_jsonl, write_text
+from launcher.atomic import append_json, read_jsonl, read_jsonl_end, write_text
 from launcher.contracts import JobStatus
 from launcher.errors import RunStateError
 
@@ -113,9 +114,24 @@ class RunDir:
         return self.slurm / "job.log"
 
     @property
+    def jobs(self) -> Path:
+        """The jobs that the run was submitted as, a line each."""
+        return self.slurm / "jobs.jsonl"
+
+    @property
+    def resume_request(self) -> Path:
+        """What the next attempt begins with, where ``resume`` has changed it: recipe and flags."""
+        return self.slurm / "resume.json"
+
+    @property
     def cancelled(self) -> Path:
-        """A file whose presence says that no job is to go on with the run."""
+        """A file whose presence says that a person wants no job to go on with the run."""
         return self.slurm / "cancelled"
+
+    @property
+    def done(self) -> Path:
+        """Why no further job has anything to do for the run; jobs that wait behind it find this, and end."""
+        return self.slurm / "done.json"
 
     @property
     def checkpoints(self) -> Path:
@@ -178,6 +194,10 @@ class RunDir:
     def place(self, attempt: int) -> Path:
         """Where an attempt runs on a cluster: job, nodes, address and port of the first one."""
         return self.attempt(attempt) / "slurm.json"
+
+    def preflight(self, attempt: int, node: int) -> Path:
+        """What a node's look at itself, before the ranks start, has found."""
+        return self.attempt(attempt) / f"preflight.node-{node}.json"
 
     def launch_plan(self, attempt: int) -> Path:
         """What the front half decided and every rank asserts."""
@@ -264,7 +284,7 @@ class RunDir:
             if row["event"] in ("running", "interrupted", "failed", "finished"):
                 state, reason = row["event"], row.get("reason", "")
             total = row.get("total_steps", total)
-        steps = [row["step"] for row in read_jsonl(self.progress) if "step" in row]
+        steps = [row["step"] for row in read_jsonl_end(self.progress, rows=10) if "step" in row]
         return JobStatus(state, self.last_attempt, steps[-1] if steps else None, total, reason)  # type: ignore[arg-type]
 
     def latest_checkpoint(self) -> Path | None:

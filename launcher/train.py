@@ -18,13 +18,22 @@ from launcher import registry
 from launcher.atomic import write_json
 from launcher.contracts import Prepared
 from launcher.engine.allocator import use_huge_pages
+from launcher.engine.tracking import Tracker
 from launcher.errors import Interrupted, RunStateError
 from launcher.launching.locks import hold_rank
 from launcher.rundir import RunDir
-from launcher.workflows.rank import Place, Session, end_rank, leave_group, started_by_accelerate, started_by_launcher
+from launcher.workflows.rank import (
+    Place,
+    Session,
+    end_rank,
+    leave_group,
+    started_by_accelerate,
+    started_by_launcher,
+    tracked,
+)
 
 
-def train(session: Session) -> None:
+def train(session: Session, tracker: Tracker) -> None:
     """Take a run from its recipe to the report; the line that every rank walks."""
     from launcher.engine.allocator import return_freed_memory
     from launcher.engine.context import RunContext
@@ -33,7 +42,6 @@ def train(session: Session) -> None:
     from launcher.engine.progress import Progress
     from launcher.engine.release import release
     from launcher.engine.resuming import newest_valid, refuse_other_base, refuse_other_data, resume_flags
-    from launcher.engine.tracking import start_tracker
     from launcher.planning.plan import plan_run
     from launcher.workflows.building import build_model
     from launcher.workflows.evaluate import evaluate_and_report
@@ -44,7 +52,6 @@ def train(session: Session) -> None:
     if session.launch.device == "cpu":
         return_freed_memory()
     memory = MemoryNote(run.memory(session.attempt, rank), device=session.launch.device)
-    tracker = start_tracker(recipe.tracking.wandb, run, rank=rank, config=recipe.model_dump(mode="json"))
     heartbeat = session.heartbeat
     progress = Progress(
         run, attempt=session.attempt, rank=rank, terminal=session.terminal, tracker=tracker, heartbeat=heartbeat
@@ -218,7 +225,8 @@ def main(argv: list[str] | None = None) -> int:
         else:
             session, terminal = started_by_accelerate(options, rank, started)
             place = Place(session.run, session.attempt, rank)
-        train(session)
+        with tracked(session) as tracker:
+            train(session, tracker)
     except BaseException as caught:  # whatever ended this rank has to reach its verdict
         error = caught
     code = end_rank(place, rank, error, terminal)

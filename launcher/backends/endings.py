@@ -6,17 +6,21 @@ import re
 import signal
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from launcher.atomic import read_jsonl, write_json
 from launcher.errors import RunStalled
 from launcher.rundir import RunDir, is_that_process
 
+GOOD_ENDS = ("running", "finished", "interrupted")
+"""Verdicts of ranks that have not failed."""
 _ENDS = ("finished", "interrupted", "failed")
 # What a rank says when another one has gone: not the cause, and not to be shown as it.
 _ECHOES = ("connection closed by peer", "connection reset by peer", "broken pipe", "gloo", "nccl", "socket timeout")
 # Every other verdict is a fault of the rank's own, such as failed or diverged.
 _NO_FAULTS = ("running", "finished", "interrupted", "stalled", "killed", "ended")
+_OUT_OF_MEMORY = "killed by the kernel, because the memory that this machine or job allows was full"
 _WITHOUT_A_WORD = "it ended without a word: killed, or out of memory"
 # torchrun's line about the rank that ended first.
 _REPORT = re.compile(r"failed \(exitcode: (-?\d+)\) local_rank: (\d+) \(pid: (\d+)\)")
@@ -78,6 +82,7 @@ def close_verdicts(
     ended: Mapping[int, str],
     stalled: tuple[int, str] | None,
     code: int,
+    is_out_of_memory: bool = False,
 ) -> None:
     """Give every rank of a machine whose part of an attempt is over a verdict that says how it ended; none stays ``running``.
 
@@ -87,6 +92,7 @@ def close_verdicts(
         ended: process id -> why this launcher ended it.
         stalled: the rank that stood still, and the words for it.
         code: of the process that was started.
+        is_out_of_memory: whether the kernel has killed a process meanwhile, for want of memory.
     """
     verdicts = {rank: verdict for rank, verdict in run.verdicts(attempt).items() if rank in ranks}
     for rank, verdict in verdicts.items():
@@ -100,6 +106,8 @@ def close_verdicts(
             closed = {**verdict, "verdict": "ended", "error": ended[verdict["pid"]], "exit_code": 137}
         else:
             closed = _killed(verdict)
+        if is_out_of_memory and closed["verdict"] == "killed" and closed["exit_code"] == 137:
+            closed |= {"verdict": "out_of_memory", "error": _OUT_OF_MEMORY}
         write_json(run.verdict(attempt, rank), {**closed, "time": time.time()})
     if code:
         unknown = [number for pid, number in codes.items() if pid not in {v.get("pid") for v in verdicts.values()}]
@@ -134,3 +142,13 @@ def close_events(run: RunDir, attempt: int, failed: tuple[int, dict[str, Any]] |
     if ends and (told_by_rank_0 or last == "finished" or (last == "interrupted" and was_stopped)):
         return
     run.add_event("interrupted" if was_stopped else "failed", attempt=attempt, reason=reason)
+
+
+def memory_kills(cgroups: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> int:
+    """Return how many processes of this one's control group the kernel has killed for want of memory; 0 where it does not say."""
+    try:
+        own = next(line.partition("::")[2] for line in cgroups.read_text().splitlines() if line.startswith("0::"))
+        counts = dict(line.split() for line in (root / own.lstrip("/") / "memory.events").read_text().splitlines())
+        return int(counts["oom_kill"])
+    except (OSError, StopIteration, ValueError, KeyError):
+        return 0

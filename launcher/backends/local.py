@@ -40,8 +40,7 @@ class LocalBackend:
     def status(self, run: Path) -> JobStatus:
         """Return where a run stands."""
         directory = RunDir.open(run)
-        status = directory.status()
-        return status if status.state != "running" else _looked_at(directory, status)
+        return looked_at(directory, directory.status())
 
     def logs(self, run: Path, *, rank: int = 0) -> Iterator[str]:
         """Yield the lines of a rank's log, of the newest attempt."""
@@ -55,8 +54,12 @@ class LocalBackend:
         directory.stop_request(directory.last_attempt).touch()
 
 
-def _looked_at(run: RunDir, status: JobStatus) -> JobStatus:
-    """Correct what the events say by what the ranks show: they may have been killed with their launcher, or stand still."""
+def looked_at(run: RunDir, status: JobStatus) -> JobStatus:
+    """Correct what the events say of a running run by what its ranks show: they may have been killed with their launcher, or
+    stand still.
+    """
+    if status.state != "running":
+        return status
     attempt = status.attempt
     ranks = Watch(run, attempt, range(0)).look(time.monotonic())
     stopped = [f"{rank.who} is stopped (SIGSTOP)" for rank in ranks if rank.stopped is not None]

@@ -17,7 +17,7 @@ from types import FrameType
 from typing import IO, Any
 
 from launcher.atomic import write_text
-from launcher.backends.endings import close_verdicts, report_of_torchrun
+from launcher.backends.endings import GOOD_ENDS, close_verdicts, memory_kills, report_of_torchrun
 from launcher.backends.watching import Rank, Stall, Watch, with_stacks
 from launcher.launching.processes import die_with_parent
 from launcher.launching.render import Node, launch_script, worker_command
@@ -32,6 +32,10 @@ _LOOK_SECONDS = 1.0
 # What a process may take from its verdict to its end.
 _LINGER_SECONDS = 60.0
 _KEPT_WORDS = 2**16
+# What the ranks of this machine get to end by themselves once one of another machine has failed.
+_FAREWELL_SECONDS = 30.0
+# What Slurm sends to every process of a job, or to those that it has started itself: only the ranks are to listen, once they can.
+_SLURM_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
 @dataclass(frozen=True)
@@ -66,11 +70,13 @@ def run_machine(
     write_text(script, launch_script(command, environment=environment))
     script.chmod(0o755)
     own = range(plan.processes_per_node) if node is None else node.ranks(plan)
-    ranks = _Ranks(run, attempt, plan, own, on_look=on_look)
+    ranks = _Ranks(run, attempt, plan, own, on_look=on_look, is_alone=node is None)
+    kills = memory_kills()
     code = ranks.wait(command, environment)
     close_verdicts(
-        run, attempt, ranks=own, codes=ranks.exit_codes(), ended=ranks.ended, stalled=ranks.stalled, code=code
-    )
+        run, attempt, ranks=own, codes=ranks.exit_codes(), ended=ranks.ended, stalled=ranks.stalled, code=code,
+        is_out_of_memory=memory_kills() > kills,
+    )  # fmt: skip
     return MachineEnd(code, was_stopped=ranks.requests > 0)
 
 
@@ -109,6 +115,8 @@ class _Ranks:
     own: range
     """Numbers of this machine's ranks."""
     on_look: Callable[[], object]
+    is_alone: bool
+    """Whether all ranks are here, so that signals come from a person, who may lose patience, and not from Slurm."""
     requests: int = 0
     process: subprocess.Popen[bytes] | None = None
     deadline: float = field(default=float("inf"))
@@ -118,20 +126,21 @@ class _Ranks:
     _words: _Words | None = None
     _told: set[int] = field(default_factory=set)
     _all_ended_at: float | None = None
+    _failed_elsewhere_at: float | None = None
 
     def wait(self, command: list[str], environment: dict[str, str]) -> int:
-        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, *(() if self.is_alone else _SLURM_SIGNALS[1:]))
         before = {number: signal.signal(number, self._on_signal) for number in numbers}
         several = self.plan.engine != "single"
         try:
             # A session of its own: Ctrl-C reaches only this process, which then asks the ranks to stop together.
             self.process = subprocess.Popen(
                 command,
-                env={**os.environ, **environment},
+                env={**os.environ, **environment, **({} if self.is_alone else _TORCHRUN_IGNORES)},
                 cwd=_base_folder(self.run, self.attempt),
                 start_new_session=True,
                 # If this process is killed outright, torchrun is told, and tells the ranks.
-                preexec_fn=die_with_parent,
+                preexec_fn=die_with_parent if self.is_alone else _ignore_slurm,
                 # torchrun knows, and says, with which signal a rank ended.
                 stderr=subprocess.PIPE if several else None,
             )
@@ -183,6 +192,8 @@ class _Ranks:
             self._end_stalled(stall, ranks)
         elif self._linger(ranks, now):
             self._kill("it did not end after its verdict")
+        elif not self.is_alone:
+            self._look_elsewhere(now)
 
     def _tell_stopped(self, rank: Rank) -> None:
         self.run.add_event("rank_stopped", attempt=self.attempt, rank=rank.number, pid=rank.pid, step=rank.step)
@@ -210,8 +221,32 @@ class _Ranks:
         self._all_ended_at = self._all_ended_at or now
         return now - self._all_ended_at > _LINGER_SECONDS
 
+    def _look_elsewhere(self, now: float) -> None:
+        """End these ranks where one of another machine has failed: some collectives would wait for it for half an hour."""
+        others = self.run.verdicts(self.attempt)
+        failed = [rank for rank, v in others.items() if rank not in self.own and v["verdict"] not in GOOD_ENDS]
+        if not failed:
+            self._failed_elsewhere_at = None
+            return
+        self._failed_elsewhere_at = self._failed_elsewhere_at or now
+        if now - self._failed_elsewhere_at > _FAREWELL_SECONDS:
+            self._kill(f"ended by the launcher, because rank {failed[0]} had failed on another machine")
+
+    def _ask_to_stop(self) -> None:
+        """Have the ranks stop at their next step: by a file, and, as a file may be seen late on another machine, by a signal."""
+        self.run.stop_request(self.attempt).touch()
+        for rank, pid in self.run.processes(self.attempt).items():
+            if rank in self.own:
+                _signal(os.kill, pid, signal.SIGUSR2)
+
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.requests += 1
+        if not self.is_alone:
+            # Slurm may send several, and kills by itself when the time is over.
+            if self.requests == 1:
+                self._ask_to_stop()
+                say("asked to stop: the ranks save and end after this step")
+            return
         if self.requests == 1:
             self.run.stop_request(self.attempt).touch()
             say("\nstopping after this step, with a checkpoint; once more to stop at once")
@@ -231,6 +266,16 @@ class _Ranks:
         if self.process is not None and self.process.poll() is None:
             _signal(os.killpg, self.process.pid, number)
         return ranks
+
+
+_TORCHRUN_IGNORES = {"PET_SIGNALS_TO_HANDLE": "SIGINT,SIGHUP,SIGQUIT"}
+
+
+def _ignore_slurm() -> None:
+    """Prepare a child for Slurm's signals: ignored by torchrun, by what ranks start, and by ranks until they listen themselves."""
+    for number in _SLURM_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    die_with_parent(signal.SIGINT)
 
 
 class _Words(threading.Thread):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from launcher.cli.jobs import resume_submitted
 from launcher.cli.shared import (
     Json,
     Overrides,
@@ -52,8 +53,12 @@ def resume(
     from_start: Annotated[
         bool, typer.Option("--from-start", help="Begin anew at step 0 where checkpoints exist and none is valid.")
     ] = False,
+    here: Annotated[bool, typer.Option("--here", help="Go on with a submitted run on this machine.")] = False,
 ) -> None:
-    """Continue a run that was interrupted or failed, from its newest valid checkpoint; it may get other processes."""
+    """Continue a run that was interrupted or failed, from its newest valid checkpoint; it may get other processes.
+
+    A run that was submitted is submitted again.
+    """
     from launcher.launching.locks import hold_run
     from launcher.planning.hardware import hardware_for
     from launcher.rundir import RunDir
@@ -61,6 +66,11 @@ def resume(
     from launcher.workflows.start import resume_run
 
     directory = RunDir.open(run.resolve())
+    if directory.job.is_file() and not here:
+        resume_submitted(directory, overrides or [], allow_changes=allow_changes, from_start=from_start)
+        return
+    if here and not directory.job.is_file():
+        raise RunStateError(f"--here has no effect: {short(directory.path)} was not submitted, and goes on here anyway")
     loaded = load_for_resume(directory, overrides or [])
     tell_notes(loaded)
     # Before anything is written: of two that resume at once, one changes nothing.

@@ -42,6 +42,8 @@ class Beat:
     deadline: float = _DEFAULT_TIMEOUT
     timeout: float = _DEFAULT_TIMEOUT
     """Deadline of work that beats often; also what a stopped process gets, whatever it did."""
+    own_seconds: float | None = None
+    """What this rank needs for its own part of a step, before it waits for the others; the mean of the last steps."""
 
 
 class Heartbeat:
@@ -78,12 +80,15 @@ class Heartbeat:
         self.timeout, self.startup_timeout = timeout, startup_timeout
         self._beat = replace(self._beat, timeout=timeout, deadline=startup_timeout)
 
-    def beat(self, doing: Doing, *, step: int | None = None, may_be_silent: bool = False) -> None:
+    def beat(
+        self, doing: Doing, *, step: int | None = None, may_be_silent: bool = False, own_seconds: float | None = None
+    ) -> None:
         """Say that the main thread has advanced, and to what.
 
         Args:
             step: optimizer steps that are done; None: as before.
             may_be_silent: what begins may take long without a beat (loading, compiling): the start-up deadline holds.
+            own_seconds: what this rank needs for its own part of a step; None: as before.
         """
         before = self._beat
         step = before.step if step is None else step
@@ -94,6 +99,7 @@ class Heartbeat:
             time=time.time(),
             deadline=self.startup_timeout if may_be_silent else self.timeout,
             timeout=self.timeout,
+            own_seconds=before.own_seconds if own_seconds is None else own_seconds,
         )
         self._news.set()
 

@@ -99,10 +99,21 @@ class Progress:
         if self._step > self.first_step:
             self.heartbeat.beat("training")
 
-    def on_step(self, step: int, *, epoch: float, rows: Sequence[int], samples: int, tokens: int) -> None:
-        """A step has ended. ``rows``: this rank's row numbers; ``samples``, ``tokens``: of all ranks."""
+    def on_step(
+        self,
+        step: int,
+        *,
+        epoch: float,
+        rows: Sequence[int],
+        samples: int,
+        tokens: int,
+        own_seconds: float | None = None,
+    ) -> None:
+        """A step has ended. ``rows``: this rank's row numbers; ``samples``, ``tokens``: of all ranks; ``own_seconds``: what this
+        rank needs for its own part of a step.
+        """
         self._step = step
-        self.heartbeat.beat("training", step=step)
+        self.heartbeat.beat("training", step=step, own_seconds=own_seconds)
         self._busy += time.monotonic() - self._step_started
         self._samples += samples
         self._tokens += tokens

@@ -23,6 +23,8 @@ _PACKAGES = (
 
 
 _RESERVE_BYTES = 2**16
+# What torch says of the processor's memory, in a plain RuntimeError.
+_NO_CPU_MEMORY = "DefaultCPUAllocator: can't allocate memory"
 
 
 def write_output_to(log: Path) -> TextIO:
@@ -99,7 +101,7 @@ def _verdict(error: BaseException) -> str:
         return "diverged"
     if isinstance(error, SavedModelDiffers):
         return "saved_model_differs"
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or _NO_CPU_MEMORY in str(error):
         return "out_of_memory"
     return "failed"
 

@@ -1,4 +1,4 @@
-"""Asking a rank to stop: by Ctrl-C, by SIGTERM, or by a file in the attempt's folder."""
+"""Asking a rank to stop: by Ctrl-C, by SIGTERM or SIGUSR2, or by a file in the attempt's folder."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class StopFlag:
         self.reason = ""
 
     def install(self) -> None:
-        """Handle SIGINT and SIGTERM. A launcher passes Ctrl-C on as well, so the same signal may come twice."""
-        for number in (signal.SIGINT, signal.SIGTERM):
+        """Handle SIGINT, SIGTERM and SIGUSR2. A launcher passes requests on as well, so the same one may come twice."""
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
             signal.signal(number, self._note)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
@@ -48,3 +48,9 @@ class StopFlag:
             time.sleep(_POLL_SECONDS)
         values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return values
+
+
+def ignore_in_worker(number: int) -> None:
+    """Let a process that reads rows (its number is not used) outlive what asks its rank to stop: the step is still to be ended."""
+    for name in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(name, signal.SIG_IGN)

@@ -30,6 +30,10 @@ class Tracker(Protocol):
         """Take a table: rows with the same keys."""
         ...
 
+    def alert(self, title: str, text: str) -> None:
+        """Tell the run's owner, by mail or chat as they have it set up there."""
+        ...
+
     def finish(self, *, summary: dict[str, Any], report: Path | None, predictions: Path | None) -> str:
         """End the run and return a line for people (how to sync, where to look), or nothing."""
         ...
@@ -44,6 +48,9 @@ class NoTracker:
     def log_table(self, name: str, rows: list[dict[str, Any]]) -> None:
         """Do nothing."""
 
+    def alert(self, title: str, text: str) -> None:
+        """Do nothing."""
+
     def finish(self, *, summary: dict[str, Any], report: Path | None, predictions: Path | None) -> str:
         """Return no line."""
         return ""
@@ -52,8 +59,12 @@ class NoTracker:
 class WandbTracker:
     """A W&B run with the run directory's id, begun at the first row so that it does not delay the first step."""
 
-    def __init__(self, section: WandbSection, run: RunDir, *, mode: str, config: dict[str, Any]) -> None:
+    def __init__(
+        self, section: WandbSection, run: RunDir, *, mode: str, config: dict[str, Any], alerts: bool = False
+    ) -> None:
         self.section = section
+        # What is uploaded later would come too late.
+        self._alerts = alerts and mode == "online"
         self.run = run
         self.config = config
         self.mode = mode
@@ -72,6 +83,12 @@ class WandbTracker:
         columns: list[str | int] = [*rows[0]]
         self._wandb_run.log({name: wandb.Table(columns=columns, data=[list(row.values()) for row in rows])})
 
+    def alert(self, title: str, text: str) -> None:
+        """Send an alert, where they are wanted and the server is reached."""
+        if self._alerts:
+            self._start()
+            self._wandb_run.alert(title=f"{self.run.id}: {title}", text=text)
+
     def finish(self, *, summary: dict[str, Any], report: Path | None, predictions: Path | None) -> str:
         """Write the final metrics as the summary, the report as an artifact, and end the run."""
         import wandb
@@ -88,6 +105,7 @@ class WandbTracker:
             self._wandb_run.log({"predictions": wandb.Table(dataframe=pd.read_parquet(predictions))})
         folder, url = Path(self._wandb_run.dir).parent, self._wandb_run.url
         self._wandb_run.finish()
+        self._alerts = False
         return (
             f"W&B: offline; to upload: wandb sync {shlex.quote(str(folder))}"
             if self.mode == "offline"
@@ -119,12 +137,14 @@ class WandbTracker:
         self._wandb_run.define_metric("*", step_metric="train/global_step")
 
 
-def start_tracker(section: WandbSection | None, run: RunDir, *, rank: int, config: dict[str, Any]) -> Tracker:
-    """Return the tracker of a rank: only rank 0 has one."""
+def start_tracker(
+    section: WandbSection | None, run: RunDir, *, rank: int, config: dict[str, Any], alerts: bool = False
+) -> Tracker:
+    """Return the tracker of a rank: only rank 0 has one. ``alerts``: whether it tells the run's owner how attempts end."""
     if section is None or rank != 0:
         return NoTracker()
     mode = choose_mode(section)
-    return NoTracker() if mode == "disabled" else WandbTracker(section, run, mode=mode, config=config)
+    return NoTracker() if mode == "disabled" else WandbTracker(section, run, mode=mode, config=config, alerts=alerts)
 
 
 def choose_mode(section: WandbSection) -> str:

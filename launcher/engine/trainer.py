@@ -20,10 +20,12 @@ from launcher.engine.context import Beginning, RunContext
 from launcher.engine.early_stopping import EarlyStopping
 from launcher.engine.loading import Rows, WithRowIds
 from launcher.engine.optimizers import make_optimizer, optimizer_groups, regularize_before_step
+from launcher.engine.own_time import OwnTime
 from launcher.engine.predicting import predict_logits
 from launcher.engine.prefix_cache import PrefixCache
 from launcher.engine.saving import BackgroundSave, CheckpointMixin
 from launcher.engine.schedule import RunSchedule, plateau_factor
+from launcher.engine.signals import ignore_in_worker
 from launcher.errors import TrainingDiverged
 from launcher.strategies.preparing import modules_kept_in_eval
 from launcher.strategies.schedules import schedule_factor
@@ -60,6 +62,7 @@ class RunMixin(CheckpointMixin):
         self.leaves_evaluation_due = False
         self.background = BackgroundSave()
         self._bad_loss = torch.zeros((), device=self.args.device)
+        self._own_time = OwnTime(device=context.launch.device)
         self.stopping = EarlyStopping(context.recipe.training.early_stopping_patience)
 
     # --- batches ---------------------------------------------------------------------------------------------------
@@ -94,6 +97,7 @@ class RunMixin(CheckpointMixin):
             pin_memory=self.args.dataloader_pin_memory and context.launch.device == "cuda",
             persistent_workers=self.args.dataloader_persistent_workers,
             prefetch_factor=self.args.dataloader_prefetch_factor,
+            worker_init_fn=ignore_in_worker if self.args.dataloader_num_workers else None,
             # Without one, every new iterator would draw a number from the state that dropout goes on with.
             generator=torch.Generator(),
         )
@@ -130,7 +134,9 @@ class RunMixin(CheckpointMixin):
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: Any) -> tuple[list[Any], Any]:
         """Return the micro-batches of one optimizer step, and the items of that step over all ranks."""
         self.context.progress.on_batch_wanted()
+        began = time.monotonic()
         batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
+        self._own_time.add(time.monotonic() - began)
         self.context.progress.on_batch()
         rows = [number for batch in batches for number in batch.pop("row_numbers")]
         # Of ranks that share rows, the first one counts them.
@@ -159,6 +165,7 @@ class RunMixin(CheckpointMixin):
             rows=self._row_numbers,
             samples=int(samples),
             tokens=int(tokens),
+            own_seconds=self._own_time.end_step(),
         )
 
     # --- loss ------------------------------------------------------------------------------------------------------
@@ -176,9 +183,10 @@ class RunMixin(CheckpointMixin):
             # Trainer has just put the whole model into training mode.
             module.eval()
         targets = {name: inputs[name] for name in ("labels", "shift_labels", "sample_weight") if name in inputs}
-        outputs = model(**{name: value for name, value in inputs.items() if name not in targets})
         smoothing = self.context.recipe.training.label_smoothing_factor
-        summed = self.context.task.loss(outputs, targets, label_smoothing=smoothing)
+        with self._own_time:
+            outputs = model(**{name: value for name, value in inputs.items() if name not in targets})
+            summed = self.context.task.loss(outputs, targets, label_smoothing=smoothing)
         loss = summed * self.context.planned.batch.world_size / num_items_in_batch
         self._bad_loss += (~torch.isfinite(loss.detach())).float()
         return (loss, outputs) if return_outputs else loss

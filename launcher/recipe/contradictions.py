@@ -13,6 +13,7 @@ from launcher.recipe.schedule_keys import FOLLOW_METRIC, schedule_rules
 from launcher.recipe.schema import BUILTIN_SOURCES, COLUMNS, SourceSpec
 from launcher.recipe.strategy_checks import adapter_options_fit, discriminative_options_fit, layerwise_options_fit
 from launcher.recipe.task_checks import baselines_fit, metric_fits, model_type_is_a_name, random_model_fits
+from launcher.recipe.time_limit import FORMS, limit_seconds
 from launcher.recipe.view import FILE_ENDINGS, Finding, View, sources
 
 _HUB_ONLY = ("name", "revision")
@@ -141,6 +142,14 @@ def _options_fit(key: str, spec: SourceSpec) -> Iterator[Finding]:
                 )
 
 
+def _time_limit_is_slurms(v: View) -> Iterator[Finding]:
+    time = v.recipe.slurm.time
+    if limit_seconds(time) is None:
+        yield Finding(
+            "slurm.time", f"{shown('slurm.time', time)}; it must be {FORMS}, and above 0", 'such as "12:00:00"'
+        )
+
+
 CONTRADICTIONS: tuple[Callable[[View], Iterator[Finding]], ...] = (
     _steps_are_named,
     _best_can_be_saved,
@@ -163,4 +172,5 @@ CONTRADICTIONS: tuple[Callable[[View], Iterator[Finding]], ...] = (
     metric_fits,
     model_type_is_a_name,
     random_model_fits,
+    _time_limit_is_slurms,
 )

@@ -8,10 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from launcher.errors import Problem, RecipeError
-from launcher.recipe.cluster_profile import ClusterProfile
-from launcher.recipe.tree import parse_tree, read_text
+from launcher.recipe.cluster_profile import ClusterProfile, Container
+from launcher.recipe.keys import Spot, shown
+from launcher.recipe.tree import Tree, dotted, parse_tree, read_text
+from launcher.recipe.values import value_fault
 from launcher.registry import suggest
 from launcher.shipped import shipped_folder
 
@@ -59,20 +62,23 @@ def load_profile(path: Path) -> ClusterProfile:
     """Read a profile. Raises RecipeError with every fault."""
     tree = parse_tree(read_text(path), str(path))
     try:
-        return ClusterProfile.model_validate(tree.values, strict=False)
+        return ClusterProfile.model_validate(tree.values)
     except ValidationError as error:
-        problems = []
-        for found in error.errors(include_url=False):
-            place = next(
-                (
-                    tree.places[found["loc"][:size]]
-                    for size in range(len(found["loc"]), -1, -1)
-                    if found["loc"][:size] in tree.places
-                ),
-                str(path),
-            )
-            key = ".".join(str(part) for part in found["loc"])
-            known = suggest(key, ClusterProfile.model_fields) if found["type"] == "extra_forbidden" else None
-            remedy = f"did you mean {known}?" if known else ""
-            problems.append(Problem(place, f"{key}: {found['msg']} (it is {found['input']!r})", remedy, key))
-        raise RecipeError(problems) from None
+        raise RecipeError([_problem(found, tree) for found in error.errors(include_url=False)]) from None
+
+
+def _problem(found: ErrorDetails, tree: Tree) -> Problem:
+    path = tuple(part for part in found["loc"] if part != "[key]")
+    key, section = dotted(path), Container if path[:1] == ("container",) else ClusterProfile
+    if found["type"] == "extra_forbidden":
+        near = suggest(str(path[-1]), section.model_fields)
+        remedy = f"did you mean {near}?" if near else f"its keys are {', '.join(section.model_fields)}"
+        return Problem(tree.place(path), f"a cluster profile has no key {key}", remedy, key)
+    if found["type"] == "value_error":
+        subject = f"{shown(key, found['input'])}; it" if path else "the profile"
+        return Problem(tree.place(path), f"{subject} {found['ctx']['error']}", "", key)
+    field = section.model_fields.get(str(path[-1] if section is Container else path[0])) if path else None
+    message, remedy, fix = value_fault(
+        found, key or "a cluster profile", Spot(field.annotation if field else dict, field)
+    )
+    return Problem(tree.place(path), message, remedy, key, fix)

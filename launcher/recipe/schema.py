@@ -329,10 +329,20 @@ class TrackingSection(Section):
 class SlurmSection(Section):
     """For jobs on a cluster; read by ``launcher submit``, not by ``launcher run``."""
 
-    profile: str | None = None
-    """Cluster profile to use."""
+    profile: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$")
+    """Cluster profile to use, by its file's name without ``.yaml``; null: the one called ``default``."""
     time: str = "02:00:00"
-    """Time limit, as Slurm writes it."""
+    """Time limit of one job as Slurm writes it: minutes, HH:MM:SS, DAYS-HH or DAYS-HH:MM:SS. A run may take several jobs."""
+    preflight: bool = True
+    """Whether each attempt first looks at its nodes: processors, versions, network, shared folders, disk (a minute at most)."""
+    max_preemptions: int = Field(default=100, ge=0)
+    """How often a run goes on after it was preempted, or its time was over."""
+    max_crashes: int = Field(default=3, ge=0)
+    """How often a run goes on after ranks were killed, hung or failed, or a node was at fault."""
+    max_idle_attempts: int = Field(default=10, ge=1)
+    """How many attempts in a row may end without a newer checkpoint."""
+    chain: int = Field(default=8, ge=1, le=100)
+    """How many jobs are submitted one after the other where the profile has ``requeue: false``."""
 
 
 class Recipe(Section):

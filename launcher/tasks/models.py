@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import os
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -29,6 +30,20 @@ def locate(name_or_path: str) -> str:
     if name_or_path.startswith((".", "/", "~")):
         raise ModelError(f"model.name_or_path is {name_or_path}, but there is no such folder")
     return name_or_path
+
+
+def folder_on_disk(name_or_path: str) -> Path | None:
+    """Return where a model's files lie on this machine, the hub's cache included; None where they do not."""
+    try:
+        folder = Path(locate(name_or_path))
+    except ModelError:
+        return None
+    if folder.is_dir():
+        return folder
+    home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
+    cache = Path(os.environ.get("HF_HUB_CACHE") or home / "hub")
+    snapshots = sorted((cache / f"models--{name_or_path.replace('/', '--')}" / "snapshots").glob("*"))
+    return snapshots[-1] if snapshots else None
 
 
 def _package_folder(name: str) -> Path:

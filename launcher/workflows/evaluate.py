@@ -48,6 +48,7 @@ def evaluate_and_report(trainer: Any, check: SavedModelCheck, *, worker_seconds:
     report = write_report(run)
     sentence = verdict_sentence(evaluation)
     progress.say(f"{sentence}\nreport: {report}")
+    progress.tracker.alert("has finished", sentence)
     wandb = context.recipe.tracking.wandb
     line = progress.tracker.finish(
         summary={f"{name}/{metric}": value for metric, value in evaluation.metrics.items()} | {"verdict": sentence},

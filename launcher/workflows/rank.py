@@ -7,7 +7,8 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TextIO
@@ -23,6 +24,7 @@ from launcher.engine.session import (
     write_verdict,
 )
 from launcher.engine.signals import StopFlag
+from launcher.engine.tracking import Tracker, start_tracker
 from launcher.errors import Interrupted, LauncherError, RecipeError
 from launcher.launching.locks import Lock, hold_rank
 from launcher.launching.processes import die_with_parent
@@ -189,6 +191,30 @@ def _write_environment(session: Session) -> None:
     if session.rank == 0:
         facts = describe_environment(session.base_folder)
         write_json(session.run.attempt(session.attempt) / "environment.json", facts)
+
+
+@contextmanager
+def tracked(session: Session) -> Iterator[Tracker]:
+    """Give a rank its tracker. Of a cluster's job, which nobody watches, it tells its owner how each attempt begins and ends."""
+    run, attempt = session.run, session.attempt
+    config = session.recipe.model_dump(mode="json")
+    tracker = start_tracker(
+        session.recipe.tracking.wandb, run, rank=session.rank, config=config, alerts=run.place(attempt).is_file()
+    )
+    if attempt > 1:
+        checkpoint = run.latest_checkpoint()
+        tracker.alert("goes on", f"attempt {attempt} begins, from {checkpoint.name if checkpoint else 'the start'}")
+    try:
+        yield tracker
+    except Interrupted as stop:
+        tracker.alert(
+            "was stopped",
+            f"attempt {attempt}: {stop}; it is requeued, unless it was cancelled or its budget is used up",
+        )
+        raise
+    except Exception as error:
+        tracker.alert("has failed", f"attempt {attempt}: {type(error).__name__}: {error}")
+        raise
 
 
 def end_rank(place: Place | None, rank: int, error: BaseException | None, terminal: TextIO | None) -> int:

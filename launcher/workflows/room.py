@@ -22,6 +22,7 @@ from launcher.planning.forecast import capacity_of
 from launcher.plans import Hardware, LaunchPlan
 from launcher.recipe.load import LoadedRecipe, resolved_text
 from launcher.recipe.schema import Recipe
+from launcher.tasks.models import folder_on_disk
 
 # Weights, gradients, two moments and a copy, each in fp32.
 _BYTES_A_PARAMETER = 20
@@ -30,16 +31,22 @@ _OBVIOUS_SHARE = 0.5
 _BASE_BYTES = 2**30
 
 
-def with_room(loaded: LoadedRecipe, *, hardware: Hardware, runs: Path) -> LoadedRecipe:
+def with_room(
+    loaded: LoadedRecipe, *, hardware: Hardware, runs: Path, gpu: tuple[str, int] | None = None
+) -> LoadedRecipe:
     """Return the recipe with the sharding that ``engine: auto`` takes, once it is known that the run fits.
 
     What cannot be planned (a model that is not on this machine, or of a kind that cannot be traced) is let through.
+
+    Args:
+        gpu: name in the catalogue, and number, of the GPUs of ``hardware`` where that is not this machine.
 
     Raises:
         RecipeError: the run cannot fit into memory or onto the disk; the text has the cheapest change that would make it fit.
     """
     launch = plan_launch(loaded.recipe, hardware)
-    folder = _model_folder(loaded.recipe)
+    name = loaded.recipe.model.name_or_path
+    folder = folder_on_disk(name) if name is not None else None
     numbers = _numbers(loaded.recipe, folder)
     if not numbers:
         return loaded
@@ -47,7 +54,7 @@ def with_room(loaded: LoadedRecipe, *, hardware: Hardware, runs: Path) -> Loaded
     if shape is not None and _obviously_fits(shape, loaded.recipe, launch, hardware, runs=runs):
         return loaded
     print("looking whether it fits, before anything is started ...", file=sys.stderr, flush=True)
-    found = _planned_elsewhere(loaded, runs=runs)
+    found = _planned_elsewhere(loaded, runs=runs, gpu=gpu)
     if found is None:
         return loaded
     if found["refused"]:
@@ -61,12 +68,24 @@ def with_room(loaded: LoadedRecipe, *, hardware: Hardware, runs: Path) -> Loaded
     return replace(loaded, recipe=loaded.recipe.model_copy(update={"distributed": distributed}))
 
 
-def _planned_elsewhere(loaded: LoadedRecipe, *, runs: Path) -> dict[str, Any] | None:
+def checkpoint_bytes(recipe: Recipe, launch: LaunchPlan) -> int | None:
+    """Return the bytes of one checkpoint, at most; None where the model's numbers are not on this machine."""
+    name = recipe.model.name_or_path
+    folder = folder_on_disk(name) if name is not None else None
+    shape = _shape(_numbers(recipe, folder), folder)
+    if shape is None:
+        return None
+    need = disk_need(recipe, launch, total_numel=shape.numel, trainable_numel=shape.numel, has_adapters=False)
+    return need.checkpoint
+
+
+def _planned_elsewhere(loaded: LoadedRecipe, *, runs: Path, gpu: tuple[str, int] | None) -> dict[str, Any] | None:
     """Return what ``launcher plan --json`` says of the recipe; None where it says nothing."""
     with tempfile.TemporaryDirectory(prefix="launcher-plan-") as folder:
         path = Path(folder) / "recipe.yaml"
         write_text(path, resolved_text(loaded.recipe))
         command = [sys.executable, "-m", "launcher.cli", "plan", str(path), "--json", "--runs-dir", str(runs)]
+        command += ["--gpu", gpu[0], "--gpus-per-node", str(gpu[1])] if gpu else []
         done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONWARNINGS": "ignore"})
     try:
         values = json.loads(done.stdout)
@@ -89,26 +108,6 @@ class _Shape:
     layers: int
     heads: int
     vocabulary: int
-
-
-def _model_folder(recipe: Recipe) -> Path | None:
-    """Return where the model's files lie on this machine; None where they do not."""
-    from launcher.errors import ModelError
-    from launcher.tasks.models import locate
-
-    name = recipe.model.name_or_path
-    if name is None:
-        return None
-    try:
-        folder = Path(locate(name))
-    except ModelError:
-        return None
-    if folder.is_dir():
-        return folder
-    home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
-    cache = Path(os.environ.get("HF_HUB_CACHE") or home / "hub")
-    snapshots = sorted((cache / f"models--{name.replace('/', '--')}" / "snapshots").glob("*"))
-    return snapshots[-1] if snapshots else None
 
 
 def _obviously_fits(shape: _Shape, recipe: Recipe, launch: LaunchPlan, hardware: Hardware, *, runs: Path) -> bool:

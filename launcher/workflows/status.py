@@ -2,31 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher.atomic import read_jsonl
-from launcher.backends.local import LocalBackend
+from launcher.atomic import read_jsonl, read_jsonl_end
+from launcher.backends.local import looked_at
 from launcher.backends.slurm import QueuedJob, jobs_of, queued_jobs
+from launcher.backends.stragglers import stragglers_of
+from launcher.errors import InstallationError
 from launcher.rundir import RunDir
 
-# What squeue calls a job that may still do something.
-_ALIVE = (
-    "PENDING",
-    "RUNNING",
-    "CONFIGURING",
-    "COMPLETING",
-    "SUSPENDED",
-    "REQUEUED",
-    "REQUEUE_HOLD",
-    "RESIZING",
-    "SIGNALING",
-    "STAGE_OUT",
-)
+# Rows of progress that are read for a table's line: evaluations stand between those with a loss.
+_ROWS = 50
 
 
 @dataclass(frozen=True)
@@ -38,7 +28,7 @@ class RunStatus:
     """created, queued, running, interrupted, failed, finished, lost (its job is gone without a word)."""
     reason: str
     attempt: int
-    job: int | None
+    job: str | None
     queue: str
     """Slurm's word for the job, with the reason why it waits; "" where it has none."""
     step: int | None
@@ -55,33 +45,45 @@ def list_runs(folder: Path) -> tuple[RunDir, ...]:
 
 
 def status_of(runs: Sequence[RunDir]) -> tuple[RunStatus, ...]:
-    """Return where each run stands."""
-    submitted = {run.path: jobs_of(run) for run in runs}
-    queue = queued_jobs(jobs[-1] for jobs in submitted.values() if jobs)
-    return tuple(_status(run, submitted[run.path], queue) for run in runs)
+    """Return where each run stands; Slurm is asked once, about those that have not finished."""
+    states = {run.path: run.status() for run in runs}
+    submitted = {run.path: jobs_of(run) for run in runs if states[run.path].state != "finished"}
+    silent = ""
+    try:
+        queue = queued_jobs(number for jobs in submitted.values() for number in jobs)
+    except InstallationError as error:
+        queue, silent = {}, f"Slurm does not answer, so this is what the run's directory says: {error}"
+    return tuple(_status(run, states[run.path], submitted.get(run.path, ()), queue, silent=silent) for run in runs)
 
 
-def _status(run: RunDir, jobs: tuple[int, ...], queue: dict[int, QueuedJob]) -> RunStatus:
-    job = queue.get(jobs[-1]) if jobs else None
-    found = run.status() if jobs else LocalBackend().status(run.path)
+def _status(run: RunDir, found: Any, jobs: tuple[str, ...], queue: dict[str, QueuedJob], *, silent: str) -> RunStatus:
+    job = _current(jobs, queue)
+    if not jobs and not run.job.exists():
+        found = looked_at(run, found)
     state: str = found.state
     reason = found.reason
-    is_alive = job is not None and job.state in _ALIVE
-    if job is not None and job.state in ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD"):
-        state, reason = "queued", ""
-    elif jobs and not is_alive and state in ("created", "running"):
-        state, reason = "lost", "its job is gone, and no rank has said how it ended: launcher explain has what is known"
-    rows = [row for row in read_jsonl(run.progress) if "step" in row]
+    if job is not None and job.is_waiting:
+        state, reason = "queued", _last_ending(run)
+    elif job is not None and job.is_alive and state == "interrupted":
+        # Its ranks have ended; the job is about to be requeued, or to end.
+        reason = reason or "its job is ending"
+    elif jobs and job is None and state in ("created", "running"):
+        reason = silent or "its job is gone, and no rank has said how it ended: see launcher explain, and slurm/job.log"
+        state = state if silent else "lost"
+    if state == "running":
+        reason = reason or "; ".join(stragglers_of(run, found.attempt))
+    rows = [row for row in read_jsonl_end(run.progress, rows=_ROWS) if "step" in row]
     losses = [row["loss"] for row in rows if row.get("loss") is not None]
     speeds = [row["tokens_per_second"] for row in rows if row.get("tokens_per_second")]
     last = rows[-1] if rows else {}
+    shown = job.id if job is not None else jobs[-1] if jobs else None
     return RunStatus(
         run=run.path,
         state=state,
         reason=reason,
         attempt=found.attempt,
-        job=jobs[-1] if jobs else None,
-        queue="" if job is None else job.state + (f" ({job.reason})" if job.state == "PENDING" else ""),
+        job=shown,
+        queue="" if job is None else job.state + (f" ({job.reason})" if job.is_waiting else ""),
         step=found.step,
         total_steps=found.total_steps,
         loss=losses[-1] if losses else None,
@@ -91,58 +93,12 @@ def _status(run: RunDir, jobs: tuple[int, ...], queue: dict[int, QueuedJob]) -> 
     )
 
 
-@dataclass(frozen=True)
-class AttemptStory:
-    """One attempt, as ``launcher explain`` tells it."""
-
-    number: int
-    where: str
-    began: float | None
-    from_step: int
-    to_step: int | None
-    ending: str
-    """Of the rank whose end made the others end."""
-    ranks: dict[int, dict[str, Any]]
+def _current(jobs: Sequence[str], queue: dict[str, QueuedJob]) -> QueuedJob | None:
+    """Return the job that the run's next step comes from: one that runs, or the first of those that wait; None: all are over."""
+    alive = [queue[number] for number in jobs if number in queue and queue[number].is_alive]
+    return next((job for job in alive if not job.is_waiting), alive[0] if alive else None)
 
 
-def story_of(run: RunDir) -> tuple[AttemptStory, ...]:
-    """Return what is known of each attempt: where it ran, from which step to which, and why it ended."""
-    from launcher.backends.endings import first_failure
-
-    events, rows = read_jsonl(run.events), [row for row in read_jsonl(run.progress) if "step" in row]
-    stories = []
-    for number in range(1, run.last_attempt + 1):
-        own = [row for row in rows if row.get("attempt") == number]
-        begun = next((row["time"] for row in events if row.get("attempt") == number), None)
-        failed = first_failure(run, number)
-        verdicts = run.verdicts(number)
-        if failed is not None:
-            ending = f"rank {failed[0]} {failed[1]['verdict']}: {failed[1].get('error', '')}"
-        else:
-            ending = (
-                "finished"
-                if verdicts and all(v["verdict"] == "finished" for v in verdicts.values())
-                else "still running"
-            )
-        stories.append(
-            AttemptStory(
-                number,
-                _where(run, number),
-                begun,
-                own[0]["step"] - 1 if own else 0,
-                own[-1]["step"] if own else None,
-                ending,
-                verdicts,
-            )
-        )
-    return tuple(stories)
-
-
-def _where(run: RunDir, attempt: int) -> str:
-    place = run.place(attempt)
-    if place.is_file():
-        found = json.loads(place.read_text())
-        again = f", restarted {found['restarts']} times" if found["restarts"] else ""
-        return f"job {found['id']} on {', '.join(found['nodes'])}{again}"
-    hosts = sorted({str(verdict.get("host", "?")) for verdict in run.verdicts(attempt).values()})
-    return f"this machine ({', '.join(hosts)})" if hosts else "nowhere yet"
+def _last_ending(run: RunDir) -> str:
+    ended = [row for row in read_jsonl(run.events) if row["event"] == "attempt_ended"]
+    return f"after attempt {ended[-1]['attempt']}: {ended[-1]['reason']}" if ended else ""

@@ -1,6 +1,7 @@
 #!/bin/bash
-# The job of one run. `launcher submit` has written it; `sbatch THIS_FILE` submits it by hand, and `bash THIS_FILE` runs it inside
-# an allocation. It decides nothing: what an attempt needs is made by `begin`, each node's ranks are run by `node`, and `end` reads
+# The job of one run.
+# `launcher submit` has written this; `sbatch THIS_FILE` submits it by hand, and `bash THIS_FILE` runs it inside an allocation.
+# It decides nothing: `begin` makes what an attempt needs, `preflight` looks at the nodes, `node` runs a node's ranks, and `end` reads
 # their verdicts and says what follows.
 #SBATCH --job-name=topics-001
 #SBATCH --nodes=4
@@ -19,6 +20,19 @@
 #SBATCH --exclusive
 #SBATCH --requeue
 
+# Warned before the time limit, or before a preemption: the ranks save together and stop at one step. Slurm signals this shell alone,
+# so that no rank is killed that does not listen yet; a warning that comes early waits for the attempt. The ranks see a file, and,
+# as another machine may see it late, each node's agent gets a signal too.
+ATTEMPT= WARNED=
+warned() {
+    WARNED=1
+    if [ -n "$ATTEMPT" ]; then
+        : >"$RUN/attempts/$ATTEMPT/stop"
+        scancel --signal=USR2 "$SLURM_JOB_ID"
+    fi
+}
+trap warned USR1 TERM
+
 set -u
 RUN=/data/runs/topics-001
 PYTHON=/home/a/.venv/bin/python
@@ -34,30 +48,29 @@ module load cuda/12.8 || exit 67
 # Variables of the site.
 export NCCL_IB_HCA=mlx5
 
-# Warned before the time limit, or before a preemption: the ranks see the file, save together and stop at one step. Slurm signals this
-# shell alone, so that a rank which does not listen yet is not killed; a warning that comes early waits for the attempt.
-ATTEMPT= WARNED=
-warned() {
-    WARNED=1
-    if [ -n "$ATTEMPT" ]; then : >"$RUN/attempts/$ATTEMPT/stop"; fi
+# Runs a part of launcher on every node; its exit code is in CODE. -c again: without it srun may bind all of a node's ranks to one core.
+on_every_node() {
+    srun --nodes=4 --ntasks=4 --ntasks-per-node=1 --cpus-per-task=96 --kill-on-bad-exit="$1" --wait=0 \
+        /home/a/.venv/bin/python -m launcher.job "$2" --run "$RUN" --attempt "$ATTEMPT" &
+    STEP=$!
+    # `wait` ends whenever a signal comes; what runs on the nodes goes on.
+    CODE=129
+    while kill -0 "$STEP" 2>/dev/null; do
+        wait "$STEP"
+        CODE=$?
+    done
 }
-trap warned USR1 TERM
 
-# One more attempt of the run: its folder, the first node's address, a port. It goes on from the newest valid checkpoint.
+# One more attempt of the run: its folder, the first node's address, a port. It goes on from the newest valid checkpoint. No number:
+# the run has nothing left to do.
 ATTEMPT=$("$PYTHON" -m launcher.job begin --run "$RUN") || exit $?
+if [ -z "$ATTEMPT" ]; then exit 0; fi
 if [ -n "$WARNED" ]; then warned; fi
 
-# One agent on each node, which owns the ranks there. -c again: without it srun may bind all of them to one core.
-srun --nodes=4 --ntasks=4 --ntasks-per-node=1 --cpus-per-task=96 --kill-on-bad-exit=0 --wait=0 \
-"$PYTHON" -m launcher.job node --run "$RUN" --attempt "$ATTEMPT" &
-STEP=$!
+CODE=0
+if [ -z "$WARNED" ]; then on_every_node 0 preflight; fi
+if [ "$CODE" = 0 ] && [ -z "$WARNED" ]; then on_every_node 1 node; fi
 
-# `wait` ends whenever a signal comes; the agents go on.
-CODE=129
-while kill -0 "$STEP" 2>/dev/null; do
-    wait "$STEP"
-    CODE=$?
-done
-
-# The ranks' verdicts are the truth, and exit codes a hint: requeue, go on in the next job of the chain, or end.
+# The ranks' verdicts are the truth, and exit codes a hint: requeue, go on in the next job of a chain, or end.
+trap "" USR1 TERM
 exec "$PYTHON" -m launcher.job end --run "$RUN" --attempt "$ATTEMPT" --code "$CODE"

@@ -9,20 +9,20 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from launcher.launching.job_script import JobPlan, job_script
+from launcher.launching.job_script import JobPlan, job_script, prepare_script
 from launcher.plans import BatchPlan, LaunchPlan
 from launcher.recipe.cluster_profile import ClusterProfile, Container
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 PLAN = JobPlan(
-    run=Path("/data/runs/topics-001"),
+    runs=(Path("/data/runs/topics-001"),),
     base_folder=Path("/home/a/project"),
     python="/home/a/.venv/bin/python",
     launch=LaunchPlan("deepspeed", 3, "bf16", "cuda", 4, 8, BatchPlan(64, 32, 2, 1)),
     time="12:00:00",
 )
 PROFILE = ClusterProfile(
-    partition="gpu", account="team", gpus_per_node=8, cpus_per_node=96, memory_per_node="900G", modules=("cuda/12.8",),
+    partition="gpu", account="team", gpus_per_node=8, gpu="h100-80gb", cpus_per_node=96, memory_per_node="900G", modules=("cuda/12.8",),
     environment={"NCCL_IB_HCA": "mlx5"}, mail_user="a@b.org", exclusive=True,
 )  # fmt: skip
 HOSTILE = ("a b", "a;b", "a\n#SBATCH --account=x", "$(touch x)", "`touch x`", 'a"b', "a'b", "a#b", "a,b\\", "")
@@ -33,6 +33,8 @@ HOSTILE = ("a b", "a;b", "a\n#SBATCH --account=x", "$(touch x)", "`touch x`", 'a
     [
         ("plain", ClusterProfile()),
         ("gpus", PROFILE),
+        ("array", ClusterProfile(requeue=False)),
+        ("prepare", PROFILE.model_copy(update={"prepare_partition": "cpu"})),
         (
             "pyxis",
             PROFILE.model_copy(
@@ -46,8 +48,9 @@ HOSTILE = ("a b", "a;b", "a\n#SBATCH --account=x", "$(touch x)", "`touch x`", 'a
     ],
 )
 def test_the_text_is_the_golden_one(name, profile):
+    plan = replace(PLAN, runs=(*PLAN.runs, Path("/data/runs/it's 2"))) if name == "array" else PLAN
+    text = prepare_script(plan, profile) if name == "prepare" else job_script(plan, profile)
     golden = GOLDEN / f"job-{name}.sh"
-    text = job_script(PLAN, profile)
     assert subprocess.run(["bash", "-n"], input=text, text=True).returncode == 0
     assert text == golden.read_text(), f"if it is meant, write it to {golden}"
 
@@ -74,16 +77,16 @@ def test_what_stands_in_a_directive_has_no_room_for_more(field, value):
 
 
 @pytest.mark.parametrize(
-    "text", ["it's $(touch {x})", "`touch {x}`; touch {x}", '"; touch {x} #', "&& touch {x}", "a\\"]
+    "text", ["it's $(touch {x})", "`touch {x}`; touch {x}", '"; touch {x} #', "&& touch {x}", "a\\", "a\n#SBATCH --account=x\ntouch {x}"]
 )
 def test_what_is_quoted_is_not_run(tmp_path, text):
     """Everything that a shell could take for a command, in paths and variables; what the script would start is only shown."""
     folder = tmp_path / "run"
     (folder / "slurm").mkdir(parents=True)
     hostile = text.replace("{x}", str(tmp_path / "touched"))
-    profile = ClusterProfile(environment={"SITE": hostile})
+    profile = ClusterProfile(environment={"SITE": hostile.replace("\n", " ")})
     script = job_script(
-        replace(PLAN, run=folder, base_folder=tmp_path, python=str(tmp_path / "no python" / hostile)), profile
+        replace(PLAN, runs=(folder,), base_folder=tmp_path, python=str(tmp_path / "no python" / hostile)), profile
     )
     subprocess.run(["bash", "-c", script], timeout=20, capture_output=True, env={"PATH": "/usr/bin:/bin"})
     assert not (tmp_path / "touched").exists()

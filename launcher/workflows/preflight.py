@@ -1,0 +1,398 @@
+"""Before an attempt trains: is every node of the job fit for it? Each node looks, and writes down what it found; at most a minute.
+
+A node shows itself to the others by a file in the run's folder, which at the same time shows that they share the folder. Then all
+of them meet at the first node's address and port, where the ranks will meet, and add numbers together.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from launcher.atomic import write_json
+from launcher.data.prepare import cache_folder
+from launcher.errors import LauncherError
+from launcher.launching.addresses import interface_to, source_address
+from launcher.launching.render import Node
+from launcher.plans import LaunchPlan
+from launcher.recipe.load import load_recipe
+from launcher.recipe.schema import Recipe
+from launcher.rundir import RunDir
+
+LIMIT_SECONDS = 55.0
+_SEE_SECONDS = 20.0
+"""How long a node may take to show itself, and what it wrote to be seen elsewhere."""
+_MEET_SECONDS = 20.0
+_SUM_SECONDS = 10.0
+_SUMMED = 2**18
+_VERSIONS = ("finetune-launcher", "torch", "transformers", "accelerate", "deepspeed", "datasets", "peft")
+_LEAST_INODES = 10_000
+_SLURM_FACTS = ("JobRequeue", "KillWait", "PreemptMode", "PreemptParameters", "SLURM_VERSION")
+
+
+@dataclass
+class _Findings:
+    """What a node has found so far; a fault names the node that is to blame, or None where no single one is."""
+
+    name: str
+    facts: dict[str, Any] = field(default_factory=dict)
+    faults: list[tuple[str | None, str]] = field(default_factory=list)
+
+    def blame(self, node: str | None, fault: str) -> None:
+        self.faults.append((node, fault))
+
+
+def look_at_node(run: RunDir, attempt: int, node: Node, *, nodes: tuple[str, ...], plan: LaunchPlan) -> tuple[str, ...]:
+    """Look at this node, as far as LIMIT_SECONDS allow, and return its faults in words; the run's folder gets them too."""
+    began = time.monotonic()
+    found = _Findings(nodes[node.number])
+    recipe = load_recipe(run.resolved).recipe
+    done = threading.Event()
+
+    def give_up() -> None:
+        if not done.wait(LIMIT_SECONDS):
+            found.blame(found.name, f"it has not ended its look at itself within {LIMIT_SECONDS:.0f} s")
+            _write(run, attempt, node, found, began)
+            print(f"preflight: {_words(found)[-1]}", file=sys.stderr, flush=True)
+            # A collective, or a file system, that hangs cannot be left in another way.
+            os._exit(11)
+
+    threading.Thread(target=give_up, daemon=True).start()
+    _look_alone(found, run, recipe, plan)
+    _write(run, attempt, node, found, began)
+    # A node that is unfit by itself still shows that it is there; the others are not kept waiting by it.
+    if not found.faults and len(nodes) > 1:
+        _look_together(found, run, attempt, node, nodes, recipe, plan)
+    done.set()
+    _write(run, attempt, node, found, began)
+    return _words(found)
+
+
+def _words(found: _Findings) -> tuple[str, ...]:
+    return tuple(f"{node}: {fault}" if node else fault for node, fault in found.faults)
+
+
+def _write(run: RunDir, attempt: int, node: Node, found: _Findings, began: float) -> None:
+    values = {"node": found.name, "facts": found.facts, "faults": found.faults, "seconds": time.monotonic() - began}
+    write_json(run.preflight(attempt, node.number), values)
+
+
+def unfit_node(run: RunDir, attempt: int) -> tuple[str | None, str] | None:
+    """Return (node, fault) of what kept an attempt from training; None where nothing did. The node is None where none is to blame."""
+    files = sorted(run.attempt(attempt).glob("preflight.node-*.json"))
+    looks = [json.loads(path.read_text()) for path in files]
+    faults = [(node, fault) for look in looks for node, fault in look["faults"]]
+    if not faults:
+        return None
+    # A node that is at fault by itself is the reason why others miss it.
+    own = [(node, fault) for look in looks for node, fault in look["faults"] if node == look["node"]]
+    node, fault = (own or faults)[0]
+    return node, f"preflight: node {node}: {fault}" if node else f"preflight: {fault}"
+
+
+# --- each node alone -------------------------------------------------------------------------------------------------
+
+
+def _look_alone(found: _Findings, run: RunDir, recipe: Recipe, plan: LaunchPlan) -> None:
+    found.facts |= {"host": platform.node(), "versions": _versions(), "code": _code_fingerprint()}
+    looks: tuple[tuple[str, Callable[[], str | None]], ...] = (
+        ("processors", lambda: _processors(plan)),
+        ("disk", lambda: _disk(run)),
+        ("cache", lambda: _cache(recipe)),
+        ("model", lambda: _model(recipe)),
+        ("device", lambda: _device(recipe, plan)),
+    )
+    for name, look in looks:
+        began = time.monotonic()
+        try:
+            fault = look()
+        except Exception as error:  # whatever a broken node answers, it is to be named
+            fault = f"{name}: {type(error).__name__}: {error}"
+        found.facts[f"{name}_seconds"] = round(time.monotonic() - began, 3)
+        if fault:
+            found.blame(found.name, fault)
+    if "SLURM_NODEID" in os.environ and os.environ["SLURM_NODEID"] == "0":
+        found.facts["slurm"] = _slurm_facts()
+
+
+def _versions() -> dict[str, str | None]:
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for name in _VERSIONS:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def _code_fingerprint() -> str:
+    """Return what identifies launcher's own code: two nodes may see two checkouts under one path."""
+    import hashlib
+
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).resolve().parents[1].rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _processors(plan: LaunchPlan) -> str | None:
+    asked = int(os.environ.get("SLURM_CPUS_PER_TASK") or plan.processes_per_node)
+    given = len(os.sched_getaffinity(0))
+    if given < asked:
+        return f"{given} processor(s) can be used, and {asked} were asked for (is the step bound to fewer cores?)"
+    return None
+
+
+def _disk(run: RunDir) -> str | None:
+    needed = int(json.loads(run.job.read_text()).get("checkpoint_bytes") or 0)
+    usage, inodes = shutil.disk_usage(run.path), os.statvfs(run.path)
+    if usage.free < 2 * needed:
+        return (
+            f"{usage.free / 2**30:.1f} GiB are free at {run.path}, and two checkpoints take {2 * needed / 2**30:.1f} GiB; free some "
+            "space, or keep fewer (training.save_total_limit)"
+        )
+    if inodes.f_files and inodes.f_favail < _LEAST_INODES:
+        return f"only {inodes.f_favail} files can still be made at {run.path} (inodes); remove some"
+    return None
+
+
+def _cache(recipe: Recipe) -> str | None:
+    folder = cache_folder(recipe.data.cache_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK):
+        return f"the folder of prepared data, {folder}, cannot be written; set data.cache_dir"
+    return None
+
+
+def _model(recipe: Recipe) -> str | None:
+    """Look whether the model is on this node where it has no hub to fetch it from."""
+    from launcher.tasks.models import folder_on_disk, locate
+
+    name = recipe.model.name_or_path
+    if name is None:
+        return None
+    try:
+        located = locate(name)
+    except LauncherError as error:
+        return str(error)
+    is_offline = os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
+    if Path(located).is_dir() or not is_offline or folder_on_disk(name) is not None:
+        return None
+    return f"HF_HUB_OFFLINE is set, and {name} is not in this node's cache (HF_HOME); on a node with internet: hf download {name}"
+
+
+def _device(recipe: Recipe, plan: LaunchPlan) -> str | None:
+    """Take one step through a block as long as the longest row on every device that ranks will use."""
+    import torch
+
+    if plan.device == "cuda":
+        given = torch.cuda.device_count()
+        if given < plan.processes_per_node:
+            return f"{given} GPU(s) can be used, and {plan.processes_per_node} ranks are to run here; see nvidia-smi"
+    places = [f"cuda:{i}" for i in range(plan.processes_per_node)] if plan.device == "cuda" else ["cpu"]
+    size, length = 256, min(recipe.data.max_length or 512, 4096)
+    for place in places:
+        torch.manual_seed(0)
+        block = torch.nn.TransformerEncoderLayer(size, 4, 2 * size, dropout=0.0, batch_first=True).to(place)
+        rows = torch.randn(1, length, size).to(place)
+        loss = block(rows).square().mean()
+        loss.backward()
+        gradients = [p.grad for p in block.parameters()]
+        if not all(g is not None and bool(torch.isfinite(g).all()) for g in gradients) or not bool(loss > 0):
+            return f"{place} has computed a step that is not finite: its hardware or driver is at fault"
+    return None
+
+
+def _slurm_facts() -> dict[str, str]:
+    """Return what bears on requeueing and warnings of Slurm's configuration."""
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        shown = subprocess.run(["scontrol", "show", "config"], capture_output=True, text=True, timeout=10).stdout
+        pairs = (line.partition("=") for line in shown.splitlines())
+        return {key.strip(): value.strip() for key, _, value in pairs if key.strip() in _SLURM_FACTS}
+    return {}
+
+
+# --- all nodes together ----------------------------------------------------------------------------------------------
+
+
+def _look_together(
+    found: _Findings, run: RunDir, attempt: int, node: Node, nodes: tuple[str, ...], recipe: Recipe, plan: LaunchPlan
+) -> None:
+    looks = _see_others(found, run, attempt, node, nodes)
+    if found.faults or any(look["faults"] for look in looks.values()):
+        return
+    _compare(found, looks, node, nodes)
+    shared = cache_folder(recipe.data.cache_dir) / "preflight" / f"{run.id}-{attempt}"
+    _share_cache(found, shared, node, nodes)
+    if found.faults or not _meet(found, node, nodes, looks):
+        return
+    _sum(found, node, nodes, plan)
+    if node.number == 0 and not found.faults:
+        shutil.rmtree(shared, ignore_errors=True)
+
+
+def _see_others(
+    found: _Findings, run: RunDir, attempt: int, node: Node, nodes: tuple[str, ...]
+) -> dict[int, dict[str, Any]]:
+    """Wait for what the other nodes have written, forced to disk and renamed into the run's folder."""
+    looks: dict[int, dict[str, Any]] = {}
+    ends = time.monotonic() + _SEE_SECONDS
+    while len(looks) < len(nodes) and time.monotonic() < ends:
+        # A folder that is listed anew is not answered from a client's cache of names.
+        names = set(os.listdir(run.attempt(attempt)))
+        for number in range(len(nodes)):
+            path = run.preflight(attempt, number)
+            if number not in looks and path.name in names:
+                looks[number] = json.loads(path.read_text())
+        time.sleep(0.1)
+    for number in set(range(len(nodes))) - looks.keys():
+        found.blame(
+            nodes[number],
+            f"{found.name} has not seen it within {_SEE_SECONDS:.0f} s: it has not started, or {run.path} is not the same folder there",
+        )
+    return looks
+
+
+def _compare(found: _Findings, looks: dict[int, dict[str, Any]], node: Node, nodes: tuple[str, ...]) -> None:
+    first = looks[0]["facts"]
+    own = looks[node.number]["facts"]
+    for name, version in first["versions"].items():
+        if own["versions"].get(name) != version:
+            found.blame(found.name, f"it has {name} {own['versions'].get(name)}, and {nodes[0]} has {version}")
+    if own["code"] != first["code"]:
+        found.blame(found.name, f"its launcher is not the same code as that of {nodes[0]}")
+
+
+def _share_cache(found: _Findings, folder: Path, node: Node, nodes: tuple[str, ...]) -> None:
+    """Look whether what the first node puts beside the prepared data is seen here: it prepares them for all."""
+    mark = folder / "seen"
+    if node.number == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(mark, {"node": nodes[0]})
+        return
+    ends = time.monotonic() + _SEE_SECONDS
+    while not mark.exists():
+        if time.monotonic() > ends:
+            found.blame(
+                None,
+                f"{nodes[0]} prepares the data in {folder.parents[1]}, and {found.name} does not see that folder; set data.cache_dir "
+                "to one that the nodes share",
+            )
+            return
+        if folder.parent.is_dir():
+            os.listdir(folder.parent)
+        time.sleep(0.1)
+
+
+def _meet(found: _Findings, node: Node, nodes: tuple[str, ...], looks: dict[int, dict[str, Any]]) -> bool:
+    """Have every other node reach the first one's address and port; return whether all do."""
+    hosts = {look["facts"]["host"] for look in looks.values()}
+    if node.head.startswith("127.") and len(hosts) > 1:
+        found.blame(
+            nodes[0], f"its address, {node.head}, is a loopback address, which no other node can reach (/etc/hosts?)"
+        )
+        return False
+    if node.number == 0:
+        return _be_reached(found, node, nodes)
+    ends = time.monotonic() + _MEET_SECONDS
+    said: object = None
+    while time.monotonic() < ends:
+        try:
+            with socket.create_connection((node.head, node.port), timeout=2.0) as link:
+                link.sendall(node.number.to_bytes(4, "big"))
+                if link.recv(1) == b"+":
+                    found.facts |= {"address": source_address(node.head), "interface": interface_to(node.head)}
+                    return True
+        except OSError as error:
+            said = error
+        time.sleep(0.2)
+    found.blame(
+        found.name,
+        f"it does not reach {nodes[0]} at {node.head}, port {node.port}, within {_MEET_SECONDS:.0f} s ({said})",
+    )
+    return False
+
+
+def _be_reached(found: _Findings, node: Node, nodes: tuple[str, ...]) -> bool:
+    missing = set(range(1, len(nodes)))
+    ends = time.monotonic() + _MEET_SECONDS + 1.0
+    try:
+        listener = socket.create_server((node.head, node.port), backlog=len(nodes))
+    except OSError as error:
+        found.blame(nodes[0], f"nothing can listen at {node.head}, port {node.port} ({error})")
+        return False
+    with listener:
+        listener.settimeout(0.5)
+        while missing and time.monotonic() < ends:
+            with contextlib.suppress(OSError):
+                link, _ = listener.accept()
+                with link:
+                    link.settimeout(2.0)
+                    missing.discard(int.from_bytes(link.recv(4), "big"))
+                    link.sendall(b"+")
+    for number in sorted(missing):
+        found.blame(nodes[number], f"it has not reached {nodes[0]} at {node.head}, port {node.port}")
+    return not missing
+
+
+def _sum(found: _Findings, node: Node, nodes: tuple[str, ...], plan: LaunchPlan) -> None:
+    """Add numbers of all nodes together, over the network that the ranks will use, and look at the result and the time."""
+    import torch
+    import torch.distributed as dist
+
+    backend, place = ("nccl", "cuda:0") if plan.device == "cuda" else ("gloo", "cpu")
+    limit = timedelta(seconds=_MEET_SECONDS)
+    try:
+        with _on_interface(node.head):
+            dist.init_process_group(
+                backend,
+                init_method=f"tcp://{node.head}:{node.port}",
+                rank=node.number,
+                world_size=len(nodes),
+                timeout=limit,
+            )
+            values = torch.full((_SUMMED,), float(node.number + 1), device=place)
+            dist.all_reduce(values)
+            began = time.monotonic()
+            values = torch.full((_SUMMED,), float(node.number + 1), device=place)
+            dist.all_reduce(values)
+            first, last = values[0].item(), values[-1].item()
+    except Exception as error:  # each backend has errors of its own
+        found.blame(None, f"the nodes cannot add numbers over the network, as {found.name} sees it: {error}")
+        return
+    seconds = time.monotonic() - began
+    found.facts["sum_seconds"] = round(seconds, 4)
+    wanted = len(nodes) * (len(nodes) + 1) / 2
+    if (first, last) != (wanted, wanted):
+        found.blame(
+            None, f"the sum over all nodes is {first} and {last}, and should be {wanted}: the network changes data"
+        )
+    elif seconds > _SUM_SECONDS:
+        found.blame(
+            None, f"adding {_SUMMED * 4 / 2**20:.0f} MiB over all nodes took {seconds:.1f} s: the network is too slow"
+        )
+    with contextlib.suppress(Exception):
+        dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def _on_interface(head: str) -> Iterator[None]:
+    interface = interface_to(head)
+    names = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+    for name in names if interface else ():
+        os.environ.setdefault(name, str(interface))
+    yield
