@@ -1,7 +1,7 @@
 # `make` lists the targets. Every target makes its own set-up; `make quickstart` is the place to start.
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test soak gpu-test setup setup-dev lint docs clean
+.PHONY: help quickstart test test-slurm soak gpu-test setup setup-dev lint docs clean
 .DELETE_ON_ERROR:
 
 VENV := .venv
@@ -22,6 +22,10 @@ lint: setup-dev  ## Check style, types and the floors of the architecture.
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+test-slurm: setup-dev  ## Run the tests on a real Slurm cluster that they start on this machine (installs Debian's slurm-wlm where it may).
+	@sh scripts/setup_slurm.sh
+	$(BIN)/python -m pytest -m "slurm and not soak"
 
 soak: setup-dev  ## Run the long tests; their dated log goes to benchmarks/results/.
 	sh scripts/soak.sh

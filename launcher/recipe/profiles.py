@@ -36,6 +36,15 @@ def profile_folders(project: Path, environment: Mapping[str, str] = os.environ) 
     return (project / "slurm", home / "launcher" / "slurm", Path("/etc/launcher/slurm"), shipped_folder("slurm"))
 
 
+def list_profiles(project: Path) -> dict[str, Path]:
+    """Return name -> file of every profile that can be named; of one name the first that is found."""
+    found: dict[str, Path] = {}
+    for folder in profile_folders(project):
+        for path in sorted(folder.glob("*.yaml")) if folder.is_dir() else ():
+            found.setdefault(path.stem, path)
+    return found
+
+
 def find_profile(name: str | None, project: Path) -> FoundProfile:
     """Return the profile that a name means; None: the one called ``default``, or one without any fact where there is none.
 
@@ -43,24 +52,20 @@ def find_profile(name: str | None, project: Path) -> FoundProfile:
         RecipeError: there is no such profile, or it has faults; with the file, the key and the value of each.
     """
     wanted = name or DEFAULT
-    folders = profile_folders(project)
-    for folder in folders:
-        path = folder / f"{wanted}.yaml"
-        if path.is_file():
-            return FoundProfile(wanted, path, load_profile(path))
+    known = list_profiles(project)
+    if wanted in known:
+        return FoundProfile(wanted, known[wanted], load_profile(known[wanted]))
     if name is None:
         return FoundProfile(DEFAULT, Path(), ClusterProfile())
-    known = sorted({path.stem for folder in folders if folder.is_dir() for path in folder.glob("*.yaml")})
     near = suggest(wanted, known)
-    remedy = (
-        f"did you mean {near}?" if near else f"write {folders[0] / (wanted + '.yaml')}; known are {', '.join(known)}"
-    )
+    file = profile_folders(project)[0] / f"{wanted}.yaml"
+    remedy = f"did you mean {near}?" if near else f"write {file}; known are {', '.join(known)}"
     raise RecipeError([Problem("slurm.profile", f"there is no cluster profile {wanted!r}", remedy)])
 
 
 def load_profile(path: Path) -> ClusterProfile:
     """Read a profile. Raises RecipeError with every fault."""
-    tree = parse_tree(read_text(path), str(path))
+    tree = parse_tree(read_text(path), str(path), what="cluster profile")
     try:
         return ClusterProfile.model_validate(tree.values)
     except ValidationError as error:

@@ -141,19 +141,21 @@ def _one(place: str, message: str, remedy: str) -> RecipeError:
     return RecipeError([Problem(place, message, remedy)])
 
 
-def parse_tree(text: str, name: str) -> Tree:
-    """Read a recipe's text; ``name`` is the file name that places begin with.
+def parse_tree(text: str, name: str, *, what: str = "recipe") -> Tree:
+    """Read the text of a recipe, or of ``what``, which may then be empty; ``name`` is the file name that places begin with.
 
     Raises:
         RecipeError: the text is not YAML, sets a key twice, or is not a mapping.
     """
     node = _compose(text, name)
     builder = _Builder(name)
+    if node is None and what != "recipe":
+        return Tree({}, {(): f"{name}:1:1"})
     if node is None:
         raise _one(f"{name}:1:1", "the recipe is empty", "'launcher init' writes one to start from")
     values = builder.value(node, ())
     if not builder.problems and not isinstance(values, dict):
-        builder.problem(node, (), f"a recipe is a mapping of keys, not {_kind(values)}", "write 'key: value' lines")
+        builder.problem(node, (), f"a {what} is a mapping of keys, not {_kind(values)}", "write 'key: value' lines")
     if builder.problems:
         raise RecipeError(builder.problems)
     return Tree(values, {**builder.places, (): f"{name}:1:1"})

@@ -15,7 +15,9 @@ from typing import Literal
 
 from launcher.data.prepare import cache_folder
 from launcher.engine.tracking import can_reach, has_key, server
+from launcher.errors import RecipeError
 from launcher.planning.hardware import detect_hardware
+from launcher.recipe.profiles import DEFAULT, find_profile, list_profiles, profile_folders
 
 # What the project was tested with; another version may work, and is reported.
 TESTED = {
@@ -43,7 +45,7 @@ class Finding:
 def examine_machine() -> list[Finding]:
     """Return all findings, in the order in which a reader wants them."""
     checks: Iterable[Callable[[], list[Finding]]] = (
-        _python, _packages, _devices, _compilers, _disk, _hub, _wandb, _slurm,
+        _python, _packages, _devices, _compilers, _disk, _hub, _wandb, _slurm, _profiles,
     )  # fmt: skip
     return [finding for check in checks for finding in check()]
 
@@ -160,7 +162,9 @@ def _wandb() -> list[Finding]:
 
 def _slurm() -> list[Finding]:
     if shutil.which("sbatch") is None:
-        return [Finding("Slurm", "warning", "sbatch not found", "only needed to submit jobs to a cluster")]
+        return [
+            Finding("Slurm", "warning", "sbatch not found", "only needed to submit jobs to a cluster: use a login node")
+        ]
     try:
         done = subprocess.run(["sinfo", "--version"], capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.SubprocessError):
@@ -170,3 +174,27 @@ def _slurm() -> list[Finding]:
         remedy = "only needed to submit jobs: on a machine of the cluster, or with SLURM_CONF naming its slurm.conf"
         return [Finding("Slurm", "warning", "installed, and no cluster is configured", remedy)]
     return [Finding("Slurm", "ok", done.stdout.strip())]
+
+
+def _profiles() -> list[Finding]:
+    """Which cluster profile a run is submitted with, where it lies, and which others there are."""
+    if shutil.which("sbatch") is None:
+        return []
+    known = list_profiles(Path.cwd())
+    others = ", ".join(sorted(name for name in known if name != DEFAULT))
+    listed = f"; others: {others}" if others else ""
+    try:
+        found = find_profile(None, Path.cwd())
+    except RecipeError as error:
+        return [Finding("Slurm profile", "missing", f"{DEFAULT}: {known[DEFAULT]}", str(error))]
+    if not found.path.name:
+        where = profile_folders(Path.cwd())[0] / f"{DEFAULT}.yaml"
+        return [
+            Finding(
+                "Slurm profile",
+                "warning",
+                f"none is called {DEFAULT}{listed}",
+                f"write {where}, or name one: --profile",
+            )
+        ]
+    return [Finding("Slurm profile", "ok", f"{DEFAULT}: {found.path}{listed}")]

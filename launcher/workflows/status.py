@@ -25,7 +25,8 @@ class RunStatus:
 
     run: Path
     state: str
-    """created, queued, running, interrupted, failed, finished, lost (its job is gone without a word)."""
+    """created, queued, starting (its job runs, and does not train yet), running, ending (its ranks have ended, and its job says what
+    follows), interrupted, failed, finished, lost (its job is gone without a word)."""
     reason: str
     attempt: int
     job: str | None
@@ -47,13 +48,14 @@ def list_runs(folder: Path) -> tuple[RunDir, ...]:
 def status_of(runs: Sequence[RunDir]) -> tuple[RunStatus, ...]:
     """Return where each run stands; Slurm is asked once, about those that have not finished."""
     states = {run.path: run.status() for run in runs}
-    submitted = {run.path: jobs_of(run) for run in runs if states[run.path].state != "finished"}
+    submitted = {run.path: jobs_of(run) for run in runs}
+    asked = [number for path, jobs in submitted.items() for number in jobs if states[path].state != "finished"]
     silent = ""
     try:
-        queue = queued_jobs(number for jobs in submitted.values() for number in jobs)
+        queue = queued_jobs(asked)
     except InstallationError as error:
         queue, silent = {}, f"Slurm does not answer, so this is what the run's directory says: {error}"
-    return tuple(_status(run, states[run.path], submitted.get(run.path, ()), queue, silent=silent) for run in runs)
+    return tuple(_status(run, states[run.path], submitted[run.path], queue, silent=silent) for run in runs)
 
 
 def _status(run: RunDir, found: Any, jobs: tuple[str, ...], queue: dict[str, QueuedJob], *, silent: str) -> RunStatus:
@@ -64,9 +66,8 @@ def _status(run: RunDir, found: Any, jobs: tuple[str, ...], queue: dict[str, Que
     reason = found.reason
     if job is not None and job.is_waiting:
         state, reason = "queued", _last_ending(run)
-    elif job is not None and job.is_alive and state == "interrupted":
-        # Its ranks have ended; the job is about to be requeued, or to end.
-        reason = reason or "its job is ending"
+    elif job is not None and state != "running":
+        state, reason = ("ending", reason) if _has_ended(run, found.attempt) else ("starting", _first_words(run, found))
     elif jobs and job is None and state in ("created", "running"):
         reason = silent or "its job is gone, and no rank has said how it ended: see launcher explain, and slurm/job.log"
         state = state if silent else "lost"
@@ -97,6 +98,17 @@ def _current(jobs: Sequence[str], queue: dict[str, QueuedJob]) -> QueuedJob | No
     """Return the job that the run's next step comes from: one that runs, or the first of those that wait; None: all are over."""
     alive = [queue[number] for number in jobs if number in queue and queue[number].is_alive]
     return next((job for job in alive if not job.is_waiting), alive[0] if alive else None)
+
+
+def _has_ended(run: RunDir, attempt: int) -> bool:
+    """Whether every rank that began in an attempt has ended."""
+    verdicts = run.verdicts(attempt).values()
+    return bool(verdicts) and all(verdict["verdict"] != "running" for verdict in verdicts)
+
+
+def _first_words(run: RunDir, found: Any) -> str:
+    beat = run.heartbeats(found.attempt).get(0)
+    return f"rank 0 is {beat['doing']}" if beat else ""
 
 
 def _last_ending(run: RunDir) -> str:

@@ -77,7 +77,15 @@ def test_what_stands_in_a_directive_has_no_room_for_more(field, value):
 
 
 @pytest.mark.parametrize(
-    "text", ["it's $(touch {x})", "`touch {x}`; touch {x}", '"; touch {x} #', "&& touch {x}", "a\\", "a\n#SBATCH --account=x\ntouch {x}"]
+    "text",
+    [
+        "it's $(touch {x})",
+        "`touch {x}`; touch {x}",
+        '"; touch {x} #',
+        "&& touch {x}",
+        "a\\",
+        "a\n#SBATCH --account=x\ntouch {x}",
+    ],
 )
 def test_what_is_quoted_is_not_run(tmp_path, text):
     """Everything that a shell could take for a command, in paths and variables; what the script would start is only shown."""
