@@ -50,6 +50,20 @@ def keys(section: str) -> str:
     )  # fmt: skip
 
 
+def profile() -> str:
+    """Return the table of a cluster profile's keys, those of its container after them."""
+    from launcher.recipe.cluster_profile import ClusterProfile
+
+    whole = ClusterProfile.model_json_schema()
+    container = whole["$defs"]["Container"]
+    named = [("", whole), ("container.", container)]
+    return _table(
+        ["key", "values", "default", "what"],
+        [[f"`{above}{key}`", _values(value), _default(value, key, definition), _words(value["description"])]
+         for above, definition in named for key, value in definition["properties"].items()],
+    )  # fmt: skip
+
+
 def passthrough() -> str:
     """Return the table of the fields of TrainingArguments that ``training`` takes beside its own."""
     from launcher.recipe.training_fields import passthrough_fields
@@ -231,6 +245,7 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
 
 PARTS: dict[str, Callable[..., str]] = {
     "keys": keys,
+    "profile": profile,
     "passthrough": passthrough,
     "renamed": renamed,
     "owned": owned,

@@ -108,7 +108,10 @@ def unfit_node(run: RunDir, attempt: int) -> tuple[str | None, str] | None:
 
 
 def _look_alone(found: _Findings, run: RunDir, recipe: Recipe, plan: LaunchPlan) -> None:
-    found.facts |= {"host": platform.node(), "versions": _versions(), "code": _code_fingerprint()}
+    processors = len(os.sched_getaffinity(0))
+    found.facts |= {
+        "host": platform.node(), "versions": _versions(), "code": _code_fingerprint(), "processors": processors,
+    }  # fmt: skip
     looks: tuple[tuple[str, Callable[[], str | None]], ...] = (
         ("processors", lambda: _processors(plan)),
         ("disk", lambda: _disk(run)),
