@@ -74,6 +74,10 @@ class Site:
     def submit(self, name: str, *arguments: str, **changes: Any) -> RunDir:
         """Submit a run of a recipe that is written for it."""
         self.launcher("submit", self.recipe(name, **changes), *arguments)
+        return self.run(name)
+
+    def run(self, name: str) -> RunDir:
+        """Return the first run of a name."""
         return RunDir(self.folder / "runs" / f"{name}-001")
 
     # --- waiting -----------------------------------------------------------------------------------------------------

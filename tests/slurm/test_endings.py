@@ -63,13 +63,15 @@ def test_what_no_repetition_mends_is_not_repeated(site):
     assert "name the columns under data.columns" in site.launcher("explain", run.path).stdout
 
 
-def test_a_rank_that_is_asked_to_end_saves_and_goes_on(site):
-    run = site.submit("term", **SLOW)
+def test_a_rank_that_is_asked_to_end_saves_and_goes_on_under_one_id_of_wandb(site):
+    run = site.submit("term", tracking={"wandb": {"mode": "offline"}}, **SLOW)
     site.until_step(run, 3)
     site.signal_rank(run, 0, signal.SIGTERM)
     site.until_gone(run)
     assert outcomes(run) == ["stopped", "finished"]
     assert site.story(run)["attempts"][0]["lost_steps"] == 0
+    files = sorted(run.path.glob("wandb/offline-run-*/*.wandb"))
+    assert [path.name for path in files] == [f"run-{run.id}.wandb"] * 2
 
 
 def test_cancelled_while_it_trains_and_while_it_waits_and_resumed(site):

@@ -12,7 +12,7 @@ from launcher.backends.slurm import jobs_of
 from launcher.rundir import RunDir
 from tests.slurm.cluster import start_cluster
 
-pytestmark = [pytest.mark.slow, pytest.mark.slurm, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.slurm, pytest.mark.timeout(1500)]
 TWO_NODES = {"nodes": 2, "processes_per_node": 1, "zero_stage": 2}
 _PARTITIONS = (
     "low Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP PriorityTier=1 PreemptMode=REQUEUE GraceTime=20",
@@ -28,7 +28,9 @@ def test_a_preempted_job_loses_no_step(cluster, tmp_path, sends_user_signal):
         options["SlurmctldParameters"] = "preempt_send_user_signal"
     with start_cluster(partitions=_PARTITIONS, options=options) as preempting:
         site = Site.make(preempting, tmp_path / "project")
-        run = site.submit("low", distributed=TWO_NODES, **SLOW)
+        # The harder way, which reaches every process of the steps, on two nodes.
+        distributed = {"processes_per_node": 1} if sends_user_signal else TWO_NODES
+        run = site.submit("low", distributed=distributed, **SLOW)
         site.until_step(run, 3)
         wrap = ("sbatch", "--partition=high", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 5")
         assert preempting.run(*wrap).returncode == 0
@@ -56,7 +58,7 @@ def test_three_preemptions_change_nothing_and_take_nothing_from_the_budget_of_cr
     assert "job_started" in {row["event"] for row in read_jsonl(run.events)}
 
 
-@pytest.mark.parametrize("seconds", [0.0, 1.0, 4.0])
+@pytest.mark.parametrize("seconds", [0.5])
 def test_a_warning_is_safe_from_the_start_on(cluster, tmp_path, seconds):
     site = Site.make(cluster, tmp_path / "project")
     run = site.submit("early", slurm={"preflight": True})
@@ -80,6 +82,25 @@ def test_where_nothing_is_requeued_a_chain_goes_on_and_ends_with_the_run(cluster
     assert outcomes(run) == ["stopped", "finished"]
     assert [row["job"] for row in read_jsonl(run.events) if row["event"] == "job_started"] == list(jobs_of(run)[:2])
     assert site.story(run)["attempts"][0]["followed"] == "left to the next job of the chain"
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("seconds", [number / 2 for number in range(21)])
+def test_a_warning_at_any_half_second_is_safe(cluster, tmp_path, seconds):
+    test_a_warning_is_safe_from_the_start_on(cluster, tmp_path, seconds)
+
+
+@pytest.mark.soak
+def test_a_chain_of_short_jobs_ends_by_time_limits_alone(cluster, tmp_path):
+    """Two minutes for each job, of which Slurm may take one away: it sends warnings up to a minute early."""
+    site = Site.make(cluster, tmp_path / "project")
+    site.profile("short", requeue=False)
+    training = {**SLOW["training"], "num_train_epochs": 260}
+    run = site.submit("links", bert="./slow", training=training, slurm={"profile": "short", "time": "2", "chain": 8})
+    site.until_gone(run, timeout=1200)
+    assert outcomes(run)[-1] == "finished" and set(outcomes(run)[:-1]) == {"stopped"} and len(outcomes(run)) >= 3
+    assert all(attempt["lost_steps"] == 0 for attempt in site.story(run)["attempts"])
+    _every_step_once(run)
 
 
 def _every_step_once(run: RunDir) -> None:

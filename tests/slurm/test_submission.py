@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+from pathlib import Path
 
 import pytest
 import tiny
@@ -57,6 +58,9 @@ def test_data_are_prepared_once_in_a_job_of_their_own(site):
     assert events(run).index("prepared") < events(run).index("job_started")
     folder = next(row["folder"] for row in read_jsonl(run.events) if row["event"] == "prepared")
     assert json.loads(run.prepared(1).read_text())["folder"] == folder
+    # The other ranks, and the first one in its own job, have read what that one job wrote.
+    started = next(row["time"] for row in read_jsonl(run.events) if row["event"] == "job_started")
+    assert all(path.stat().st_mtime < started for path in Path(folder).rglob("*") if path.is_file())
     for number in (0, 1):
         look = json.loads(run.preflight(1, number).read_text())
         # Without -c in srun one of the two processors would be left.

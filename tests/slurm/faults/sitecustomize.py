@@ -1,5 +1,7 @@
 """Faults for ranks of test jobs, which find this module through PYTHONPATH: FAULT_KIND at step FAULT_STEP of attempts FAULT_ATTEMPTS.
 
+Also FAULT_NODE: a node whose preflight may use one processor only, as where a step is bound to too few cores.
+
 exit: the process ends with code 7, without a word. memory: MemoryError in the main thread. error: RuntimeError there.
 """
 
@@ -35,3 +37,6 @@ if "FAULT_KIND" in os.environ and sys.orig_argv[1:3] == ["-m", "launcher.train"]
         place = (words[words.index("--run") + 1], number, os.environ.get("RANK", "0"))
         if os.environ.get("FAULT_RANK", place[2]) == place[2]:
             threading.Thread(target=_wait_and_fail, args=place, daemon=True).start()
+
+if os.environ.get("FAULT_NODE") == os.environ.get("SLURMD_NODENAME") and sys.orig_argv[3:4] == ["preflight"]:
+    os.sched_setaffinity(0, {0})
