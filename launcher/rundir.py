@@ -199,6 +199,10 @@ class RunDir:
         """What a node's look at itself, before the ranks start, has found."""
         return self.attempt(attempt) / f"preflight.node-{node}.json"
 
+    def preflight_over(self, attempt: int) -> Path:
+        """A file whose presence says that a node has ended its look; the job script waits for the others only so long."""
+        return self.attempt(attempt) / "preflight.over"
+
     def launch_plan(self, attempt: int) -> Path:
         """What the front half decided and every rank asserts."""
         return self.attempt(attempt) / "launch.json"

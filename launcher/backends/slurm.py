@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ ALIVE = (
     *_WAITING, "RUNNING", "CONFIGURING", "COMPLETING", "SUSPENDED", "RESIZING", "SIGNALING", "STAGE_OUT",
 )  # fmt: skip
 """What squeue calls a job that may still do something."""
+# Until Slurm 20.11 the step has no "StepId=" before it.
+_UNSTARTED = re.compile(r"^srun: error: Task launch for \S+ failed on node (\S+): (.*)$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -176,6 +179,11 @@ def spare_nodes(partition: str | None, *, exclude: Sequence[str]) -> int:
     of_partition = [row for row in rows if len(row) == 3 and (partition or row[2].endswith("*"))]
     usable = {row[0] for row in of_partition if not row[1].startswith(("down", "drain", "drng", "fail", "maint"))}
     return len(usable - set(exclude))
+
+
+def unstarted_nodes(log: str) -> dict[str, str]:
+    """Return node -> why, of the nodes on which srun says that it could not start anything."""
+    return dict(_UNSTARTED.findall(log))
 
 
 def _slurm(*command: str) -> str:

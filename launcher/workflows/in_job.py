@@ -17,7 +17,7 @@ from launcher import registry
 from launcher.atomic import write_json
 from launcher.backends.endings import close_events, close_verdicts, first_failure
 from launcher.backends.machine import read_plan, run_machine
-from launcher.backends.slurm import exclude_nodes, jobs_of, spare_nodes, waiting_jobs
+from launcher.backends.slurm import exclude_nodes, jobs_of, spare_nodes, unstarted_nodes, waiting_jobs
 from launcher.errors import InstallationError, LauncherError, PreflightFailed, RunStateError
 from launcher.launching.addresses import free_port, interface_to, own_address
 from launcher.launching.aftermath import Decision, Outcome, decide
@@ -83,7 +83,8 @@ def begin(run: RunDir, environment: Mapping[str, str]) -> int | None:
         run.add_event("failed", reason=str(error), attempt=run.last_attempt)
         finish(run, Decision(False, str(error)))
         raise
-    where = {**asdict(job), "head": head, "port": port, "resumed_from": resumed_from(run)}
+    said = run.job_log.stat().st_size if run.job_log.is_file() else 0
+    where = {**asdict(job), "head": head, "port": port, "resumed_from": resumed_from(run), "log_from": said}
     write_json(run.place(attempt), where)
     run.add_event("job_started", attempt=attempt, job=job.id, restarts=job.restarts, nodes=list(job.nodes))
     return attempt
@@ -229,6 +230,8 @@ def _closed(run: RunDir, attempt: int, *, code: int, was_taken: bool) -> Outcome
     """Give every rank of an attempt its verdict and the attempt its outcome, in the run's events."""
     was_stopped = run.stop_request(attempt).exists()
     unfit = unfit_node(run, attempt)
+    if unfit is None and not (was_taken or was_stopped):
+        unfit = _unstarted(run, attempt)
     if unfit is None:
         # An agent that was killed has left the verdicts of its ranks open.
         world = read_plan(run, attempt).world_size
@@ -243,6 +246,22 @@ def _closed(run: RunDir, attempt: int, *, code: int, was_taken: bool) -> Outcome
         close_events(run, attempt, first_failure(run, attempt), was_stopped=was_stopped or was_taken)
     run.add_event("attempt_ended", **asdict(outcome))
     return outcome
+
+
+def _unstarted(run: RunDir, attempt: int) -> tuple[str | None, str] | None:
+    """Return (node, fault) where Slurm could not start an attempt's part on a node; srun then ends those that look, or wait, for it."""
+    if run.verdicts(attempt) or not run.job_log.is_file():
+        return None
+    with run.job_log.open("rb") as log:
+        log.seek(json.loads(run.place(attempt).read_text()).get("log_from", 0))
+        nodes = unstarted_nodes(log.read().decode(errors="replace"))
+    if not nodes:
+        return None
+    names = ", ".join(nodes)
+    # Where it is several, what they have in common may be at fault, such as the first node's own link.
+    return names if len(
+        nodes
+    ) == 1 else None, f"Slurm could not start launcher on {names}: {next(iter(nodes.values()))}"
 
 
 def finish(run: RunDir, decision: Decision) -> None:

@@ -38,6 +38,7 @@ _SEE_SECONDS = 20.0
 """How long a node may take to show itself, and what it wrote to be seen elsewhere."""
 _MEET_SECONDS = 20.0
 _SUM_SECONDS = 10.0
+_ALL, _NOT_ALL = b"+", b"-"
 _SUMMED = 2**18
 _VERSIONS = ("finetune-launcher", "torch", "transformers", "accelerate", "deepspeed", "datasets", "peft")
 _LEAST_INODES = 10_000
@@ -67,6 +68,7 @@ def look_at_node(run: RunDir, attempt: int, node: Node, *, nodes: tuple[str, ...
         if not done.wait(LIMIT_SECONDS):
             found.blame(found.name, f"it has not ended its look at itself within {LIMIT_SECONDS:.0f} s")
             _write(run, attempt, node, found, began)
+            run.preflight_over(attempt).touch()
             print(f"preflight: {_words(found)[-1]}", file=sys.stderr, flush=True)
             # A collective, or a file system, that hangs cannot be left in another way.
             os._exit(11)
@@ -79,6 +81,7 @@ def look_at_node(run: RunDir, attempt: int, node: Node, *, nodes: tuple[str, ...
         _look_together(found, run, attempt, node, nodes, recipe, plan)
     done.set()
     _write(run, attempt, node, found, began)
+    run.preflight_over(attempt).touch()
     return _words(found)
 
 
@@ -98,9 +101,10 @@ def unfit_node(run: RunDir, attempt: int) -> tuple[str | None, str] | None:
     faults = [(node, fault) for look in looks for node, fault in look["faults"]]
     if not faults:
         return None
-    # A node that is at fault by itself is the reason why others miss it.
+    # A node that is at fault by itself, or with another one, is the reason why others miss it.
     own = [(node, fault) for look in looks for node, fault in look["faults"] if node == look["node"]]
-    node, fault = (own or faults)[0]
+    shared = [(node, fault) for node, fault in faults if node is None]
+    node, fault = (own or shared or faults)[0]
     return node, f"preflight: node {node}: {fault}" if node else f"preflight: {fault}"
 
 
@@ -238,7 +242,9 @@ def _look_together(
     looks = _see_others(found, run, attempt, node, nodes)
     if found.faults or any(look["faults"] for look in looks.values()):
         return
-    _compare(found, looks, node, nodes)
+    _compare(found, looks, nodes)
+    if found.faults:
+        return
     shared = cache_folder(recipe.data.cache_dir) / "preflight" / f"{run.id}-{attempt}"
     _share_cache(found, shared, node, nodes)
     if found.faults or not _meet(found, node, nodes, looks):
@@ -270,14 +276,17 @@ def _see_others(
     return looks
 
 
-def _compare(found: _Findings, looks: dict[int, dict[str, Any]], node: Node, nodes: tuple[str, ...]) -> None:
+def _compare(found: _Findings, looks: dict[int, dict[str, Any]], nodes: tuple[str, ...]) -> None:
+    """Compare every node with the first one: as each comes to the same end, none waits for one that has found itself unfit."""
     first = looks[0]["facts"]
-    own = looks[node.number]["facts"]
-    for name, version in first["versions"].items():
-        if own["versions"].get(name) != version:
-            found.blame(found.name, f"it has {name} {own['versions'].get(name)}, and {nodes[0]} has {version}")
-    if own["code"] != first["code"]:
-        found.blame(found.name, f"its launcher is not the same code as that of {nodes[0]}")
+    for number, look in sorted(looks.items()):
+        facts = look["facts"]
+        for name, version in first["versions"].items():
+            if facts["versions"].get(name) != version:
+                fault = f"it has {name} {facts['versions'].get(name)}, and {nodes[0]} has {version}"
+                found.blame(nodes[number], fault)
+        if facts["code"] != first["code"]:
+            found.blame(nodes[number], f"its launcher is not the same code as that of {nodes[0]}")
 
 
 def _share_cache(found: _Findings, folder: Path, node: Node, nodes: tuple[str, ...]) -> None:
@@ -316,10 +325,13 @@ def _meet(found: _Findings, node: Node, nodes: tuple[str, ...], looks: dict[int,
     while time.monotonic() < ends:
         try:
             with socket.create_connection((node.head, node.port), timeout=2.0) as link:
+                found.facts |= {"address": source_address(node.head), "interface": interface_to(node.head)}
                 link.sendall(node.number.to_bytes(4, "big"))
-                if link.recv(1) == b"+":
-                    found.facts |= {"address": source_address(node.head), "interface": interface_to(node.head)}
-                    return True
+                # The first node answers once it has heard of all others, or no longer waits for them, and then names those.
+                link.settimeout(_MEET_SECONDS + 5.0)
+                answer = link.recv(1)
+                if answer:
+                    return answer == _ALL
         except OSError as error:
             said = error
         time.sleep(0.2)
@@ -331,22 +343,28 @@ def _meet(found: _Findings, node: Node, nodes: tuple[str, ...], looks: dict[int,
 
 
 def _be_reached(found: _Findings, node: Node, nodes: tuple[str, ...]) -> bool:
-    missing = set(range(1, len(nodes)))
     ends = time.monotonic() + _MEET_SECONDS + 1.0
     try:
         listener = socket.create_server((node.head, node.port), backlog=len(nodes))
     except OSError as error:
         found.blame(nodes[0], f"nothing can listen at {node.head}, port {node.port} ({error})")
         return False
-    with listener:
-        listener.settimeout(0.5)
-        while missing and time.monotonic() < ends:
-            with contextlib.suppress(OSError):
-                link, _ = listener.accept()
-                with link:
+    others = set(range(1, len(nodes)))
+    with contextlib.ExitStack() as links:
+        reached: dict[int, socket.socket] = {}
+        with listener:
+            listener.settimeout(0.5)
+            while others - reached.keys() and time.monotonic() < ends:
+                with contextlib.suppress(OSError):
+                    link, _ = listener.accept()
+                    links.enter_context(link)
                     link.settimeout(2.0)
-                    missing.discard(int.from_bytes(link.recv(4), "big"))
-                    link.sendall(b"+")
+                    reached[int.from_bytes(link.recv(4), "big")] = link
+        # Not answered before nobody listens any more: whoever has an answer comes back to this port with torch's own words.
+        missing = others - reached.keys()
+        for link in reached.values():
+            with contextlib.suppress(OSError):
+                link.sendall(_NOT_ALL if missing else _ALL)
     for number in sorted(missing):
         found.blame(nodes[number], f"it has not reached {nodes[0]} at {node.head}, port {node.port}")
     return not missing

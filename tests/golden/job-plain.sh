@@ -40,12 +40,27 @@ on_every_node() {
     srun --nodes=4 --ntasks=4 --ntasks-per-node=1 --cpus-per-task=8 --kill-on-bad-exit="$1" --wait=0 \
         /home/a/.venv/bin/python -m launcher.job "$2" --run "$RUN" --attempt "$ATTEMPT" &
     STEP=$!
+    if [ "$2" = preflight ]; then end_lost & fi
     # `wait` ends whenever a signal comes; what runs on the nodes goes on.
     CODE=129
     while kill -0 "$STEP" 2>/dev/null; do
         wait "$STEP"
         CODE=$?
     done
+}
+
+# The nodes look together and end together. One that is lost meanwhile cannot tell srun its end, and Slurm may not miss it for minutes.
+end_lost() {
+    until [ -e "$RUN/attempts/$ATTEMPT/preflight.over" ]; do
+        kill -0 "$STEP" 2>/dev/null || return
+        sleep 1
+    done
+    for _ in {1..20}; do
+        kill -0 "$STEP" 2>/dev/null || return
+        sleep 1
+    done
+    echo "preflight: it is over on one node, and Slurm waits for another; ended without it"
+    kill -KILL "$STEP"
 }
 
 # One more attempt of the run: its folder, the first node's address, a port. It goes on from the newest valid checkpoint. No number:

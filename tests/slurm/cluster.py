@@ -1,8 +1,9 @@
 """A Slurm cluster of several nodes on this one machine, in a folder of its own, on ports of its own; nothing of it stays.
 
-    python tests/slurm/cluster.py            starts one, prints what to export, and ends it with Ctrl-C
+    python -m tests.slurm.cluster            starts one, prints what to export, and ends it with Ctrl-C
 
-It needs Debian's slurm-wlm and munge (22.05). Nodes are slurmd processes on the loopback address; jobs run as the user who started it.
+It needs Debian's slurm-wlm and munge (22.05). Nodes are slurmd processes on the loopback address, or, if root asks for it, in networks
+of their own (networks.py); jobs run as the user who started it.
 """
 
 from __future__ import annotations
@@ -17,16 +18,19 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
 
+from tests.slurm.networks import Networks, start_networks
+
 NEEDED = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue", "sinfo", "scancel")
 _START_SECONDS = 60.0
 # munge's sockets have paths of at most 108 bytes, which pytest's folders exceed.
 _SHORT = Path("/tmp")
+_LOOPBACK = "127.0.0.1"
 
 
 def missing_programs() -> list[str]:
@@ -41,6 +45,8 @@ class Cluster:
 
     folder: Path
     nodes: tuple[str, ...]
+    networks: Networks | None = None
+    """Where the nodes have addresses of their own; None: they are all on the loopback address."""
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     @property
@@ -54,6 +60,28 @@ class Cluster:
         env = {**os.environ, **self.environment, **environment}
         return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=env)
 
+    def inside(self, node: str, *command: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+        """Run a command on a node and return it, whatever its exit code."""
+        return self.run(*self._inside(node, *command), timeout=timeout)
+
+    def start_inside(self, node: str, *command: str) -> subprocess.Popen[str]:
+        """Start a command on a node, whose output can be read while it runs; the caller ends it."""
+        env = {**os.environ, **self.environment}
+        return subprocess.Popen(self._inside(node, *command), stdout=subprocess.PIPE, text=True, env=env)
+
+    def _inside(self, node: str, *command: str) -> list[str]:
+        return self.networks.inside(node, *command) if self.networks is not None else list(command)
+
+    def cut(self, node: str) -> None:
+        """Pull a node's cable."""
+        assert self.networks is not None, "the cluster was started without networks"
+        self.networks.cut(node)
+
+    def join(self, node: str) -> None:
+        """Put a node's cable back."""
+        assert self.networks is not None, "the cluster was started without networks"
+        self.networks.join(node)
+
     def log(self, name: str) -> str:
         """Return the log of a daemon: ctld, or a node's name."""
         path = self.folder / "log" / f"{name}.log"
@@ -61,15 +89,16 @@ class Cluster:
 
     def write_configuration(self, partitions: Sequence[str], options: Mapping[str, str]) -> None:
         """Write slurm.conf."""
-        (self.folder / "slurm.conf").write_text(_configuration(self.folder, self.nodes, partitions, options))
+        (self.folder / "slurm.conf").write_text(_configuration(self, partitions, options))
 
-    def start(self, program: str, *arguments: str) -> None:
-        """Start a daemon in the foreground, so that it is a child that can be ended."""
+    def start(self, program: str, *arguments: str, node: str | None = None) -> None:
+        """Start a daemon in the foreground, so that it is a child that can be ended; on a node, if one is named."""
         env = {**os.environ, **self.environment}
         where = shutil.which(program, path=env["PATH"])
         assert where is not None, f"{program} is not installed"
         with (self.folder / "log" / "started.log").open("ab") as log:
-            found = subprocess.Popen([where, *arguments], stdout=log, stderr=log, env=env, start_new_session=True)
+            command = [where, *arguments] if node is None else self._inside(node, where, *arguments)
+            found = subprocess.Popen(command, stdout=log, stderr=log, env=env, start_new_session=True)
         self.processes.append(found)
 
     def wait_until_idle(self) -> None:
@@ -121,7 +150,12 @@ class Cluster:
 
 @contextmanager
 def start_cluster(
-    *, nodes: int = 2, cpus: int = 2, partitions: Sequence[str] = (), options: Mapping[str, str] | None = None
+    *,
+    nodes: int = 2,
+    cpus: int = 2,
+    partitions: Sequence[str] = (),
+    options: Mapping[str, str] | None = None,
+    networks: bool = False,
 ) -> Iterator[Cluster]:
     """Start a cluster and end it; a process that its jobs have left behind is an error.
 
@@ -129,25 +163,34 @@ def start_cluster(
         cpus: of each node.
         partitions: lines of slurm.conf after ``PartitionName=``; none: one named main.
         options: keys of slurm.conf.
+        networks: whether each node has a network, an address and a host name of its own.
     """
-    folder = Path(tempfile.mkdtemp(prefix="launcher-slurm-", dir=_SHORT))
-    cluster = Cluster(folder, tuple(f"n{number + 1}" for number in range(nodes)))
-    left: list[str] = []
-    try:
-        for name in ("state", "spool", "log", "munge"):
-            (folder / name).mkdir()
-        (folder / "munge").chmod(0o711)
-        cluster.write_configuration(partitions, {"_cpus": str(cpus), **(options or {})})
-        _start_munge(cluster)
-        cluster.start("slurmctld", "-D", "-f", str(folder / "slurm.conf"))
-        for node in cluster.nodes:
-            cluster.start("slurmd", "-D", "-f", str(folder / "slurm.conf"), "-N", node)
-        cluster.wait_until_idle()
-        yield cluster
-    finally:
-        left = cluster.stop()
-        shutil.rmtree(folder, ignore_errors=True)
-    assert not left, f"jobs have left processes behind: {left}"
+    names = tuple(f"n{number + 1}" for number in range(nodes))
+    with ExitStack() as around:
+        own = around.enter_context(start_networks(names)) if networks else None
+        folder = Path(tempfile.mkdtemp(prefix="launcher-slurm-", dir=_SHORT))
+        around.callback(shutil.rmtree, folder, ignore_errors=True)
+        cluster = Cluster(folder, names, own)
+        left: list[str] = []
+        try:
+            _start_daemons(cluster, partitions, {"_cpus": str(cpus), **(options or {})})
+            yield cluster
+        finally:
+            left = cluster.stop()
+        assert not left, f"jobs have left processes behind: {left}"
+
+
+def _start_daemons(cluster: Cluster, partitions: Sequence[str], options: Mapping[str, str]) -> None:
+    for name in ("state", "spool", "log", "munge"):
+        (cluster.folder / name).mkdir()
+    (cluster.folder / "munge").chmod(0o711)
+    cluster.write_configuration(partitions, options)
+    _start_munge(cluster)
+    configuration = str(cluster.folder / "slurm.conf")
+    cluster.start("slurmctld", "-D", "-f", configuration)
+    for node in cluster.nodes:
+        cluster.start("slurmd", "-D", "-f", configuration, "-N", node, node=node)
+    cluster.wait_until_idle()
 
 
 def _start_munge(cluster: Cluster) -> None:
@@ -165,11 +208,13 @@ def _start_munge(cluster: Cluster) -> None:
         time.sleep(0.05)
 
 
-def _configuration(folder: Path, nodes: Sequence[str], partitions: Sequence[str], options: Mapping[str, str]) -> str:
+def _configuration(cluster: Cluster, partitions: Sequence[str], options: Mapping[str, str]) -> str:
+    folder, nodes, networks = cluster.folder, cluster.nodes, cluster.networks
     host = platform.node().partition(".")[0]
+    address = networks.host if networks is not None else _LOOPBACK
     ports = _free_ports(len(nodes) + 1)
     own = {
-        "ClusterName": "launchertest", "SlurmctldHost": f"{host}(127.0.0.1)", "SlurmctldPort": str(ports[0]),
+        "ClusterName": "launchertest", "SlurmctldHost": f"{host}({address})", "SlurmctldPort": str(ports[0]),
         "AuthType": "auth/munge", "AuthInfo": f"socket={folder}/munge/sock", "CredType": "cred/munge",
         "SlurmUser": _user(), "SlurmdUser": _user(), "StateSaveLocation": f"{folder}/state",
         "SlurmdSpoolDir": f"{folder}/spool/%n", "SlurmctldPidFile": f"{folder}/ctld.pid",
@@ -184,7 +229,8 @@ def _configuration(folder: Path, nodes: Sequence[str], partitions: Sequence[str]
     cpus = options.get("_cpus", "2")
     lines = [f"{name}={value}" for name, value in {**own, **options}.items() if not name.startswith("_")]
     for node, port in zip(nodes, ports[1:], strict=True):
-        lines.append(f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs={cpus} State=UNKNOWN")
+        name, place = (node, networks.address(node)) if networks is not None else (host, _LOOPBACK)
+        lines.append(f"NodeName={node} NodeHostname={name} NodeAddr={place} Port={port} CPUs={cpus} State=UNKNOWN")
     whole = [f"main Nodes={','.join(nodes)} Default=YES MaxTime=INFINITE State=UP"]
     lines += [f"PartitionName={line}" for line in partitions or whole]
     return "\n".join(lines) + "\n"
@@ -199,7 +245,7 @@ def _free_ports(count: int) -> list[int]:
     sockets = [socket.socket() for _ in range(count)]
     try:
         for one in sockets:
-            one.bind(("127.0.0.1", 0))
+            one.bind((_LOOPBACK, 0))
         return [int(one.getsockname()[1]) for one in sockets]
     finally:
         for one in sockets:
