@@ -258,10 +258,9 @@ def _unstarted(run: RunDir, attempt: int) -> tuple[str | None, str] | None:
     if not nodes:
         return None
     names = ", ".join(nodes)
+    fault = f"Slurm could not start launcher on {names}: {next(iter(nodes.values()))}"
     # Where it is several, what they have in common may be at fault, such as the first node's own link.
-    return names if len(
-        nodes
-    ) == 1 else None, f"Slurm could not start launcher on {names}: {next(iter(nodes.values()))}"
+    return (names if len(nodes) == 1 else None), fault
 
 
 def finish(run: RunDir, decision: Decision) -> None:

