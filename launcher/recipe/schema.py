@@ -331,8 +331,8 @@ class SlurmSection(Section):
 
     profile: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$")
     """Cluster profile to use, by its file's name without ``.yaml``; null: the one called ``default``."""
-    time: str = "02:00:00"
-    """Time limit of one job as Slurm writes it: minutes, HH:MM:SS, DAYS-HH or DAYS-HH:MM:SS. A run may take several jobs."""
+    time: str | int = "02:00:00"
+    """Time limit of one job as Slurm writes it: MINUTES, HH:MM:SS, DAYS-HH or DAYS-HH:MM:SS. A run may take several jobs."""
     preflight: bool = True
     """Whether each attempt first looks at its nodes: processors, versions, network, shared folders, disk (a minute at most)."""
     max_preemptions: int = Field(default=100, ge=0)

@@ -8,9 +8,9 @@ _FORM = re.compile(r"(?:(?P<days>\d+)-(?P<hours>\d+)(?::(?P<m>\d+)(?::(?P<s>\d+)
 FORMS = "MINUTES, MINUTES:SECONDS, HOURS:MINUTES:SECONDS, DAYS-HOURS or DAYS-HOURS:MINUTES:SECONDS"
 
 
-def limit_seconds(text: str) -> int | None:
-    """Return the seconds of a time limit; None where ``text`` is none. One of 0 means no limit to Slurm, and is refused."""
-    match = _FORM.fullmatch(text)
+def limit_seconds(limit: str | int) -> int | None:
+    """Return the seconds of a time limit; None where ``limit`` is none. One of 0 means no limit to Slurm, and is refused."""
+    match = _FORM.fullmatch(str(limit))
     if match is None:
         return None
     if match["clock"] is None:

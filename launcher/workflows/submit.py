@@ -11,7 +11,7 @@ from pathlib import Path
 from launcher.atomic import write_json, write_text
 from launcher.backends.slurm import jobs_of, queued_jobs, submit_script
 from launcher.engine.checkpoint_files import read_manifest
-from launcher.errors import Problem, RecipeError, RunStateError
+from launcher.errors import InstallationError, Problem, RecipeError, RunStateError
 from launcher.launching.continuing import way_to_continue
 from launcher.launching.job_script import JobPlan, cpus_per_node, job_script, prepare_script
 from launcher.launching.launch_plan import plan_launch, refuse_tensor_parallel
@@ -43,8 +43,16 @@ class Submission:
         return self.script.read_text()
 
     def submit(self, *, at_a_time: int | None = None) -> tuple[str, ...]:
-        """Hand it to Slurm and return the jobs' numbers. Raises InstallationError."""
-        return submit_script(self.script, self.runs, at_a_time=at_a_time)
+        """Hand it to Slurm and return the jobs' numbers.
+
+        Raises:
+            InstallationError: Slurm is not there, or has refused; the runs' directories stay, and can be submitted later.
+        """
+        try:
+            return submit_script(self.script, self.runs, at_a_time=at_a_time)
+        except InstallationError as error:
+            later = "; ".join(f"launcher resume {run.path}" for run in self.runs)
+            raise InstallationError(f"{error}\nnothing was submitted; once that is mended: {later}") from None
 
 
 def prepare_submission(recipes: Sequence[LoadedRecipe], *, runs: Path) -> Submission:
@@ -158,13 +166,18 @@ def _write_job(
     """Write what each run's jobs need into its directory, and return the script that is submitted."""
     profile = found.profile
     facts = {
-        "base_folder": str(base_folder), "time": recipe.slurm.time, "launch": asdict(launch),
+        "base_folder": str(base_folder), "time": str(recipe.slurm.time), "launch": asdict(launch),
         "profile": {"name": found.name, "path": str(found.path), "values": profile.model_dump(mode="json")},
         "chain": 1 if profile.requeue else recipe.slurm.chain, "prepare": profile.prepare_partition is not None,
         "checkpoint_bytes": checkpoint_bytes(recipe, launch), "cpus_per_node": cpus_per_node(launch, profile),
     }  # fmt: skip
     plan = JobPlan(
-        tuple(run.path for run in runs), base_folder, sys.executable, launch, recipe.slurm.time, recipe.slurm.preflight
+        tuple(run.path for run in runs),
+        base_folder,
+        sys.executable,
+        launch,
+        str(recipe.slurm.time),
+        recipe.slurm.preflight,
     )
     for run in runs:
         write_json(run.job, {**facts, "runs": [str(one.path) for one in runs]})
