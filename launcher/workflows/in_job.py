@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher import registry
-from launcher.atomic import write_json
+from launcher.atomic import write_json, write_text
 from launcher.backends.endings import close_events, close_verdicts, first_failure
 from launcher.backends.machine import read_plan, run_machine
 from launcher.backends.slurm import exclude_nodes, jobs_of, spare_nodes, unstarted_nodes, waiting_jobs
@@ -25,12 +25,12 @@ from launcher.launching.locks import hold_run
 from launcher.launching.render import Node
 from launcher.planning.hardware import hardware_for
 from launcher.recipe.cluster_profile import ClusterProfile
-from launcher.recipe.load import load_recipe, parse_recipe
+from launcher.recipe.load import load_recipe, parse_recipe, resolved_text
 from launcher.recipe.schema import Recipe
 from launcher.rundir import RunDir
 from launcher.workflows.outcomes import history_of, outcome_of, resumed_from
 from launcher.workflows.preflight import look_at_node, unfit_node
-from launcher.workflows.start import begin_attempt, resume_run
+from launcher.workflows.start import begin_attempt, drop_unbegun_attempt, resume_run
 
 # How long a holder on a node that is gone seems alive to others; see launching/locks.py.
 _LOCK_SECONDS = 75.0
@@ -72,6 +72,9 @@ def begin(run: RunDir, environment: Mapping[str, str]) -> int | None:
         return None
     job = Job.here(environment)
     _close_lost(run)
+    if run.cancelled.exists() and not run.done.exists():
+        run.add_event("interrupted", reason="cancelled before it began", attempt=run.last_attempt)
+        finish(run, Decision(False, "the run was cancelled"))
     if run.done.exists():
         return None
     try:
@@ -97,6 +100,8 @@ def _next_attempt(run: RunDir) -> int:
     hardware = hardware_for(recipe)
     with _held(run):
         if not run.last_attempt:
+            write_text(run.resolved, resolved_text(recipe))
+            run.resume_request.unlink(missing_ok=True)
             base = Path(json.loads(run.job.read_text())["base_folder"])
             return begin_attempt(run, recipe, hardware=hardware, base_folder=base, several_machines=True)
         _, attempt = resume_run(
@@ -125,6 +130,7 @@ def _held(run: RunDir) -> Any:
 
 def _close_lost(run: RunDir) -> None:
     """Write down the end of an attempt whose job was taken away before it could do that, and whether the run goes on."""
+    drop_unbegun_attempt(run)
     attempt = run.last_attempt
     if not attempt or any(outcome.attempt == attempt for outcome in history_of(run, whole=True)):
         return
@@ -267,7 +273,7 @@ def finish(run: RunDir, decision: Decision) -> None:
     """Say that nothing follows, and take the jobs that wait for their turn out of the queue."""
     write_json(run.done, {"reason": decision.reason, "time": time.time()})
     waiting = waiting_jobs(jobs_of(run))
-    if waiting and "_" not in "".join(waiting):
+    if waiting:
         subprocess.run(["scancel", *waiting], capture_output=True)
 
 

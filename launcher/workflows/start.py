@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -132,6 +133,7 @@ def resume_run(
         raise RunStateError(f"{path} has finished; to train it again, start a new run with `launcher run`")
     if run.live_ranks(run.last_attempt):
         raise RunStateError(f"{path} is still running; stop it first, or wait for it")
+    drop_unbegun_attempt(run)
     changes = changes_since_first(run, recipe)
     refuse_another_run(run, changes, allow=allow_changes)
     deepspeed = earlier_deepspeed(run, recipe)
@@ -147,6 +149,13 @@ def resume_run(
     flags = {"allow_changes": allow_changes, "from_start": from_start}
     write_json(run.resume_note(attempt), {"changes": [asdict(change) for change in changes], **flags})
     return run, attempt
+
+
+def drop_unbegun_attempt(run: RunDir) -> None:
+    """Remove the folder of an attempt that was never written to its end: who made it was killed before it could start anything."""
+    attempt = run.last_attempt
+    if attempt and not run.launch_plan(attempt).is_file():
+        shutil.rmtree(run.attempt(attempt))
 
 
 def _keep_recipe(run: RunDir, previous: int, recipe: Recipe) -> None:

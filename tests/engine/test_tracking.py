@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 import tiny
+import wandb_file
 
-from launcher.engine.tracking import NoTracker, choose_mode, has_key, safe_id, start_tracker, wandb_row
+from launcher.engine.tracking import NoTracker, WandbTracker, choose_mode, has_key, safe_id, start_tracker, wandb_row
 from launcher.recipe.schema import WandbSection
 from launcher.rundir import RunDir
 
@@ -164,3 +165,18 @@ def test_a_table_reaches_the_offline_run(monkeypatch, tmp_path):
     assert any("table-file" in json.dumps(value) for value in told.values())
     (table,) = file.parent.glob("files/media/table/importance_*.json")
     assert json.loads(table.read_text()) == {"columns": ["module", "rank"], "data": [["0.query", 3], ["1.query", None]]}
+
+
+def test_alerts_are_sent_where_the_server_is_reached_and_nowhere_else(tmp_path):
+    run = RunDir.create(tmp_path / "runs", "a", recipe_text="", resolved_text="")
+    offline = WandbTracker(WandbSection(), run, mode="offline", config={}, alerts=True)
+    offline.alert("was stopped", "at step 3")
+    assert not (run.path / "wandb").exists()
+    # What an online run would send, read from the file of an offline one.
+    offline._alerts = True
+    offline.alert("was stopped", "at step 3")
+    offline.finish(summary={}, report=None, predictions=None)
+    offline.alert("has failed", "after its end, when nothing can be sent")
+    (file,) = run.path.glob("wandb/offline-run-*/*.wandb")
+    alerts = [record.alert for record in wandb_file.records(file) if record.WhichOneof("record_type") == "alert"]
+    assert [(alert.title, alert.text) for alert in alerts] == [(f"{run.id}: was stopped", "at step 3")]

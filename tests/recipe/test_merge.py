@@ -74,8 +74,8 @@ def test_overrides_are_yaml_with_their_own_place(write: Write) -> None:
 
 
 def test_the_last_override_wins_and_an_equals_sign_may_be_in_the_value(write: Write) -> None:
-    loaded = load_recipe(write(), ["slurm.profile=a", "slurm.profile=b=c"])
-    assert loaded.recipe.slurm.profile == "b=c"
+    loaded = load_recipe(write(), ["model.revision=a", "model.revision=b=c"])
+    assert loaded.recipe.model.revision == "b=c"
 
 
 def test_an_override_of_a_mapping_merges(write: Write) -> None:
@@ -146,7 +146,7 @@ def test_interpolation_sees_bases_and_overrides(write: Write) -> None:
 
 
 def test_an_escaped_interpolation_is_text(write: Write) -> None:
-    assert load_recipe(write("slurm: {profile: '\\${HOME}'}\n")).recipe.slurm.profile == "${HOME}"
+    assert load_recipe(write("tracking: {wandb: {group: '\\${HOME}'}}\n")).recipe.tracking.wandb.group == "${HOME}"
 
 
 @pytest.mark.parametrize(

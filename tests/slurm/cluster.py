@@ -24,6 +24,7 @@ from pathlib import Path
 
 import psutil
 
+from launcher.launching.processes import die_with_parent
 from tests.slurm.networks import Networks, start_networks
 
 NEEDED = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue", "sinfo", "scancel")
@@ -98,7 +99,10 @@ class Cluster:
         assert where is not None, f"{program} is not installed"
         with (self.folder / "log" / "started.log").open("ab") as log:
             command = [where, *arguments] if node is None else self._inside(node, where, *arguments)
-            found = subprocess.Popen(command, stdout=log, stderr=log, env=env, start_new_session=True)
+            # Daemons end also with a test session that is killed outright.
+            found = subprocess.Popen(
+                command, stdout=log, stderr=log, env=env, start_new_session=True, preexec_fn=die_with_parent
+            )
         self.processes.append(found)
 
     def wait_until_idle(self) -> None:

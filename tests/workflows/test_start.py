@@ -217,3 +217,12 @@ def test_several_machines_are_refused_before_anything_is_written(tmp_path):
     with pytest.raises(InstallationError, match=r"distributed\.nodes is 2.*accelerate launch"):
         created(tmp_path, distributed={"nodes": 2, "processes_per_node": 1})
     assert not (tmp_path / "runs").exists()
+
+
+def test_an_attempt_that_was_never_written_to_its_end_does_not_stand_in_the_way(tmp_path):
+    """Whoever made its folder was killed before the plan of its launch was there."""
+    run = created(tmp_path)
+    run.add_event("interrupted", attempt=1)
+    run.new_attempt()
+    _, following = resume_run(run.path, recipe=load_recipe(run.resolved).recipe, hardware=CPU)
+    assert following == 2 and run.launch_plan(2).is_file()
