@@ -14,6 +14,7 @@ from pathlib import Path
 from accelerate.state import AcceleratorState
 
 from launcher.engine.signals import StopFlag
+from launcher.engine.tracking import NoTracker
 from launcher.plans import LaunchPlan
 from launcher.recipe.load import load_recipe
 from launcher.rundir import RunDir
@@ -33,7 +34,8 @@ def walk(path: Path) -> None:
             run=run, attempt=attempt, rank=rank, recipe=recipe, base_folder=Path(noted["base_folder"]), launch=launch,
             stop=StopFlag(run.stop_request(attempt)), terminal=None, started=time.time(),
             arguments=start_ranks(recipe, launch, run.path, deepspeed=read_deepspeed(run, attempt)),
-        )
+        ),
+        NoTracker(),
     )  # fmt: skip
     if rank == 0:
         run.add_event("finished", attempt=attempt)

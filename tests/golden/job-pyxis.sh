@@ -57,11 +57,11 @@ on_every_node() {
         /home/a/.venv/bin/python -m launcher.job "$2" --run "$RUN" --attempt "$ATTEMPT" &
     STEP=$!
     if [ "$2" = preflight ]; then end_lost & fi
-    # `wait` ends whenever a signal comes; what runs on the nodes goes on.
-    CODE=129
-    while kill -0 "$STEP" 2>/dev/null; do
+    # A signal ends `wait` early, with a code above 128; what runs on the nodes goes on.
+    while :; do
         wait "$STEP"
         CODE=$?
+        [ "$CODE" -gt 128 ] && kill -0 "$STEP" 2>/dev/null || break
     done
 }
 

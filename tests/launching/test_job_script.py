@@ -103,3 +103,68 @@ def test_what_is_quoted_is_not_run(tmp_path, text):
 def test_a_line_break_in_a_variable_is_refused():
     with pytest.raises(ValidationError, match="line break"):
         ClusterProfile(environment={"SITE": "a\n#SBATCH --account=x"})
+
+
+# Stands for the interpreter: its first call begins an attempt, and every call writes down its words.
+PYTHON = """#!/bin/bash
+printf '%s\\0' "$@" END >>{said}
+if [ "$3" = begin ]; then echo 1; fi
+"""
+# Stands for srun: writes down its words.
+SRUN = """#!/bin/bash
+printf '%s\\0' "$@" END >>{said}
+"""
+SPOKEN = (
+    "a b",
+    "it's",
+    '"',
+    "$(touch {x})",
+    "`touch {x}`",
+    "; touch {x} #",
+    "&& touch {x}",
+    "\\",
+    "#SBATCH --account=x",
+    "--wrap=y",
+    "*",
+)
+
+
+@pytest.mark.parametrize("text", SPOKEN)
+@pytest.mark.parametrize("runtime", ["pyxis", "apptainer"])
+def test_every_value_that_a_shell_sees_arrives_as_it_was_written(tmp_path, text, runtime):
+    """The script is run, with srun and the interpreter replaced by what writes down its words."""
+    hostile = text.replace("{x}", str(tmp_path / "touched"))
+    folder = tmp_path / f"project {hostile}".replace("/", "_")
+    run = folder / "runs" / "one-001"
+    (run / "attempts/1").mkdir(parents=True)
+    bin_folder, said = tmp_path / "bin", tmp_path / "said"
+    bin_folder.mkdir()
+    python = bin_folder / f"python {hostile}".replace("/", "_")
+    for path, script in ((python, PYTHON), (bin_folder / "srun", SRUN)):
+        path.write_text(script.format(said=said))
+        path.chmod(0o755)
+    profile = ClusterProfile(
+        environment={"SITE": hostile},
+        container=Container(runtime=runtime, image=hostile, mounts=(f"/mnt/{hostile}",), python=f"/opt/{hostile}"),
+    )
+    script = job_script(replace(PLAN, runs=(run,), base_folder=folder, python=str(python)), profile)
+    environment = {"PATH": f"{bin_folder}:/usr/bin:/bin", "SLURM_JOB_ID": "7"}
+    done = subprocess.run(["bash", "-c", script], timeout=20, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr + (run / "slurm/job.log").read_text()
+    assert not (tmp_path / "touched").exists()
+    calls = [call.split("\0")[:-1] for call in said.read_text().split("END\0")[:-1]]
+    assert [call[2] for call in calls if call[:2] == ["-m", "launcher.job"]] == ["begin", "end"]
+    assert all(call[call.index("--run") + 1] == str(run) for call in calls)
+    preflight, node = (call for call in calls if call[:2] != ["-m", "launcher.job"])
+    for words, what in ((preflight, "preflight"), (node, "node")):
+        place = words.index("launcher.job")
+        assert words[place - 2 : place + 2] == [f"/opt/{hostile}", "-m", "launcher.job", what]
+        image = [f"--container-image={hostile}"] if runtime == "pyxis" else [hostile]
+        assert image[0] in words
+        assert any(f"/mnt/{hostile}" in word for word in words)
+
+
+@pytest.mark.parametrize("mount", ["/a:/b", "/a,/b"])
+def test_what_a_container_runtime_would_split_is_refused(mount):
+    with pytest.raises(ValidationError, match="comma or a colon"):
+        Container(runtime="pyxis", image="x", mounts=(mount,))
