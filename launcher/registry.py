@@ -23,6 +23,7 @@ STRATEGIES = {
 }
 BACKENDS = {
     "local": "launcher.backends.local:LocalBackend",
+    "slurm": "launcher.backends.slurm:SlurmBackend",
 }
 
 # What people type when they mean one of our words.
