@@ -33,6 +33,7 @@ from strategies_cells import (
 
 from launcher.contracts import Predictions
 from launcher.engine.signals import StopFlag
+from launcher.engine.tracking import NoTracker
 from launcher.errors import TrainingDiverged
 from launcher.evaluation.metrics import metrics_for
 from launcher.evaluation.predictions_io import read_predictions
@@ -180,7 +181,7 @@ def start(
 
 
 def _run(session: Session) -> dict[str, Any]:
-    train(session)
+    train(session, NoTracker())
     run = session.run
     plan = json.loads(run.plan.read_text())
     phases = [phase["phase"]["table"]["groups"] for phase in plan["phases"]]
@@ -270,7 +271,7 @@ def measure_memory(shop: Workshop, cell: Cell, *, steps: int, importance_of: Cel
         if cell.arm == "adalora":
             _run_adalora(session, shop.settings, clock)
         else:
-            train(session)
+            train(session, NoTracker())
     before = clock.first("data:")[3]
     peak = [line for line in clock.lines if line[0].startswith("step ")][-1][3]
     return {"data": cell.data, "arm": cell.arm, "peak_mib": round(peak / 1024), "before_mib": round(before / 1024)}

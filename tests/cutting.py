@@ -68,6 +68,7 @@ def walk(path: Path, stop: int) -> None:
     """Run the newest attempt up to a step."""
     from accelerate.state import AcceleratorState
 
+    from launcher.engine.tracking import NoTracker
     from launcher.errors import Interrupted
     from launcher.train import train
     from launcher.workflows.rank import Session, start_ranks
@@ -84,7 +85,8 @@ def walk(path: Path, stop: int) -> None:
                 run=run, attempt=attempt, rank=rank, recipe=recipe, base_folder=Path(noted["base_folder"]), launch=launch,
                 stop=StopAfter(stop, heartbeat), terminal=None, started=time.time(), heartbeat=heartbeat,
                 arguments=start_ranks(recipe, launch, run.path),
-            )
+            ),
+            NoTracker(),
         )  # fmt: skip
     except Interrupted:
         return
