@@ -7,17 +7,15 @@ of them meet at the first node's address and port, where the ranks will meet, an
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import json
 import os
 import platform
 import shutil
 import socket
-import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -25,13 +23,13 @@ from typing import Any
 
 from launcher.atomic import write_json
 from launcher.data.prepare import cache_folder
-from launcher.errors import LauncherError
 from launcher.launching.addresses import interface_to, source_address
 from launcher.launching.render import Node
 from launcher.plans import LaunchPlan
 from launcher.recipe.load import load_recipe
 from launcher.recipe.schema import Recipe
 from launcher.rundir import RunDir
+from launcher.workflows import node_looks
 
 LIMIT_SECONDS = 55.0
 _SEE_SECONDS = 20.0
@@ -42,9 +40,6 @@ _MEET_SECONDS = 20.0
 _SUM_SECONDS = 10.0
 _ALL, _NOT_ALL = b"+", b"-"
 _SUMMED = 2**18
-_VERSIONS = ("finetune-launcher", "torch", "transformers", "accelerate", "deepspeed", "datasets", "peft")
-_LEAST_INODES = 10_000
-_SLURM_FACTS = ("JobRequeue", "KillWait", "PreemptMode", "PreemptParameters", "SLURM_VERSION")
 
 
 @dataclass
@@ -118,22 +113,12 @@ def unfit_node(run: RunDir, attempt: int) -> tuple[str | None, str] | None:
     return node, f"preflight: node {node}: {fault}" if node else f"preflight: {fault}"
 
 
-# --- each node alone -------------------------------------------------------------------------------------------------
-
-
 def _look_alone(found: _Findings, run: RunDir, recipe: Recipe, plan: LaunchPlan) -> None:
     processors = len(os.sched_getaffinity(0))
     found.facts |= {
-        "host": platform.node(), "versions": _versions(), "code": _code_fingerprint(), "processors": processors,
+        "host": platform.node(), "versions": node_looks.versions(), "code": node_looks.code_fingerprint(), "processors": processors,
     }  # fmt: skip
-    looks: tuple[tuple[str, Callable[[], str | None]], ...] = (
-        ("processors", lambda: _processors(plan)),
-        ("disk", lambda: _disk(run)),
-        ("cache", lambda: _cache(recipe)),
-        ("model", lambda: _model(recipe)),
-        ("device", lambda: _device(recipe, plan)),
-    )
-    for name, look in looks:
+    for name, look in node_looks.looks(run, recipe, plan):
         began = time.monotonic()
         try:
             fault = look()
@@ -143,104 +128,7 @@ def _look_alone(found: _Findings, run: RunDir, recipe: Recipe, plan: LaunchPlan)
         if fault:
             found.blame(found.name, fault)
     if "SLURM_NODEID" in os.environ and os.environ["SLURM_NODEID"] == "0":
-        found.facts["slurm"] = _slurm_facts()
-
-
-def _versions() -> dict[str, str | None]:
-    found: dict[str, str | None] = {"python": platform.python_version()}
-    for name in _VERSIONS:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = None
-    return found
-
-
-def _code_fingerprint() -> str:
-    """Return what identifies launcher's own code: two nodes may see two checkouts under one path."""
-    import hashlib
-
-    digest = hashlib.sha256()
-    for path in sorted(Path(__file__).resolve().parents[1].rglob("*.py")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]
-
-
-def _processors(plan: LaunchPlan) -> str | None:
-    asked = int(os.environ.get("SLURM_CPUS_PER_TASK") or plan.processes_per_node)
-    given = len(os.sched_getaffinity(0))
-    if given < asked:
-        return f"{given} processor(s) can be used, and {asked} were asked for (is the step bound to fewer cores?)"
-    return None
-
-
-def _disk(run: RunDir) -> str | None:
-    needed = int(json.loads(run.job.read_text()).get("checkpoint_bytes") or 0)
-    usage, inodes = shutil.disk_usage(run.path), os.statvfs(run.path)
-    if usage.free < 2 * needed:
-        return (
-            f"{usage.free / 2**30:.1f} GiB are free at {run.path}, and two checkpoints take {2 * needed / 2**30:.1f} GiB; free some "
-            "space, or keep fewer (training.save_total_limit)"
-        )
-    if inodes.f_files and inodes.f_favail < _LEAST_INODES:
-        return f"only {inodes.f_favail} files can still be made at {run.path} (inodes); remove some"
-    return None
-
-
-def _cache(recipe: Recipe) -> str | None:
-    folder = cache_folder(recipe.data.cache_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    if not os.access(folder, os.W_OK):
-        return f"the folder of prepared data, {folder}, cannot be written; set data.cache_dir"
-    return None
-
-
-def _model(recipe: Recipe) -> str | None:
-    """Look whether the model is on this node where it has no hub to fetch it from."""
-    from launcher.tasks.models import folder_on_disk, locate
-
-    name = recipe.model.name_or_path
-    if name is None:
-        return None
-    try:
-        located = locate(name)
-    except LauncherError as error:
-        return str(error)
-    is_offline = os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
-    if Path(located).is_dir() or not is_offline or folder_on_disk(name) is not None:
-        return None
-    return f"HF_HUB_OFFLINE is set, and {name} is not in this node's cache (HF_HOME); on a node with internet: hf download {name}"
-
-
-def _device(recipe: Recipe, plan: LaunchPlan) -> str | None:
-    """Take one step through a block as long as the longest row on every device that ranks will use."""
-    import torch
-
-    if plan.device == "cuda":
-        given = torch.cuda.device_count()
-        if given < plan.processes_per_node:
-            return f"{given} GPU(s) can be used, and {plan.processes_per_node} ranks are to run here; see nvidia-smi"
-    places = [f"cuda:{i}" for i in range(plan.processes_per_node)] if plan.device == "cuda" else ["cpu"]
-    size, length = 256, min(recipe.data.max_length or 512, 4096)
-    for place in places:
-        torch.manual_seed(0)
-        block = torch.nn.TransformerEncoderLayer(size, 4, 2 * size, dropout=0.0, batch_first=True).to(place)
-        rows = torch.randn(1, length, size).to(place)
-        loss = block(rows).square().mean()
-        loss.backward()
-        gradients = [p.grad for p in block.parameters()]
-        if not all(g is not None and bool(torch.isfinite(g).all()) for g in gradients) or not bool(loss > 0):
-            return f"{place} has computed a step that is not finite: its hardware or driver is at fault"
-    return None
-
-
-def _slurm_facts() -> dict[str, str]:
-    """Return what bears on requeueing and warnings of Slurm's configuration."""
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
-        shown = subprocess.run(["scontrol", "show", "config"], capture_output=True, text=True, timeout=10).stdout
-        pairs = (line.partition("=") for line in shown.splitlines())
-        return {key.strip(): value.strip() for key, _, value in pairs if key.strip() in _SLURM_FACTS}
-    return {}
+        found.facts["slurm"] = node_looks.slurm_facts()
 
 
 # --- all nodes together ----------------------------------------------------------------------------------------------
