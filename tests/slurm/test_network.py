@@ -63,6 +63,7 @@ def look(run: RunDir, node: int) -> dict[str, Any]:
     return json.loads(run.preflight(1, node).read_text())
 
 
+@pytest.mark.soak
 def test_nodes_meet_at_the_address_of_their_network(cluster, networks, site):
     run = submit(site, "healthy")
     site.until_gone(run)
@@ -112,7 +113,7 @@ def test_a_port_that_a_firewall_closes_is_named_before_training(cluster, network
     assert f"it does not reach n1 at {networks.address('n1')}, port {place(run)['port']}" in reason
 
 
-@pytest.mark.parametrize("when", ["before", "meanwhile"])
+@pytest.mark.parametrize("when", ["before", pytest.param("meanwhile", marks=pytest.mark.soak)])
 def test_a_node_that_the_first_one_does_not_reach_is_named_before_training(networks, site, when):
     """It still reaches slurmctld, so that Slurm misses nothing: not for minutes where the preflight has begun on both."""
     lost = ["blackhole", networks.address("n1")]
