@@ -94,7 +94,7 @@ class Site:
     def let_go(self, run: RunDir) -> None:
         """End the hold of a requeued job; root may do that. Not again and again: each time the scheduler begins anew."""
         last = [row["event"] for row in read_jsonl(run.events) if row["event"] in ("requeued", "job_started")][-1:]
-        if last == ["requeued"] and time.monotonic() - self._let_go > 4 and "PENDING" in self.queued(run):
+        if last == ["requeued"] and time.monotonic() - self._let_go > 20 and "PENDING" in self.queued(run):
             self._let_go = time.monotonic()
             self.cluster.run("scontrol", "update", f"JobId={jobs_of(run)[0]}", "StartTime=now")
 
