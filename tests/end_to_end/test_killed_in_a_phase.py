@@ -117,7 +117,7 @@ def test_in_the_main_phase_after_a_probe(place, whole):
     assert max(row["attempt"] for row in tiny.jsonl(run / "probe/progress.jsonl")) == 1, "no second probe"
 
 
-@pytest.mark.parametrize("step", [60, 120], ids=["second-stage", "third-stage"])
+@pytest.mark.parametrize("step", [60, pytest.param(120, marks=pytest.mark.soak)], ids=["second-stage", "third-stage"])
 def test_in_a_later_stage_of_gradual_unfreezing(place, whole, step):
     name = f"gradual-{step}"
     path = recipe(place, "gradual", name, ONE)

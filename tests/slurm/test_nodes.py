@@ -47,6 +47,7 @@ def test_where_no_other_node_is_free_the_job_ends_with_the_fault(cluster, tmp_pa
     assert now["state"] == "failed" and "n2" in now["reason"]
 
 
+@pytest.mark.soak
 def test_an_agent_that_is_killed_takes_its_ranks_along_and_the_run_goes_on(cluster, tmp_path):
     site = Site.make(cluster, tmp_path / "project")
     run = site.submit("agent", distributed=TWO_NODES, **SLOW)
