@@ -11,7 +11,7 @@ from pathlib import Path
 
 from launcher.atomic import append_json, read_jsonl
 from launcher.contracts import JobStatus
-from launcher.errors import InstallationError
+from launcher.errors import InstallationError, RunStateError
 from launcher.rundir import RunDir
 
 _TIMEOUT_SECONDS = 60.0
@@ -72,10 +72,19 @@ class SlurmBackend:
             yield from file
 
     def cancel(self, run: Path) -> None:
-        """Ask the run to save and stop, and its jobs not to come back; those that wait are taken out of the queue."""
+        """Ask the run to save and stop, and its jobs not to come back; those that wait are taken out of the queue.
+
+        Raises:
+            RunStateError: none of its jobs is in the queue.
+            InstallationError: Slurm does not answer.
+        """
         directory = RunDir.open(run)
-        directory.cancelled.touch()
         queued = [job for job in queued_jobs(jobs_of(directory)).values() if job.is_alive]
+        if not queued:
+            raise RunStateError(
+                f"{run} is {directory.status().state}, and none of its jobs is in the queue: nothing to cancel"
+            )
+        directory.cancelled.touch()
         waiting = [job.id for job in queued if job.is_waiting]
         if waiting:
             _slurm("scancel", *waiting)
@@ -136,22 +145,24 @@ def jobs_of(run: RunDir) -> tuple[str, ...]:
 
 
 def queued_jobs(numbers: Iterable[str]) -> dict[str, QueuedJob]:
-    """Return number -> job for those that Slurm still knows; one call for all of them.
+    """Return number -> job for those of ``numbers`` that Slurm still knows; one call for all of them.
 
     Raises:
         InstallationError: Slurm does not answer.
     """
-    wanted = ",".join(dict.fromkeys(number.partition("_")[0] for number in numbers))
+    wanted = frozenset(numbers)
     if not wanted:
         return {}
-    command = ["squeue", "--noheader", "--array", "--states=all", f"--jobs={wanted}", f"--format={'|'.join(_FIELDS)}"]
+    # Of an array squeue knows only the whole by its number.
+    asked = ",".join(sorted({number.partition("_")[0] for number in wanted}, key=int))
+    command = ["squeue", "--noheader", "--array", "--states=all", f"--jobs={asked}", f"--format={'|'.join(_FIELDS)}"]
     done = _run(command)
     # Slurm calls it an error when it has forgotten the only job that was asked for.
     if done.returncode != 0 and "Invalid job id" not in done.stderr:
         raise InstallationError(f"squeue failed: {done.stderr.strip()}")
     rows = (line.split("|") for line in done.stdout.splitlines())
     found = (QueuedJob(*row) for row in rows if len(row) == len(_FIELDS))
-    return {job.id: job for job in found}
+    return {job.id: job for job in found if job.id in wanted}
 
 
 def waiting_jobs(numbers: Sequence[str]) -> list[str]:

@@ -85,11 +85,11 @@ def _seeds(text: str) -> list[int]:
 
 def cancel(run: RunPath) -> None:
     """Ask a submitted run to save and stop; `launcher resume` goes on with it."""
-    from launcher.backends.slurm import SlurmBackend, jobs_of
+    from launcher.backends.slurm import SlurmBackend
     from launcher.rundir import RunDir
 
     directory = RunDir.open(run.resolve())
-    if not jobs_of(directory):
+    if not directory.job.is_file():
         raise RunStateError(f"{short(directory.path)} was not submitted: Ctrl-C stops a run where it was started")
     SlurmBackend().cancel(directory.path)
     typer.echo(f"asked to save and stop; to go on with it: launcher resume {short(directory.path)}")

@@ -81,7 +81,7 @@ def resubmit(run: RunDir, loaded: LoadedRecipe, *, allow_changes: bool = False, 
     status = run.status()
     if status.state == "finished":
         raise RunStateError(f"{run.path} has finished; to train it again, start a new run with `launcher submit`")
-    alive = [job for job in queued_jobs(jobs_of(run)).values() if job.is_alive and job.id in jobs_of(run)]
+    alive = [job for job in queued_jobs(jobs_of(run)).values() if job.is_alive]
     if alive:
         raise RunStateError(
             f"job {alive[0].id} of {run.path} is {alive[0].state}; wait for it, or launcher cancel it first"

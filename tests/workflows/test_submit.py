@@ -19,6 +19,7 @@ grep -c ^sbatch {log}
 """
 OTHER = """#!/bin/bash
 echo "$(basename "$0") $*" >>{log}
+if [ "$(basename "$0")" = squeue ]; then cat {queue}; fi
 """
 
 
@@ -27,12 +28,13 @@ class Slurm:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.project = folder / "bin", folder / "project"
-        self.log = folder / "said"
+        self.log, self.queue = folder / "said", folder / "queue"
+        self.queue.write_text("")
         self.folder.mkdir()
         (self.project / "slurm").mkdir(parents=True)
         self.accept(at_most=99)
         for name in ("scancel", "squeue", "scontrol", "sinfo"):
-            self._write(name, OTHER.format(log=self.log))
+            self._write(name, OTHER.format(log=self.log, queue=self.queue))
         tiny.save_bert(self.project / "bert")
         tiny.write_data(self.project / "data")
 
@@ -141,3 +143,22 @@ def test_what_does_not_fit_onto_the_sites_gpus_is_refused_with_the_cheapest_chan
     slurm.profile(gpus_per_node=1, gpu="h100-80gb")
     said = slurm.launcher("submit", "llm/llama3-8b-full", code=2)
     assert "the cheapest change that fits" in said and not slurm.said()
+
+
+def test_cancelling_one_run_of_an_array_leaves_the_others_alone(slurm):
+    slurm.launcher("submit", slurm.recipe("a"), "--seeds", "1-3")
+    slurm.queue.write_text("".join(f"1_{n}|PENDING|Resources||0:00|1:00\n" for n in range(3)))
+    slurm.launcher("cancel", slurm.run("a-002").path)
+    assert slurm.said()[-1] == "scancel 1_1"
+    slurm.launcher("resume", slurm.run("a-003").path, code=6)
+    slurm.queue.write_text("1_0|RUNNING|None|n1|0:10|1:00\n1_2|PENDING|Resources||0:00|1:00\n")
+    slurm.launcher("resume", slurm.run("a-002").path)
+    assert jobs_of(slurm.run("a-002"))[-1] != "1_1"
+
+
+def test_a_run_that_has_ended_is_not_cancelled(slurm):
+    slurm.launcher("submit", slurm.recipe("a"))
+    run = slurm.run("a-001")
+    run.add_event("finished", attempt=1)
+    said = slurm.launcher("cancel", run.path, code=6)
+    assert "nothing to cancel" in said and run.status().state == "finished" and not run.cancelled.exists()
