@@ -100,7 +100,7 @@ class RunDir:
 
     @property
     def job(self) -> Path:
-        """What was submitted: base folder, profile, time limit."""
+        """What was decided at submission; ``job_facts`` reads it."""
         return self.slurm / "job.json"
 
     @property
@@ -222,6 +222,18 @@ class RunDir:
     def probe_note(self, attempt: int) -> Path:
         """Written by rank 0 when it is known whether a probe has to run."""
         return self.attempt(attempt) / "probe.json"
+
+    def job_facts(self) -> dict[str, Any]:
+        """Return what was decided at submission: ``base_folder``, ``profile`` (name, path, values), ``chain`` (jobs), ``prepare``
+        (whether a job prepares the data), and ``checkpoint_bytes`` (of one checkpoint; None: not known).
+        """
+        facts: dict[str, Any] = json.loads(self.job.read_text())
+        return facts
+
+    def log_lines(self, rank: int) -> Iterator[str]:
+        """Yield the lines of a rank's log, of the newest attempt."""
+        with self.log(self.last_attempt, rank).open(errors="replace") as file:
+            yield from file
 
     # --- attempts and events ---------------------------------------------------------------------------------------
 

@@ -31,7 +31,7 @@ class Site:
 
     cluster: Cluster
     folder: Path
-    _let_go: float = 0.0
+    _held_since: float = 0.0
 
     @classmethod
     def make(cls, cluster: Cluster, folder: Path) -> Site:
@@ -59,11 +59,10 @@ class Site:
             json.dumps({"cpus_per_node": 1, "warn_seconds": 30, **values})
         )
 
-    def faulty(self, name: str, **faults: str) -> None:
-        """Write a profile whose jobs run into a fault; see faults/sitecustomize.py."""
-        self.profile(
-            name, environment={"PYTHONPATH": str(FAULTS), **{f"FAULT_{k.upper()}": v for k, v in faults.items()}}
-        )
+    def faulty(self, name: str, *, cpus: int = 1, **faults: str) -> None:
+        """Write a profile whose jobs ask for ``cpus`` and run into a fault; see faults/sitecustomize.py."""
+        environment = {"PYTHONPATH": str(FAULTS), **{f"FAULT_{k.upper()}": v for k, v in faults.items()}}
+        self.profile(name, cpus_per_node=cpus, environment=environment)
 
     def launcher(self, *arguments: Any, code: int | None = 0) -> Any:
         """Run a verb in the project's folder."""
@@ -92,10 +91,16 @@ class Site:
             time.sleep(0.1)
 
     def let_go(self, run: RunDir) -> None:
-        """End the hold of a requeued job; root may do that. Not again and again: each time the scheduler begins anew."""
-        last = [row["event"] for row in read_jsonl(run.events) if row["event"] in ("requeued", "job_started")][-1:]
-        if last == ["requeued"] and time.monotonic() - self._let_go > 20 and "PENDING" in self.queued(run):
-            self._let_go = time.monotonic()
+        """End the hold of a requeued job; root may do that. Not again and again: each time the scheduler begins anew.
+
+        And not at once, which is what the hold is for: a job that starts again in the second in which it was ended is thrown away
+        ("Job credential revoked").
+        """
+        last = [row for row in read_jsonl(run.events) if row["event"] in ("requeued", "job_started")][-1:]
+        if not last or last[0]["event"] != "requeued" or "PENDING" not in self.queued(run):
+            self._held_since = time.monotonic()
+        elif time.monotonic() - self._held_since > 3:
+            self._held_since = time.monotonic() + 17
             self.cluster.run("scontrol", "update", f"JobId={jobs_of(run)[0]}", "StartTime=now")
 
     def until_gone(self, run: RunDir, timeout: float = 240) -> None:

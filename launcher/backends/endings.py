@@ -68,6 +68,17 @@ def _signal_name(number: int) -> str:
         return f"signal {number}"
 
 
+def in_words(failed: tuple[int, Mapping[str, Any]]) -> str:
+    """Return the words for (rank, verdict) of the rank whose end made the others end."""
+    rank, verdict = failed
+    return f"rank {rank} {verdict['verdict']}: {verdict.get('error', '')}"
+
+
+def all_finished(verdicts: Mapping[int, Mapping[str, Any]]) -> bool:
+    """Whether there are ranks with a verdict, and all of them have finished."""
+    return bool(verdicts) and all(verdict["verdict"] == "finished" for verdict in verdicts.values())
+
+
 def report_of_torchrun(text: str) -> dict[int, int]:
     """Return process id -> exit code of the ranks that torchrun saw fail first."""
     return {int(pid): int(code) for code, _, pid in _REPORT.findall(text)}
@@ -135,7 +146,7 @@ def close_events(run: RunDir, attempt: int, failed: tuple[int, dict[str, Any]] |
     if failed is None:
         return
     rank, verdict = failed
-    reason = f"rank {rank} {verdict['verdict']}: {verdict['error']}"
+    reason = in_words(failed)
     ends = [row for row in read_jsonl(run.events) if row.get("attempt") == attempt and row["event"] in _ENDS]
     told_by_rank_0 = rank == 0 and verdict["verdict"] not in ("killed", "stalled", "ended")
     last = ends[-1]["event"] if ends else ""

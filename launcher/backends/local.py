@@ -44,9 +44,7 @@ class LocalBackend:
 
     def logs(self, run: Path, *, rank: int = 0) -> Iterator[str]:
         """Yield the lines of a rank's log, of the newest attempt."""
-        directory = RunDir.open(run)
-        with directory.log(directory.last_attempt, rank).open(errors="replace") as file:
-            yield from file
+        return RunDir.open(run).log_lines(rank)
 
     def cancel(self, run: Path) -> None:
         """Ask the newest attempt to save and stop at its next step."""

@@ -36,6 +36,7 @@ _KEPT_WORDS = 2**16
 _FAREWELL_SECONDS = 30.0
 # What Slurm sends to every process of a job, or to those that it has started itself: only the ranks are to listen, once they can.
 _SLURM_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+_TORCHRUN_HANDLES = {"PET_SIGNALS_TO_HANDLE": "SIGINT,SIGHUP,SIGQUIT"}
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,7 @@ class _Ranks:
             # A session of its own: Ctrl-C reaches only this process, which then asks the ranks to stop together.
             self.process = subprocess.Popen(
                 command,
-                env={**os.environ, **environment, **({} if self.is_alone else _TORCHRUN_IGNORES)},
+                env={**os.environ, **environment, **({} if self.is_alone else _TORCHRUN_HANDLES)},
                 cwd=_base_folder(self.run, self.attempt),
                 start_new_session=True,
                 # If this process is killed outright, torchrun is told, and tells the ranks.
@@ -266,9 +267,6 @@ class _Ranks:
         if self.process is not None and self.process.poll() is None:
             _signal(os.killpg, self.process.pid, number)
         return ranks
-
-
-_TORCHRUN_IGNORES = {"PET_SIGNALS_TO_HANDLE": "SIGINT,SIGHUP,SIGQUIT"}
 
 
 def _ignore_slurm() -> None:

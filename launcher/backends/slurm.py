@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import subprocess
 from collections.abc import Iterable, Iterator, Sequence
@@ -67,9 +66,7 @@ class SlurmBackend:
 
     def logs(self, run: Path, *, rank: int = 0) -> Iterator[str]:
         """Yield the lines of a rank's log, of the newest attempt."""
-        directory = RunDir.open(run)
-        with directory.log(directory.last_attempt, rank).open(errors="replace") as file:
-            yield from file
+        return RunDir.open(run).log_lines(rank)
 
     def cancel(self, run: Path) -> None:
         """Ask the run to save and stop, and its jobs not to come back; those that wait are taken out of the queue.
@@ -110,7 +107,7 @@ def submit_script(script: Path, runs: Sequence[RunDir], *, at_a_time: int | None
     Raises:
         InstallationError: Slurm is not there, or has refused; jobs of the chain that it had taken are cancelled.
     """
-    facts = json.loads(runs[0].job.read_text())
+    facts = runs[0].job_facts()
     limit = f"%{at_a_time}" if at_a_time else ""
     array = (f"--array=0-{len(runs) - 1}{limit}",) if len(runs) > 1 else ()
     numbers: list[str] = []
@@ -124,8 +121,7 @@ def submit_script(script: Path, runs: Sequence[RunDir], *, at_a_time: int | None
             numbers.append(_sbatch(script, *array, *dependency))
             dependency = (f"--dependency=afterany:{numbers[-1]}",)
     except InstallationError:
-        if preparing or numbers:
-            subprocess.run(["scancel", *preparing, *numbers], capture_output=True)
+        cancel_jobs([*preparing, *numbers])
         raise
     for index, run in enumerate(runs):
         own = [f"{number}_{index}" if array else number for number in numbers]
@@ -172,6 +168,18 @@ def waiting_jobs(numbers: Sequence[str]) -> list[str]:
     except InstallationError:
         return []
     return [number for number in numbers if number in queued and queued[number].is_waiting]
+
+
+def cancel_jobs(numbers: Sequence[str]) -> None:
+    """Take jobs out of the queue, as far as Slurm does it: what they would do is not wanted any more, and they see that themselves."""
+    if numbers:
+        _run(["scancel", *numbers])
+
+
+def requeue(job: str) -> str:
+    """Requeue the job that this process belongs to; return "" or why Slurm has refused. Slurm then ends this process too."""
+    done = _run(["scontrol", "requeue", job])
+    return "" if done.returncode == 0 else done.stderr.strip() or f"exit code {done.returncode}"
 
 
 def exclude_nodes(job: str, nodes: Sequence[str]) -> None:

@@ -7,7 +7,17 @@ from typing import Annotated, Any
 
 import typer
 
-from launcher.cli.shared import Json, RunPath, RunsDir, load_checked, print_json, short, tell_notes
+from launcher.cli.shared import (
+    Json,
+    RunPath,
+    RunsDir,
+    console,
+    load_checked,
+    print_json,
+    short,
+    tell_changes,
+    tell_notes,
+)
 from launcher.errors import RunStateError
 
 _LOOK_SECONDS = 5.0
@@ -135,22 +145,18 @@ _STYLES = {"running": "green", "queued": "cyan", "failed": "red", "lost": "red",
 
 
 def _show(found: Any, *, every: bool, runs_dir: Path) -> None:
-    from rich.console import Console
-
     if not found:
         typer.echo(
             f"no run in {short(runs_dir.resolve())}" + ("" if every else " goes on; --all shows those that have ended")
         )
         return
-    console = Console(highlight=False)
-    # A pipe has no width of its own; machines that read the table want whole lines.
-    (console if console.is_terminal else Console(width=200, highlight=False)).print(_table(found))
+    console().print(_table(found))
 
 
 def _watch(look: Any) -> None:
     import time
 
-    from rich.console import Console, Group
+    from rich.console import Group
     from rich.live import Live
     from rich.text import Text
 
@@ -159,7 +165,7 @@ def _watch(look: Any) -> None:
             _table(look()), Text(f"{time.strftime('%H:%M:%S')}; every {_LOOK_SECONDS:.0f} s; Ctrl-C ends", "dim")
         )
 
-    with Live(view(), console=Console(highlight=False), auto_refresh=False, vertical_overflow="visible") as live:
+    with Live(view(), console=console(), auto_refresh=False, vertical_overflow="visible") as live:
         while True:
             _wait()
             live.update(view(), refresh=True)
@@ -272,12 +278,11 @@ def explain(run: RunPath, as_json: Json = False) -> None:
 
 def resume_submitted(directory: Any, overrides: list[str], *, allow_changes: bool, from_start: bool) -> None:
     """Submit a run once more, which goes on from its newest valid checkpoint."""
-    from launcher.workflows.resuming import changes_since_first, load_for_resume
+    from launcher.workflows.resuming import load_for_resume
     from launcher.workflows.submit import resubmit
 
     loaded = load_for_resume(directory, overrides)
     tell_notes(loaded)
-    for change in changes_since_first(directory, loaded.recipe) if directory.last_attempt else ():
-        typer.echo(f"changed since the first attempt: {change} ({change.reason})")
+    tell_changes(directory, loaded.recipe)
     numbers = resubmit(directory, loaded, allow_changes=allow_changes, from_start=from_start).submit()
     typer.echo(f"run: {short(directory.path)}  job: {', '.join(numbers)}")

@@ -18,6 +18,7 @@ from launcher.cli.shared import (
     print_json,
     print_table,
     short,
+    tell_changes,
     tell_notes,
 )
 from launcher.errors import RunStateError
@@ -62,7 +63,7 @@ def resume(
     from launcher.launching.locks import hold_run
     from launcher.planning.hardware import hardware_for
     from launcher.rundir import RunDir
-    from launcher.workflows.resuming import changes_since_first, load_for_resume
+    from launcher.workflows.resuming import load_for_resume
     from launcher.workflows.start import resume_run
 
     directory = RunDir.open(run.resolve())
@@ -75,8 +76,7 @@ def resume(
     tell_notes(loaded)
     # Before anything is written: of two that resume at once, one changes nothing.
     with hold_run(directory) as lock:
-        for change in changes_since_first(directory, loaded.recipe):
-            typer.echo(f"changed since the first attempt: {change} ({change.reason})")
+        tell_changes(directory, loaded.recipe)
         directory, attempt = resume_run(
             run.resolve(),
             recipe=loaded.recipe,

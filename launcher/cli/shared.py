@@ -12,6 +12,8 @@ from launcher.errors import RecipeError
 
 if TYPE_CHECKING:
     from launcher.recipe.load import LoadedRecipe
+    from launcher.recipe.schema import Recipe
+    from launcher.rundir import RunDir
 
 RecipeName = Annotated[str, typer.Argument(help="A recipe file, or the name of a shipped recipe.", show_default=False)]
 Overrides = Annotated[
@@ -52,7 +54,6 @@ def print_json(value: Any) -> None:
 def print_table(head: list[str], rows: list[list[str]], *, right: set[int] | None = None) -> None:
     """Print a table; ``right``: columns of numbers."""
     from rich.box import SIMPLE_HEAD
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
@@ -60,7 +61,20 @@ def print_table(head: list[str], rows: list[list[str]], *, right: set[int] | Non
         table.add_column(name, justify="right" if number in (right or set()) else "left", overflow="fold")
     for row in rows:
         table.add_row(*row)
-    console = Console()
-    # A pipe has no width of its own; machines that read the table want whole lines.
-    console = console if console.is_terminal else Console(width=200)
-    console.print(table, markup=False)
+    console().print(table, markup=False)
+
+
+def console() -> Any:
+    """Return rich's console. A pipe has no width of its own; machines that read a table from it want whole lines."""
+    from rich.console import Console
+
+    terminal = Console(highlight=False)
+    return terminal if terminal.is_terminal else Console(width=200, highlight=False)
+
+
+def tell_changes(run: RunDir, recipe: Recipe) -> None:
+    """Tell what differs between ``recipe`` and that of the run's first attempt."""
+    from launcher.workflows.resuming import changes_since_first
+
+    for change in changes_since_first(run, recipe):
+        typer.echo(f"changed since the first attempt: {change} ({change.reason})")

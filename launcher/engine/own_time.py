@@ -7,6 +7,7 @@ a forward pass itself waits (sharded weights), the ranks' times are alike and sa
 from __future__ import annotations
 
 import time
+from collections import deque
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ class OwnTime:
         self._on_gpu = device == "cuda"
         self._seconds = 0.0
         self._began: Any = None
-        self._pending: list[tuple[Any, Any]] = []
+        self._pending: deque[tuple[Any, Any]] = deque()
         self.average: float | None = None
 
     def add(self, seconds: float) -> None:
@@ -48,9 +49,9 @@ class OwnTime:
 
     def end_step(self) -> float | None:
         """Return the average over the last steps, this one included as far as it is known; seconds."""
-        known = [pair for pair in self._pending if pair[1].query()]
-        self._pending = [pair for pair in self._pending if pair not in known]
-        self._seconds += sum(began.elapsed_time(ended) for began, ended in known) / 1000
+        while self._pending and self._pending[0][1].query():
+            began, ended = self._pending.popleft()
+            self._seconds += began.elapsed_time(ended) / 1000
         if self._seconds:
             before = self._seconds if self.average is None else self.average
             self.average = (1 - _NEWEST) * before + _NEWEST * self._seconds

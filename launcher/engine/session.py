@@ -118,7 +118,7 @@ def describe_environment(recipe_folder: Path) -> dict[str, Any]:
 
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
-        "packages": {name: _version(name) for name in _PACKAGES},
+        "packages": {name: package_version(name) for name in _PACKAGES},
         "python": platform.python_version(),
         "platform": platform.platform(),
         "processor_cores": len(os.sched_getaffinity(0)),
@@ -129,7 +129,8 @@ def describe_environment(recipe_folder: Path) -> dict[str, Any]:
     }
 
 
-def _version(package: str) -> str | None:
+def package_version(package: str) -> str | None:
+    """Return the version of an installed package; None: it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

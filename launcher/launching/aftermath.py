@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from launcher.recipe.schema import SlurmSection
@@ -60,7 +60,7 @@ class Outcome:
     @property
     def lost(self) -> int:
         """Steps that were made and have to be made again."""
-        return max(0, self.reached - self.saved)
+        return 0 if self.kind == "finished" else max(0, self.reached - self.saved)
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Decision:
 
     goes_on: bool
     reason: str
-    exclude: tuple[str, ...] = field(default=())
+    exclude: tuple[str, ...] = ()
     """Nodes that the next attempt must not run on."""
 
 

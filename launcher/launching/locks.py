@@ -22,7 +22,7 @@ from launcher.rundir import RunDir, is_that_process
 _REFRESH_SECONDS = 15.0
 _FRESH_SECONDS = 60.0
 """A holder on another machine that has shown no life for so long is gone."""
-_RANK_TRIES = 20
+_TRIES = 20
 _TRY_SECONDS = 0.1
 
 
@@ -69,7 +69,7 @@ def hold_run(run: RunDir) -> Lock:
 
 def hold_rank(run: RunDir, rank: int) -> Lock:
     """Take a rank's place in a run. Raises RunStateError where another process is that rank."""
-    for left in reversed(range(_RANK_TRIES)):
+    for left in reversed(range(_TRIES)):
         try:
             return _take(run, f"rank-{rank}")
         except RunStateError:
@@ -87,6 +87,8 @@ def _take(run: RunDir, name: str) -> Lock:
     try:
         is_free = _flock(handle)
         record = _read(handle)
+        if not is_free and not record:
+            record = _awaited(handle)
         if not is_free or _lives(record, path):
             raise RunStateError(_in_use(run, name, record))
     except BaseException:
@@ -124,6 +126,15 @@ def _read(handle: int) -> dict[str, Any]:
     except ValueError:
         return {}
     return record if isinstance(record, dict) else {}
+
+
+def _awaited(handle: int) -> dict[str, Any]:
+    """Read what the holder, which has only just taken the lock, writes into it in a moment."""
+    for _ in range(_TRIES):
+        time.sleep(_TRY_SECONDS)
+        if record := _read(handle):
+            return record
+    return {}
 
 
 def _lives(record: Mapping[str, Any], path: Path) -> bool:

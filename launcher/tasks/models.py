@@ -32,6 +32,16 @@ def locate(name_or_path: str) -> str:
     return name_or_path
 
 
+def hub_home() -> Path:
+    """Return the folder of what Hugging Face's libraries keep: models, data, a token."""
+    return Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
+
+
+def is_offline() -> bool:
+    """Whether the hub must not be asked (HF_HUB_OFFLINE)."""
+    return os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
+
+
 def folder_on_disk(name_or_path: str) -> Path | None:
     """Return where a model's files lie on this machine, the hub's cache included; None where they do not."""
     try:
@@ -40,8 +50,7 @@ def folder_on_disk(name_or_path: str) -> Path | None:
         return None
     if folder.is_dir():
         return folder
-    home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
-    cache = Path(os.environ.get("HF_HUB_CACHE") or home / "hub")
+    cache = Path(os.environ.get("HF_HUB_CACHE") or hub_home() / "hub")
     snapshots = sorted((cache / f"models--{name_or_path.replace('/', '--')}" / "snapshots").glob("*"))
     return snapshots[-1] if snapshots else None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 import shutil
@@ -14,10 +13,12 @@ from pathlib import Path
 from typing import Literal
 
 from launcher.data.prepare import cache_folder
+from launcher.engine.session import package_version
 from launcher.engine.tracking import can_reach, has_key, server
 from launcher.errors import RecipeError
 from launcher.planning.hardware import detect_hardware
 from launcher.recipe.profiles import DEFAULT, find_profile, list_profiles, profile_folders
+from launcher.tasks.models import hub_home, is_offline
 
 # What the project was tested with; another version may work, and is reported.
 TESTED = {
@@ -57,9 +58,8 @@ def _python() -> list[Finding]:
 def _packages() -> list[Finding]:
     findings = []
     for name, tested in TESTED.items():
-        try:
-            version = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
+        version = package_version(name)
+        if version is None:
             findings.append(Finding(name, "missing", "not installed", f"pip install {name}=={tested}"))
             continue
         same = version.split("+")[0] == tested
@@ -106,7 +106,7 @@ def _disk() -> list[Finding]:
     for name, folder in (
         ("disk for runs", Path.cwd()),
         ("disk for prepared data", cache_folder()),
-        ("disk for models", _hub_cache()),
+        ("disk for models", hub_home()),
     ):
         place = next(p for p in (folder, *folder.parents) if p.exists())
         free = shutil.disk_usage(place).free
@@ -118,17 +118,13 @@ def _disk() -> list[Finding]:
     return findings
 
 
-def _hub_cache() -> Path:
-    return Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
-
-
 def _hub() -> list[Finding]:
-    token = bool(os.environ.get("HF_TOKEN")) or (_hub_cache() / "token").is_file()
+    token = bool(os.environ.get("HF_TOKEN")) or (hub_home() / "token").is_file()
     login = Finding("hub login", "ok", "a token is set") if token else Finding(
         "hub login", "warning", "no token", "only needed for gated or private models: hf auth login"
     )  # fmt: skip
     endpoint = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
-    if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
+    if is_offline():
         return [
             Finding("hub", "warning", "HF_HUB_OFFLINE is set", "only models and data on this machine can be used"),
             login,

@@ -17,7 +17,15 @@ from launcher import registry
 from launcher.atomic import write_json, write_text
 from launcher.backends.endings import close_events, close_verdicts, first_failure
 from launcher.backends.machine import read_plan, run_machine
-from launcher.backends.slurm import exclude_nodes, jobs_of, spare_nodes, unstarted_nodes, waiting_jobs
+from launcher.backends.slurm import (
+    cancel_jobs,
+    exclude_nodes,
+    jobs_of,
+    requeue,
+    spare_nodes,
+    unstarted_nodes,
+    waiting_jobs,
+)
 from launcher.errors import InstallationError, LauncherError, PreflightFailed, RunStateError
 from launcher.launching.addresses import free_port, interface_to, own_address
 from launcher.launching.aftermath import Decision, Outcome, decide
@@ -102,7 +110,7 @@ def _next_attempt(run: RunDir) -> int:
         if not run.last_attempt:
             write_text(run.resolved, resolved_text(recipe))
             run.resume_request.unlink(missing_ok=True)
-            base = Path(json.loads(run.job.read_text())["base_folder"])
+            base = Path(run.job_facts()["base_folder"])
             return begin_attempt(run, recipe, hardware=hardware, base_folder=base, several_machines=True)
         _, attempt = resume_run(
             run.path,
@@ -147,9 +155,8 @@ def _close_lost(run: RunDir) -> None:
 
 def preflight(run: RunDir, attempt: int, environment: Mapping[str, str]) -> int:
     """Look whether this node can take part in an attempt, and write down what was found; 0: it can."""
-    place = json.loads(run.place(attempt).read_text())
-    node = Node(int(environment["SLURM_NODEID"]), place["head"], place["port"])
-    faults = look_at_node(run, attempt, node, nodes=tuple(place["nodes"]), plan=read_plan(run, attempt))
+    node, nodes = _node_here(run, attempt, environment)
+    faults = look_at_node(run, attempt, node, nodes=nodes, plan=read_plan(run, attempt))
     for fault in faults:
         print(f"preflight: {fault}", file=sys.stderr, flush=True)
     return PreflightFailed.exit_code if faults else 0
@@ -157,12 +164,17 @@ def preflight(run: RunDir, attempt: int, environment: Mapping[str, str]) -> int:
 
 def run_node(run: RunDir, attempt: int, environment: Mapping[str, str]) -> int:
     """Run this node's ranks of an attempt; their verdicts say how they ended, so 0 is returned however that was."""
-    place = json.loads(run.place(attempt).read_text())
-    node = Node(int(environment["SLURM_NODEID"]), place["head"], place["port"])
-    for name, value in _node_settings(_profile(run), place["head"]).items():
+    node, _ = _node_here(run, attempt, environment)
+    for name, value in _node_settings(_profile(run), node.head).items():
         os.environ.setdefault(name, value)
     run_machine(run, attempt, node=node)
     return 0
+
+
+def _node_here(run: RunDir, attempt: int, environment: Mapping[str, str]) -> tuple[Node, tuple[str, ...]]:
+    """Return this node's place in an attempt, and the names of all of its nodes."""
+    place = json.loads(run.place(attempt).read_text())
+    return Node(int(environment["SLURM_NODEID"]), place["head"], place["port"]), tuple(place["nodes"])
 
 
 def _node_settings(profile: ClusterProfile, head: str) -> dict[str, str]:
@@ -183,7 +195,7 @@ def _node_settings(profile: ClusterProfile, head: str) -> dict[str, str]:
 
 
 def _profile(run: RunDir) -> ClusterProfile:
-    return ClusterProfile.model_validate(json.loads(run.job.read_text())["profile"]["values"])
+    return ClusterProfile.model_validate(run.job_facts()["profile"]["values"])
 
 
 # --- before any job trains -------------------------------------------------------------------------------------------
@@ -192,7 +204,7 @@ def _profile(run: RunDir) -> ClusterProfile:
 def prepare(run: RunDir) -> None:
     """Prepare a run's data and leave them in the cache. Raises DataError, after which no job tries the run."""
     recipe = load_recipe(run.resolved).recipe
-    base = Path(json.loads(run.job.read_text())["base_folder"])
+    base = Path(run.job_facts()["base_folder"])
     try:
         folder, _ = registry.load(registry.TASKS, recipe.task.type)(recipe, base_folder=base).prepare_data()
     except LauncherError as error:
@@ -223,10 +235,10 @@ def end(run: RunDir, attempt: int, code: int, environment: Mapping[str, str]) ->
     if not _profile(run).requeue:
         return _leave_to_next(run, attempt, job, decision, exclude, code=outcome.exit_code)
     run.add_event("requeued", attempt=attempt, job=job.id, reason=decision.reason, exclude=list(exclude))
-    done = _requeue(environment["SLURM_JOB_ID"], exclude)
-    if done.returncode == 0:
+    refused = _requeue(environment["SLURM_JOB_ID"], exclude)
+    if not refused:
         return 0
-    reason = f"Slurm has not requeued the job ({done.stderr.strip()}); to go on: launcher resume {run.path}"
+    reason = f"Slurm has not requeued the job ({refused}); to go on: launcher resume {run.path}"
     print(reason, file=sys.stderr)
     run.add_event("failed", attempt=attempt, reason=reason)
     return outcome.exit_code
@@ -272,9 +284,7 @@ def _unstarted(run: RunDir, attempt: int) -> tuple[str | None, str] | None:
 def finish(run: RunDir, decision: Decision) -> None:
     """Say that nothing follows, and take the jobs that wait for their turn out of the queue."""
     write_json(run.done, {"reason": decision.reason, "time": time.time()})
-    waiting = waiting_jobs(jobs_of(run))
-    if waiting:
-        subprocess.run(["scancel", *waiting], capture_output=True)
+    cancel_jobs(waiting_jobs(jobs_of(run)))
 
 
 def _excludable(run: RunDir, decision: Decision) -> tuple[str, ...]:
@@ -288,14 +298,14 @@ def _excludable(run: RunDir, decision: Decision) -> tuple[str, ...]:
     return ()
 
 
-def _requeue(job: str, exclude: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
-    """Requeue this job. Slurm ends this process with it, first with SIGTERM: what is left to do is done meanwhile."""
+def _requeue(job: str, exclude: tuple[str, ...]) -> str:
+    """Requeue this job; return "" or why not. Slurm ends this process with it, first with SIGTERM: the rest is done meanwhile."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True)
-    if done.returncode == 0 and exclude:
+    refused = requeue(job)
+    if exclude and not refused:
         # Only of a waiting job can it be changed on which nodes it may run.
         exclude_nodes(job, exclude)
-    return done
+    return refused
 
 
 def _leave_to_next(

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib.metadata
-import json
 import os
 import platform
 import shutil
@@ -14,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from launcher.data.prepare import cache_folder
+from launcher.engine.session import package_version
 from launcher.errors import LauncherError
 from launcher.plans import LaunchPlan
 from launcher.recipe.schema import Recipe
@@ -37,13 +36,7 @@ def looks(run: RunDir, recipe: Recipe, plan: LaunchPlan) -> tuple[tuple[str, Cal
 
 def versions() -> dict[str, str | None]:
     """Return package -> version of what a run depends on; None: it is not installed."""
-    found: dict[str, str | None] = {"python": platform.python_version()}
-    for name in _VERSIONS:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = None
-    return found
+    return {"python": platform.python_version(), **{name: package_version(name) for name in _VERSIONS}}
 
 
 def code_fingerprint() -> str:
@@ -63,7 +56,7 @@ def _processors(plan: LaunchPlan) -> str | None:
 
 
 def _disk(run: RunDir) -> str | None:
-    needed = int(json.loads(run.job.read_text()).get("checkpoint_bytes") or 0)
+    needed = int(run.job_facts()["checkpoint_bytes"] or 0)
     usage, inodes = shutil.disk_usage(run.path), os.statvfs(run.path)
     if usage.free < 2 * needed:
         return (
@@ -85,7 +78,7 @@ def _cache(recipe: Recipe) -> str | None:
 
 def _model(recipe: Recipe) -> str | None:
     """Look whether the model is on this node where it has no hub to fetch it from."""
-    from launcher.tasks.models import folder_on_disk, locate
+    from launcher.tasks.models import folder_on_disk, is_offline, locate
 
     name = recipe.model.name_or_path
     if name is None:
@@ -94,8 +87,7 @@ def _model(recipe: Recipe) -> str | None:
         located = locate(name)
     except LauncherError as error:
         return str(error)
-    is_offline = os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
-    if Path(located).is_dir() or not is_offline or folder_on_disk(name) is not None:
+    if Path(located).is_dir() or not is_offline() or folder_on_disk(name) is not None:
         return None
     return f"HF_HUB_OFFLINE is set, and {name} is not in this node's cache (HF_HOME); on a node with internet: hf download {name}"
 

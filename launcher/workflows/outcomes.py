@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from launcher.atomic import read_jsonl
-from launcher.backends.endings import first_failure
+from launcher.backends.endings import all_finished, first_failure, in_words
 from launcher.backends.machine import read_plan
 from launcher.errors import (
     DataError,
@@ -71,7 +71,7 @@ def outcome_of(
         return Outcome(kind="preflight", reason=fault, node=node, exit_code=PreflightFailed.exit_code, **facts)
     plan = read_plan(run, attempt)
     verdicts, failed = run.verdicts(attempt), first_failure(run, attempt)
-    if len(verdicts) == plan.world_size and all(v["verdict"] == "finished" for v in verdicts.values()):
+    if len(verdicts) == plan.world_size and all_finished(verdicts):
         return Outcome(kind="finished", exit_code=0, **facts)
     if failed is None:
         return _without_verdict(run, was_taken=was_taken, was_stopped=was_stopped, facts=facts)
@@ -79,7 +79,7 @@ def outcome_of(
     index = rank // plan.processes_per_node
     return Outcome(
         kind=_kind(run, verdict, was_taken=was_taken),
-        reason=f"rank {rank} {verdict['verdict']}: {verdict.get('error', '')}",
+        reason=in_words(failed),
         rank=rank,
         node=nodes[index] if index < len(nodes) else verdict.get("host"),
         exit_code=int(verdict.get("exit_code") or 1),

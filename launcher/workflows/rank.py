@@ -202,8 +202,7 @@ def tracked(session: Session) -> Iterator[Tracker]:
         session.recipe.tracking.wandb, run, rank=session.rank, config=config, alerts=run.place(attempt).is_file()
     )
     if attempt > 1:
-        checkpoint = run.latest_checkpoint()
-        tracker.alert("goes on", f"attempt {attempt} begins, from {checkpoint.name if checkpoint else 'the start'}")
+        tracker.alert("goes on", f"attempt {attempt} begins, from the newest valid checkpoint")
     try:
         yield tracker
     except Interrupted as stop:

@@ -17,6 +17,7 @@ from launcher.launching.deepspeed import deepspeed_config, named_file, reopened
 from launcher.launching.launch_plan import plan_launch, refuse_tensor_parallel, settle
 from launcher.launching.render import accelerate_config
 from launcher.plans import Hardware, LaunchPlan
+from launcher.recipe.changes import Change
 from launcher.recipe.deepspeed_file import stage_of, zero_of
 from launcher.recipe.load import LoadedRecipe, load_recipe, resolved_text
 from launcher.recipe.schema import Recipe
@@ -36,7 +37,7 @@ def create_run(loaded: LoadedRecipe, *, runs: Path, hardware: Hardware) -> tuple
 
 def create_attempt(loaded: LoadedRecipe, *, runs: Path, hardware: Hardware) -> tuple[RunDir, int]:
     """As ``create_run``, without asking whether there is room."""
-    _plan(loaded.recipe, hardware)
+    plan_processes(loaded.recipe, hardware)
     run = create_directory(loaded, runs=runs)
     recipe = load_recipe(run.resolved).recipe
     return run, begin_attempt(
@@ -61,7 +62,7 @@ def begin_attempt(
 
     ``several_machines``: whether something else than this process starts the other machines of the plan.
     """
-    launch = _plan(recipe, hardware, several_machines=several_machines)
+    launch = plan_processes(recipe, hardware, several_machines=several_machines)
     return write_attempt(run, recipe, launch, base_folder=base_folder, deepspeed=deepspeed)
 
 
@@ -129,18 +130,9 @@ def resume_run(
             checkpoint with these processes.
     """
     run = RunDir.open(path)
-    if run.status().state == "finished":
-        raise RunStateError(f"{path} has finished; to train it again, start a new run with `launcher run`")
-    if run.live_ranks(run.last_attempt):
-        raise RunStateError(f"{path} is still running; stop it first, or wait for it")
-    drop_unbegun_attempt(run)
-    changes = changes_since_first(run, recipe)
-    refuse_another_run(run, changes, allow=allow_changes)
-    deepspeed = earlier_deepspeed(run, recipe)
-    launch = _plan(recipe, hardware, deepspeed=deepspeed, several_machines=several_machines)
-    checkpoint = run.latest_checkpoint()
-    if checkpoint is not None:
-        way_to_continue(read_manifest(checkpoint), launch)
+    launch, changes, deepspeed = plan_to_go_on(
+        run, recipe, hardware=hardware, allow_changes=allow_changes, several_machines=several_machines
+    )
     previous, base = run.last_attempt, Path.cwd()
     if previous:
         base = Path(json.loads(run.launch_plan(previous).read_text())["base_folder"])
@@ -149,6 +141,29 @@ def resume_run(
     flags = {"allow_changes": allow_changes, "from_start": from_start}
     write_json(run.resume_note(attempt), {"changes": [asdict(change) for change in changes], **flags})
     return run, attempt
+
+
+def plan_to_go_on(
+    run: RunDir, recipe: Recipe, *, hardware: Hardware, allow_changes: bool, several_machines: bool
+) -> tuple[LaunchPlan, tuple[Change, ...], dict[str, Any] | None]:
+    """Return how a run goes on with ``recipe``, what has changed since its first attempt, and its DeepSpeed configuration.
+
+    Raises:
+        RunStateError: see ``resume_run``.
+    """
+    if run.status().state == "finished":
+        raise RunStateError(f"{run.path} has finished; to train it again, start a new run with `launcher run`")
+    if run.live_ranks(run.last_attempt):
+        raise RunStateError(f"{run.path} is still running; stop it first, or wait for it")
+    drop_unbegun_attempt(run)
+    changes = changes_since_first(run, recipe)
+    refuse_another_run(run, changes, allow=allow_changes)
+    deepspeed = earlier_deepspeed(run, recipe)
+    launch = plan_processes(recipe, hardware, deepspeed=deepspeed, several_machines=several_machines)
+    checkpoint = run.latest_checkpoint()
+    if checkpoint is not None:
+        way_to_continue(read_manifest(checkpoint), launch)
+    return launch, changes, deepspeed
 
 
 def drop_unbegun_attempt(run: RunDir) -> None:
@@ -167,9 +182,13 @@ def _keep_recipe(run: RunDir, previous: int, recipe: Recipe) -> None:
     write_text(run.resolved, resolved_text(recipe))
 
 
-def _plan(
+def plan_processes(
     recipe: Recipe, hardware: Hardware, *, deepspeed: Mapping[str, Any] | None = None, several_machines: bool = False
 ) -> LaunchPlan:
+    """Return the plan of processes that can be started. Raises InstallationError or RecipeError where they cannot.
+
+    ``several_machines``: whether something else than this process starts the other machines of the plan.
+    """
     launch = plan_launch(recipe, hardware, deepspeed=deepspeed)
     refuse_tensor_parallel(launch)
     if launch.nodes > 1 and not several_machines:

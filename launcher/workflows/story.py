@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from launcher.atomic import read_jsonl
-from launcher.backends.endings import first_failure
+from launcher.backends.endings import all_finished, first_failure, in_words as cause_in_words
+from launcher.launching.aftermath import Outcome
 from launcher.rundir import RunDir
 
 _FOLLOWING = {
@@ -37,7 +38,7 @@ class AttemptStory:
     lost_steps: int
     """Steps that were made and not saved, and are made again."""
     followed: str
-    """What came next, and why; "" where nothing did."""
+    """What came next, and which nodes are avoided; "" where nothing did."""
     ranks: dict[int, dict[str, Any]]
 
 
@@ -51,7 +52,7 @@ def story_of(run: RunDir) -> tuple[AttemptStory, ...]:
 def _attempt(run: RunDir, number: int, events: list[dict[str, Any]], rows: list[dict[str, Any]]) -> AttemptStory:
     own = [row for row in events if row.get("attempt") == number]
     steps = [row["step"] for row in rows if row.get("attempt") == number]
-    outcome = next((row for row in own if row["event"] == "attempt_ended"), None)
+    outcome = next((Outcome.from_row(row) for row in own if row["event"] == "attempt_ended"), None)
     place = json.loads(run.place(number).read_text()) if run.place(number).is_file() else {}
     verdicts = run.verdicts(number)
     return AttemptStory(
@@ -60,9 +61,9 @@ def _attempt(run: RunDir, number: int, events: list[dict[str, Any]], rows: list[
         began=own[0]["time"] if own else None,
         from_step=place.get("resumed_from", steps[0] - 1 if steps else 0),
         to_step=steps[-1] if steps else None,
-        ending=outcome["reason"] or outcome["kind"] if outcome else _ending(run, number, verdicts),
-        kind=outcome["kind"] if outcome else "",
-        lost_steps=max(0, outcome["reached"] - outcome["saved"]) if outcome and outcome["kind"] != "finished" else 0,
+        ending=outcome.reason or outcome.kind if outcome else _ending(run, number, verdicts),
+        kind=outcome.kind if outcome else "",
+        lost_steps=outcome.lost if outcome else 0,
         followed="; ".join(_followed(own)),
         ranks=verdicts,
     )
@@ -78,8 +79,8 @@ def _followed(events: list[dict[str, Any]]) -> Iterator[str]:
 def _ending(run: RunDir, number: int, verdicts: dict[int, dict[str, Any]]) -> str:
     failed = first_failure(run, number)
     if failed is not None:
-        return f"rank {failed[0]} {failed[1]['verdict']}: {failed[1].get('error', '')}"
-    if verdicts and all(verdict["verdict"] == "finished" for verdict in verdicts.values()):
+        return cause_in_words(failed)
+    if all_finished(verdicts):
         return "finished"
     return "still running" if number == run.last_attempt else "it ended without a word"
 

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from launcher.atomic import write_json, write_text
 from launcher.backends.slurm import jobs_of, queued_jobs, submit_script
-from launcher.engine.checkpoint_files import read_manifest
 from launcher.errors import InstallationError, Problem, RecipeError, RunStateError
-from launcher.launching.continuing import way_to_continue
-from launcher.launching.job_script import JobPlan, cpus_per_node, job_script, prepare_script
-from launcher.launching.launch_plan import plan_launch, refuse_tensor_parallel
+from launcher.launching.job_script import JobPlan, job_script, prepare_script
 from launcher.planning.gpus import find_gpu, hardware_for as hardware_of
 from launcher.planning.hardware import detect_hardware
 from launcher.plans import Hardware, LaunchPlan
@@ -24,9 +20,8 @@ from launcher.recipe.profiles import FoundProfile, find_profile
 from launcher.recipe.schema import Recipe
 from launcher.recipe.time_limit import limit_seconds
 from launcher.rundir import RunDir
-from launcher.workflows.resuming import changes_since_first, refuse_another_run
 from launcher.workflows.room import checkpoint_bytes, with_room
-from launcher.workflows.start import create_directory, earlier_deepspeed
+from launcher.workflows.start import create_directory, plan_processes, plan_to_go_on
 
 
 @dataclass(frozen=True)
@@ -65,7 +60,7 @@ def prepare_submission(recipes: Sequence[LoadedRecipe], *, runs: Path) -> Submis
     hardware = _hardware(found.profile)
     _refuse_unmountable(found, (Path.cwd(), runs.resolve()))
     fitting = [_fitting(loaded, found, hardware, runs=runs) for loaded in recipes]
-    plans = [_launch(loaded.recipe, hardware) for loaded in fitting]
+    plans = [plan_processes(loaded.recipe, hardware, several_machines=True) for loaded in fitting]
     _refuse_unlike(fitting, plans)
     directories = tuple(create_directory(loaded, runs=runs) for loaded in fitting)
     script = _write_job(directories, fitting[0].recipe, plans[0], found, base_folder=Path.cwd())
@@ -78,24 +73,18 @@ def resubmit(run: RunDir, loaded: LoadedRecipe, *, allow_changes: bool = False, 
     Raises:
         RunStateError: the run has finished, one of its jobs is queued, or it would become another run.
     """
-    status = run.status()
-    if status.state == "finished":
-        raise RunStateError(f"{run.path} has finished; to train it again, start a new run with `launcher submit`")
     alive = [job for job in queued_jobs(jobs_of(run)).values() if job.is_alive]
     if alive:
         raise RunStateError(
             f"job {alive[0].id} of {run.path} is {alive[0].state}; wait for it, or launcher cancel it first"
         )
     recipe = loaded.recipe
-    refuse_another_run(run, changes_since_first(run, recipe), allow=allow_changes)
     found = find_profile(recipe.slurm.profile, Path.cwd())
     _refuse_misfits(loaded, found)
-    launch = plan_launch(recipe, _hardware(found.profile), deepspeed=earlier_deepspeed(run, recipe))
-    refuse_tensor_parallel(launch)
-    checkpoint = run.latest_checkpoint()
-    if checkpoint is not None:
-        way_to_continue(read_manifest(checkpoint), launch)
-    base = Path(json.loads(run.job.read_text())["base_folder"])
+    launch, _, _ = plan_to_go_on(
+        run, recipe, hardware=_hardware(found.profile), allow_changes=allow_changes, several_machines=True
+    )
+    base = Path(run.job_facts()["base_folder"])
     script = _write_job((run,), recipe, launch, found, base_folder=base)
     request = {"recipe": resolved_text(recipe), "allow_changes": allow_changes, "from_start": from_start}
     write_json(run.resume_request, request)
@@ -166,10 +155,10 @@ def _write_job(
     """Write what each run's jobs need into its directory, and return the script that is submitted."""
     profile = found.profile
     facts = {
-        "base_folder": str(base_folder), "time": str(recipe.slurm.time), "launch": asdict(launch),
+        "base_folder": str(base_folder),
         "profile": {"name": found.name, "path": str(found.path), "values": profile.model_dump(mode="json")},
         "chain": 1 if profile.requeue else recipe.slurm.chain, "prepare": profile.prepare_partition is not None,
-        "checkpoint_bytes": checkpoint_bytes(recipe, launch), "cpus_per_node": cpus_per_node(launch, profile),
+        "checkpoint_bytes": checkpoint_bytes(recipe, launch),
     }  # fmt: skip
     plan = JobPlan(
         tuple(run.path for run in runs),
@@ -180,7 +169,7 @@ def _write_job(
         recipe.slurm.preflight,
     )
     for run in runs:
-        write_json(run.job, {**facts, "runs": [str(one.path) for one in runs]})
+        write_json(run.job, facts)
         # Each run can also be submitted again by itself, whatever it was submitted with.
         write_text(run.job_script, job_script(replace(plan, runs=(run.path,)), profile))
         run.job_script.chmod(0o755)
@@ -200,12 +189,6 @@ def _refuse_unmountable(found: FoundProfile, folders: Sequence[Path]) -> None:
     if container is not None and wrong:
         message = f"{wrong[0]} holds a comma or a colon, which {container.runtime} reads as a separator"
         raise RecipeError([Problem(str(found.path), message, "work from a folder without them", "container")])
-
-
-def _launch(recipe: Recipe, hardware: Hardware) -> LaunchPlan:
-    launch = plan_launch(recipe, hardware)
-    refuse_tensor_parallel(launch)
-    return launch
 
 
 def _hardware(profile: ClusterProfile) -> Hardware:

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -71,6 +72,19 @@ def test_the_second_is_told_who_holds_it_and_changes_nothing(run, other):
     text = str(caught.value)
     assert f"process {holder.pid} on {os.uname().nodename} since 20" in text and str(run.path) in text
     assert files(run) == before
+
+
+def test_one_that_has_only_just_taken_it_is_named_too(run):
+    """Between the kernel's lock and the line that says who holds it lies a moment, in which two that start together meet."""
+    run.locks.mkdir()
+    with (run.locks / "launcher").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        record = json.dumps({"pid": 4711, "host": "login1", "time": time.time()})
+        writing = threading.Timer(0.3, lambda: print(record, file=file, flush=True))
+        writing.start()
+        with pytest.raises(RunStateError, match="process 4711 on login1 since 20"):
+            hold_run(run)
+        writing.join()
 
 
 def test_the_kernel_releases_it_when_the_holder_is_killed(run, other):

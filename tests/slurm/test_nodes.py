@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 
@@ -20,9 +19,7 @@ TWO_NODES = {"nodes": 2, "processes_per_node": 1}
 def test_an_unfit_node_is_named_and_left_out_where_another_is_free(cluster, tmp_path):
     with start_cluster(nodes=3) as larger:
         site = Site.make(larger, tmp_path / "project")
-        site.faulty("unfit", node="n2")
-        profile = json.loads((site.folder / "slurm/unfit.yaml").read_text())
-        (site.folder / "slurm/unfit.yaml").write_text(json.dumps({**profile, "cpus_per_node": 2}))
+        site.faulty("unfit", cpus=2, node="n2")
         run = site.submit("unfit", slurm={"profile": "unfit", "preflight": True}, distributed=TWO_NODES)
         site.until_gone(run)
         assert outcomes(run) == ["preflight", "finished"]
@@ -34,9 +31,7 @@ def test_an_unfit_node_is_named_and_left_out_where_another_is_free(cluster, tmp_
 
 def test_where_no_other_node_is_free_the_job_ends_with_the_fault(cluster, tmp_path):
     site = Site.make(cluster, tmp_path / "project")
-    site.faulty("unfit", node="n2")
-    profile = json.loads((site.folder / "slurm/unfit.yaml").read_text())
-    (site.folder / "slurm/unfit.yaml").write_text(json.dumps({**profile, "cpus_per_node": 2}))
+    site.faulty("unfit", cpus=2, node="n2")
     slurm = {"profile": "unfit", "preflight": True, "max_crashes": 0}
     run = site.submit("unfit", slurm=slurm, distributed=TWO_NODES)
     site.until_gone(run)
