@@ -15,7 +15,7 @@ quickstart: setup  ## Set up, then train and evaluate a classifier on built-in d
 	$(BIN)/launcher run quickstart/api-topics
 
 test: lint  ## Set up, then check style, types and floors, and run the fast tests (at most 15 minutes on 2 cores).
-	$(BIN)/python -m pytest -m "not slow and not soak and not gpu"
+	$(BIN)/python -m pytest -n 2 -m "not slow and not soak and not gpu"
 
 lint: setup-dev  ## Check style, types and the floors of the architecture.
 	$(BIN)/ruff check .

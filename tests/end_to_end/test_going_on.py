@@ -92,7 +92,7 @@ CELLS: dict[str, tuple[int, dict[str, tuple[dict[str, Any], dict[str, Any]]]]] =
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("engine", CELLS)
+@pytest.mark.parametrize("engine", ["one", "deepspeed", pytest.param("ddp", marks=pytest.mark.soak)])
 def test_three_interruptions_in_one_epoch_change_nothing(folder: Path, engine: str):
     ranks, cells = CELLS[engine]
     whole, cut = (

@@ -136,6 +136,7 @@ def test_a_killed_rank_is_named_and_the_run_can_be_resumed(place):
 
 
 @pytest.mark.slow
+@pytest.mark.soak
 def test_ctrl_c_of_two_ranks_can_be_resumed(place):
     values = {"distributed": {"processes_per_node": 2}, "model": {"config": {"hidden_dropout_prob": 0.0}}}
     whole = tiny.launcher("run", place.recipe("two-whole", **values), cwd=place.folder)

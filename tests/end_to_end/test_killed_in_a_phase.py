@@ -111,6 +111,7 @@ def test_in_the_probe(place, whole):
     assert not (run / "probe/checkpoints").exists()
 
 
+@pytest.mark.soak
 def test_in_the_main_phase_after_a_probe(place, whole):
     path = recipe(place, "discriminative", "after-the-probe", ONE)
     run = check(place, whole("discriminative", "one", ONE), path, "after-the-probe", inside="progress.jsonl", step=30)
@@ -124,6 +125,7 @@ def test_in_a_later_stage_of_gradual_unfreezing(place, whole, step):
     check(place, whole("gradual", "one", ONE), path, name, inside="progress.jsonl", step=step)
 
 
+@pytest.mark.soak
 def test_after_a_change_of_the_batch_size(place, whole):
     path = recipe(place, "batch-sizes", "sizes", ONE)
     run = check(place, whole("batch-sizes", "one", ONE), path, "sizes", inside="progress.jsonl", step=50)

@@ -29,7 +29,11 @@ def scores_of(model: Any, run: Path, rows: pd.DataFrame) -> np.ndarray:
 @pytest.mark.parametrize(
     "options, tolerance",
     # bitsandbytes computes with 4-bit weights in bf16 on a processor, and with 8 bits rounds the inputs too.
-    [({"use_dora": True}, 1e-5), ({"load_in_4bit": True}, 1e-3), ({"load_in_8bit": True}, 2e-2)],
+    [
+        pytest.param({"use_dora": True}, 1e-5, marks=pytest.mark.soak),
+        ({"load_in_4bit": True}, 1e-3),
+        pytest.param({"load_in_8bit": True}, 2e-2, marks=pytest.mark.soak),
+    ],
     ids=["dora", "4-bit", "8-bit"],
 )
 def test_the_saved_model_is_the_trained_one(place, options, tolerance):

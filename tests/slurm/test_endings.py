@@ -17,7 +17,12 @@ def site(cluster, tmp_path_factory) -> Site:
 
 
 @pytest.mark.parametrize(
-    ("kind", "outcome", "code"), [("exit", "crashed", 7), ("memory", "out_of_memory", 1), ("error", "crashed", 1)]
+    ("kind", "outcome", "code"),
+    [
+        ("exit", "crashed", 7),
+        ("memory", "out_of_memory", 1),
+        pytest.param("error", "crashed", 1, marks=pytest.mark.soak),
+    ],
 )
 def test_a_crash_is_repeated_up_to_its_budget_and_a_lack_of_memory_is_not(site, kind, outcome, code):
     site.faulty(kind, kind=kind, attempts="all", step="2")

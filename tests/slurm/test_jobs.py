@@ -14,7 +14,7 @@ def site(cluster, tmp_path_factory) -> Site:
     return Site.make(cluster, tmp_path_factory.mktemp("jobs") / "it's a project")
 
 
-@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize("stage", [3, pytest.param(2, marks=pytest.mark.soak)])
 def test_a_run_of_two_nodes_ends_with_a_report_and_is_told_truly_meanwhile(site, stage, shared):
     """MiniLM under ZeRO-2 and ZeRO-3; what status and explain say is held to what the run does."""
     model = shared / "models" / "all-MiniLM-L6-v2" if (shared / "models" / "all-MiniLM-L6-v2").is_dir() else None
