@@ -178,6 +178,9 @@ class Predictions:
     log-likelihood of a text's tokens in nats (one column).
     ``labels``: int64 [rows], int64 [rows, labels] (0/1) for multi-label, float64 [rows] for regression, the number of predicted
     tokens for causal_lm; None: unlabelled.
+
+    Where each word of a row has a tag (entity_recognition, token_classification), ``words`` are the rows' words, and ``predicted``
+    (the tags' numbers), ``scores`` (their probabilities) and ``labels`` are flat: [words of all rows], one row after the other.
     """
 
     problem_type: str
@@ -186,6 +189,23 @@ class Predictions:
     label_names: tuple[str, ...]
     texts: tuple[str, ...]
     row_ids: tuple[int, ...]
+    words: tuple[tuple[str, ...], ...] = ()
+    predicted: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """A simple model's predictions for the rows of an evaluation, and how it came about.
+
+    ``metrics`` is empty without labels; ``chosen`` holds what validation chose and the score there; ``note`` says in words what a
+    reader should know, such as a sample of the training rows.
+    """
+
+    name: str
+    predictions: Predictions
+    metrics: Mapping[str, float]
+    chosen: Mapping[str, Any] = field(default_factory=dict)
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -258,8 +278,8 @@ class Task(Protocol):
         ...
 
     def row_outputs(self, outputs: Any, batch: Mapping[str, Any]) -> Any:
-        """Return what is kept of a model's outputs for each row of a batch, a tensor [rows, outputs] that is small enough for
-        all rows of a split to be held at once.
+        """Return what is kept of a model's outputs for each row of a batch, a tensor [rows, outputs], or [rows, tokens, outputs], that
+        is small enough for all rows of a split to be held at once.
         """
         ...
 
@@ -279,10 +299,17 @@ class Task(Protocol):
         """Return the task's metrics. Raises DataError where the rows have no labels."""
         ...
 
-    def prepare_texts(
-        self, texts: list[str], pairs: list[str] | None, facts: Mapping[str, Any]
-    ) -> tuple[Any, Prepared]:
-        """Return rows of features for new texts, and what they are to be read with. Raises DataError."""
+    def baselines(
+        self, names: Sequence[str], prepared: Prepared, predictions: Predictions, *, split: str
+    ) -> list[Baseline]:
+        """Return the named baselines, trained on the rows of train, for the rows of ``predictions``, which are those of ``split``."""
+        ...
+
+    def prepare_rows(self, columns: Mapping[str, list[Any]], facts: Mapping[str, Any]) -> tuple[Any, Prepared]:
+        """Return rows of features for new rows, and what they are to be read with. Raises DataError.
+
+        ``columns``: what ``read_rows`` returns, or ``text`` (and ``text_pair``) that a person has typed.
+        """
         ...
 
     def read_rows(self, source: str) -> dict[str, list[Any]]:

@@ -11,6 +11,7 @@ from typing import Any
 # are all it takes to add one.
 TASKS = {
     "text-classification": "launcher.tasks.text_classification:TextClassification",
+    "token-classification": "launcher.tasks.token_classification:TokenClassification",
     "causal-lm": "launcher.tasks.causal_lm:CausalLM",
 }
 STRATEGIES = {
@@ -36,6 +37,12 @@ NEAR_MISSES = {
     "sequence-classification": "text-classification",
     "text_classification": "text-classification",
     "sentiment-analysis": "text-classification",
+    "ner": "token-classification",
+    "pos": "token-classification",
+    "named-entity-recognition": "token-classification",
+    "sequence-labelling": "token-classification",
+    "sequence-labeling": "token-classification",
+    "tagging": "token-classification",
     "causal_lm": "causal-lm",
     "clm": "causal-lm",
     "language-modeling": "causal-lm",

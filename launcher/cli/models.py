@@ -61,6 +61,11 @@ def _prediction_line(row: Mapping[str, Any]) -> str:
         loss = "–" if row["loss"] is None else f"loss {row['loss']:.4f}  perplexity {row['perplexity']:,.2f}"
         return f"{loss}\t{row['text']}"
     prediction = row["prediction"]
+    if "entities" in row:
+        found = ", ".join(f"{one['text']} ({one['type']})" for one in row["entities"])
+        return f"{found or '(none)'}\t{row['text']}"
+    if "words" in row:
+        return " ".join(f"{word}/{tag}" for word, tag in zip(row["words"], prediction, strict=True))
     if isinstance(prediction, float):
         return f"{prediction:.4f}\t{row['text']}"
     shown = ", ".join(prediction) or "(none)" if isinstance(prediction, list) else prediction

@@ -11,7 +11,6 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
-import os
 import re
 import warnings
 from collections import Counter, defaultdict
@@ -23,6 +22,7 @@ from pathlib import Path
 
 from launcher.data.builtin import BuiltinData
 from launcher.data.builtin_api_topics_sources import FINGERPRINT, LIBRARY_NAMES, TOPICS, VERSIONS, Part
+from launcher.data.builtin_cache import kept_rows
 from launcher.errors import DataError
 
 TRAIN_PER_TOPIC = 40
@@ -74,7 +74,9 @@ def make_api_topics(*, cache_dir: Path | None = None) -> BuiltinData:
         DataError: a package is missing, or the pinned versions give other rows than they must.
     """
     found = installed_versions()
-    rows = _cached_rows(_cache_file(found, cache_dir=cache_dir))
+    here = Path(__file__)
+    code = (here, here.with_name("builtin_api_topics_sources.py"))
+    rows = kept_rows("api-topics", versions=found, code=code, make=make_rows, cache_dir=cache_dir)
     digest = _fingerprint(rows)
     other = [f"{name} {found[name]} (pinned: {pinned})" for name, pinned in VERSIONS.items() if found[name] != pinned]
     if not other and digest != FINGERPRINT:
@@ -100,46 +102,6 @@ def installed_versions() -> dict[str, str]:
         except PackageNotFoundError:
             raise DataError(f"builtin:api-topics needs the package {name}; install {name}=={pinned}") from None
     return found
-
-
-# --- the cache -----------------------------------------------------------------------------------------------------
-
-
-def _cache_file(found: Mapping[str, str], *, cache_dir: Path | None) -> Path:
-    """Return the file for these versions of the packages and of this code."""
-    folder = cache_dir or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "launcher"
-    here = Path(__file__)
-    key = hashlib.sha256(json.dumps(dict(found), sort_keys=True).encode())
-    for source in (here, here.with_name("builtin_api_topics_sources.py")):
-        key.update(source.read_bytes())
-    return folder / "builtin" / f"api-topics-{key.hexdigest()[:24]}.jsonl"
-
-
-def _cached_rows(path: Path) -> list[dict[str, str]]:
-    """Return the rows kept in ``path``, whose first line is their fingerprint; make and keep them where that fails."""
-    try:
-        first, *lines = path.read_text("utf-8").splitlines()
-        rows = [json.loads(line) for line in lines]
-        if _fingerprint(rows) == first:
-            return rows
-    except (OSError, ValueError):
-        # No cache, or half of one: the rows are made again.
-        pass
-    rows = make_rows()
-    _keep(rows, path=path)
-    return rows
-
-
-def _keep(rows: Sequence[Mapping[str, str]], *, path: Path) -> None:
-    text = "\n".join([_fingerprint(rows), *(json.dumps(row) for row in rows)])
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text + "\n", "utf-8")
-        temporary.replace(path)
-    except OSError:
-        # A cache that cannot be written costs time, not the run.
-        temporary.unlink(missing_ok=True)
 
 
 def _fingerprint(rows: Sequence[Mapping[str, str]]) -> str:

@@ -22,6 +22,8 @@ PROBLEM_TYPES = (
     "regression",
 )
 _SHOWN = 12
+# A row has any number of labels: of its own, or one for each word.
+_SEVERAL = ("multi_label_classification", "token_classification")
 
 
 def infer_problem_type(
@@ -116,6 +118,13 @@ class LabelSet:
             hot[row, numbers] = 1
         return hot
 
+    def encode_lists(self, values: Sequence[Any], *, split: str, origin: Callable[[int], str]) -> list[list[int]]:
+        """Return the numbers of each row's tags, in their order. Raises DataError as ``encode`` does."""
+        index = {name: number for number, name in enumerate(self.names)}
+        encoded = [self._numbers(value, index) for value in values]
+        self._refuse_unknown(values, encoded, split=split, origin=origin)
+        return encoded
+
     def _numbers(self, value: Any, index: dict[str, int]) -> list[int]:
         """Return the numbers of a row's labels; -1 stands for an unknown one."""
         return [self._one(label, index) for label in self.split(value)]
@@ -133,7 +142,7 @@ class LabelSet:
     def _refuse_unknown(
         self, values: Sequence[Any], encoded: Sequence[list[int]], *, split: str, origin: Callable[[int], str]
     ) -> None:
-        single = self.problem_type != "multi_label_classification"
+        single = self.problem_type not in _SEVERAL
         bad = [row for row, numbers in enumerate(encoded) if -1 in numbers or (single and len(numbers) != 1)]
         if not bad:
             return

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from launcher.data.readers_conll import read_conll, read_conllu
 from launcher.data.readers_csv import read_delimited
 from launcher.data.readers_text import DecodedText, read_text
 from launcher.errors import DataError
@@ -25,8 +26,13 @@ FORMATS = {
     ".parquet": "parquet",
     ".pq": "parquet",
     ".txt": "labelled-text",
+    ".conll": "conll",
+    ".bio": "conll",
+    ".iob": "conll",
+    ".iob2": "conll",
+    ".conllu": "conllu",
 }
-_TEXT_FORMATS = ("csv", "tsv", "json", "jsonl", "labelled-text", "text", "paragraphs")
+_TEXT_FORMATS = ("csv", "tsv", "json", "jsonl", "labelled-text", "text", "paragraphs", "conll", "conllu")
 
 
 @dataclass(frozen=True)
@@ -206,7 +212,7 @@ def _refuse_unused(spec: SourceSpec, *, kind: str, path: Path) -> None:
     """An option that would be ignored is an error."""
     wrong = {
         "delimiter": spec.delimiter is not None and kind not in ("csv", "tsv"),
-        "header": spec.header is not None and kind not in ("csv", "tsv"),
+        "header": spec.header is not None and kind not in ("csv", "tsv", "conll"),
         "encoding": spec.encoding is not None and kind not in _TEXT_FORMATS,
     }
     for key, refused in wrong.items():
@@ -306,6 +312,14 @@ def _read_paragraphs(text: str, path: Path, spec: SourceSpec) -> _Read:
     return _Read({"text": ["\n".join(paragraph) for paragraph in paragraphs]}, lines)
 
 
+def _read_conll(text: str, path: Path, spec: SourceSpec) -> _Read:
+    return _Read(*read_conll(text, path, header=spec.header))
+
+
+def _read_conllu(text: str, path: Path, spec: SourceSpec) -> _Read:
+    return _Read(*read_conllu(text, path))
+
+
 def _read_parquet(path: Path, *, shown: str) -> Table:
     import pyarrow
     import pyarrow.parquet
@@ -345,4 +359,6 @@ _READERS = {
     "labelled-text": _read_labelled,
     "text": _read_lines,
     "paragraphs": _read_paragraphs,
+    "conll": _read_conll,
+    "conllu": _read_conllu,
 }

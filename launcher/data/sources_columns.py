@@ -1,4 +1,4 @@
-"""The source's columns to ours: text, text_pair, label, id; by the recipe's ``columns`` or by names that leave no doubt."""
+"""The source's columns to ours: text, text_pair, tokens, label, id; by the recipe's ``columns`` or by names that leave no doubt."""
 
 from __future__ import annotations
 
@@ -23,6 +23,9 @@ _TEXT_NAMES = (
     "tweet",
 )
 _LABEL_NAMES = ("labels", "category", "class", "intent", "target")
+_TOKENS_NAMES = ("words",)
+# Of words: CoNLL-U has upos beside tags of other kinds; a file with two of these is asked about.
+_TAGS_NAMES = ("tags", "ner_tags", "pos_tags", "labels", "upos", "ner", "pos")
 _ID_NAMES = ("idx", "index", "guid")
 # Columns that together are a pair, whatever else the file has.
 _PAIRS = (
@@ -54,9 +57,8 @@ def choose_columns(
     }
     for name, given in chosen.items():
         _check_given(name, given=given, table=table)
-    for name, found in _find(table.names, taken=chosen).items():
-        if name in ours:
-            chosen.setdefault(name, [found])
+    for name, found in _find(table.names, taken=chosen, ours=ours).items():
+        chosen.setdefault(name, [found])
     missing = [name for name in needs if name not in chosen]
     if missing:
         raise DataError(_ask(table, missing=missing, chosen=chosen))
@@ -85,17 +87,18 @@ def _check_given(name: str, *, given: list[str], table: Table) -> None:
             )
 
 
-def _find(names: Sequence[str], *, taken: dict[str, list[str]]) -> dict[str, str]:
+def _find(names: Sequence[str], *, taken: dict[str, list[str]], ours: Sequence[str]) -> dict[str, str]:
     """Return our name -> the source's, for what the names alone decide."""
     free = [name for name in names if not any(name in used for used in taken.values())]
     found = {}
     if "text" not in taken:
         found.update(_find_texts(free))
-    for ours, common in (("label", _LABEL_NAMES), ("id", _ID_NAMES)):
-        match = ours if ours in free else _only(free, common)
-        if ours not in taken and match:
-            found[ours] = match
-    return found
+    common = {"tokens": _TOKENS_NAMES, "label": _TAGS_NAMES if "tokens" in ours else _LABEL_NAMES, "id": _ID_NAMES}
+    for name, likely in common.items():
+        match = name if name in free else _only(free, likely)
+        if name not in taken and match:
+            found[name] = match
+    return {name: match for name, match in found.items() if name in ours}
 
 
 def _find_texts(names: Sequence[str]) -> dict[str, str]:
@@ -159,6 +162,30 @@ def _not_text(value: Any, *, column: str, ours: str, place: str) -> str:
         f"{place}: column {column!r} ({ours}) holds {value!r} ({kind}), which is not text; "
         "mend or remove the row, or name another column under data.columns"
     )
+
+
+def token_values(table: Table, *, column: str, rows: Sequence[int]) -> list[list[str]]:
+    """Return the words of ``rows``. Raises DataError naming the first row that is not a list of words, or an empty one."""
+    values = table.column(column)
+    for row in rows:
+        value = values[row]
+        if not isinstance(value, list) or not value or not all(isinstance(word, str) for word in value):
+            raise DataError(
+                f"{table.places(row)}: column {column!r} (tokens) holds {value!r}, which is no list of words; mend or remove the "
+                "row, or name another column under data.columns"
+            )
+    return [list(values[row]) for row in rows]
+
+
+def check_tags(table: Table, *, tokens: list[list[str]], tags: list[Any], rows: Sequence[int]) -> None:
+    """Raise DataError naming the first row that does not have a tag for each word; a row without any may be one to predict."""
+    for row, words, given in zip(rows, tokens, tags, strict=True):
+        if given is not None and (not isinstance(given, list) or len(given) != len(words)):
+            what = f"{len(given)} tags" if isinstance(given, list) else repr(given)
+            raise DataError(
+                f"{table.places(row)}: has {len(words)} words and, as their label, {what}; give each word one tag "
+                f"(words: {' '.join(words)[:80]!r})"
+            )
 
 
 def id_values(table: Table, *, column: str, rows: Sequence[int]) -> list[str]:

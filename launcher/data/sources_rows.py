@@ -5,12 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from launcher.data.readers import Places, Table
-from launcher.data.sources_columns import choose_columns, id_values, label_values, text_values, uniform_labels
+from launcher.data.sources_columns import (
+    check_tags,
+    choose_columns,
+    id_values,
+    label_values,
+    text_values,
+    token_values,
+    uniform_labels,
+)
 from launcher.data.sources_find import Reader
 from launcher.errors import DataError
 from launcher.registry import suggest
@@ -26,7 +34,7 @@ class RowSet:
     """The rows of one split, in our columns."""
 
     columns: dict[str, list[Any]]
-    """text[, text_pair][, label][, id] and row_id, each [rows]."""
+    """text[, text_pair][, tokens][, label][, id] and row_id, each [rows]; tokens are lists of words, and text is then those words."""
     segments: tuple[tuple[int, Places], ...]
     """(first row_id, places of the rows from there on) of every source, ascending."""
     provenance: tuple[dict[str, Any], ...]
@@ -142,13 +150,21 @@ def _our_columns(
     table: Table, *, chosen: Mapping[str, list[str]], rows: Sequence[int], join: str
 ) -> dict[str, list[Any]]:
     columns: dict[str, list[Any]] = {}
-    for ours in sorted(chosen, key=("text", "text_pair", "label", "id").index):
+    for ours in sorted(chosen, key=("text", "text_pair", "tokens", "label", "id").index):
         theirs = chosen[ours]
         if ours in ("text", "text_pair"):
             columns[ours] = text_values(table, columns=theirs, rows=rows, join=join, ours=ours)
         else:
-            columns[ours] = (label_values if ours == "label" else id_values)(table, column=theirs[0], rows=rows)
+            columns[ours] = _VALUES[ours](table, column=theirs[0], rows=rows)
+    if "tokens" in columns:
+        # What people read, and what makes two rows the same.
+        columns["text"] = [" ".join(words) for words in columns["tokens"]]
+        if "label" in columns:
+            check_tags(table, tokens=columns["tokens"], tags=columns["label"], rows=rows)
     return columns
+
+
+_VALUES: dict[str, Callable[..., list[Any]]] = {"tokens": token_values, "label": label_values, "id": id_values}
 
 
 def _join(split: str, *, pieces: Sequence[RowSet], warnings: Sequence[str]) -> RowSet:

@@ -8,7 +8,7 @@ from typing import Any
 from torch.utils.data import Dataset
 
 # Columns that are about a row, not input to the model.
-_NOT_FEATURES = {"row_id", "text", "length"}
+_NOT_FEATURES = {"row_id", "text", "length", "words", "word_starts", "first_word", "tags"}
 
 
 class Rows(Dataset[dict[str, Any]]):

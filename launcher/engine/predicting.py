@@ -26,7 +26,7 @@ def predict_logits(
     on_batch: Callable[[int, int], None] | None = None,
     row_outputs: Callable[[Any, dict[str, Any]], Any] = lambda outputs, batch: outputs["logits"],
 ) -> tuple[np.ndarray, float | None]:
-    """Return (outputs float32 [rows, outputs] in the order of the rows, mean loss), the same on every rank.
+    """Return (outputs float32 [rows, outputs] or [rows, tokens, outputs] in the order of the rows, mean loss), the same on all ranks.
 
     Every rank runs the same number of passes, which sharded weights need: a rank without rows left repeats its first.
 
@@ -60,9 +60,11 @@ def predict_logits(
 
 
 def _in_order(parts: list[tuple[np.ndarray, np.ndarray]], rows: int) -> np.ndarray:
-    result = np.empty((rows, parts[0][1].shape[1]), dtype=np.float32)
-    for numbers, logits in parts:
-        result[numbers] = logits
+    """Return [rows, outputs], or where each token has outputs [rows, tokens, outputs], filled up with NaN."""
+    width = max(outputs.shape[1] for _, outputs in parts)
+    result = np.full((rows, width, *parts[0][1].shape[2:]), np.nan, dtype=np.float32)
+    for numbers, outputs in parts:
+        result[numbers, : outputs.shape[1]] = outputs
     return result
 
 

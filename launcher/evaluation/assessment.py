@@ -30,6 +30,7 @@ from launcher.evaluation.statistics import (
     right_rows,
     statistics_for,
 )
+from launcher.evaluation.tagging import ENTITIES, differences_in_words, is_tagging, row_errors
 
 MOST_MISTAKES = 25
 MOST_PAIRS = 20
@@ -69,7 +70,7 @@ class Evaluation:
     scatter: list[list[float]] = field(default_factory=list)
     """[label, predicted] of up to MOST_POINTS rows; regression only."""
     mistakes: list[dict[str, Any]] = field(default_factory=list)
-    """Most confident mistakes: row_id, text, label, predicted, score, label_score (regression: error)."""
+    """Most confident mistakes: row_id, text, label, predicted, score, label_score (regression: error; tagged words: errors)."""
     baselines: list[dict[str, Any]] = field(default_factory=list)
     """name, title, metrics, intervals, chosen, note."""
     comparisons: list[dict[str, Any]] = field(default_factory=list)
@@ -182,6 +183,8 @@ def _comparison(
 def _details(predictions: Predictions) -> dict[str, Any]:
     if is_language(predictions.problem_type):
         return {}
+    if is_tagging(predictions.problem_type):
+        return _tagging_details(predictions)
     if is_regression(predictions.problem_type):
         return {"scatter": _scatter(predictions), "mistakes": _largest_errors(predictions)}
     details = {"per_class": per_class(predictions), "reliability": _reliability(predictions)}
@@ -192,6 +195,30 @@ def _details(predictions: Predictions) -> dict[str, Any]:
     confusion = _confusion(predictions)
     pairs = _confused_pairs(confusion, predictions)
     return details | {"confusion": confusion, "confused_pairs": pairs, "mistakes": _confident_mistakes(predictions)}
+
+
+def _tagging_details(predictions: Predictions) -> dict[str, Any]:
+    assert predictions.labels is not None
+    details: dict[str, Any] = {
+        "per_class": [{**record, "name": clean_text(record["name"])} for record in per_class(predictions)],
+        "reliability": reliability_bins(predictions.scores, decide(predictions) == predictions.labels),
+        "mistakes": _worst_sentences(predictions),
+    }
+    if predictions.problem_type == ENTITIES:
+        return details
+    confusion = _confusion(predictions)
+    return details | {"confusion": confusion, "confused_pairs": _confused_pairs(confusion, predictions)}
+
+
+def _worst_sentences(predictions: Predictions) -> list[dict[str, Any]]:
+    """Return the sentences with the most errors: what is wrong or made up in them, and what should have been found."""
+    errors = row_errors(predictions)
+    worst = [int(i) for i in np.argsort(-errors, kind="stable")[:MOST_MISTAKES] if errors[i]]
+    found = []
+    for i in worst:
+        wrong, missed = differences_in_words(predictions, i)
+        found.append({**_row(predictions, i), "label": missed, "predicted": wrong, "errors": int(errors[i])})
+    return found
 
 
 def _reliability(predictions: Predictions) -> list[dict[str, float]]:

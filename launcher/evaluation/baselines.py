@@ -5,12 +5,12 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from launcher.contracts import Predictions
+from launcher.contracts import Baseline, Predictions
 from launcher.errors import LauncherError
 from launcher.evaluation.language import unigram_losses
 from launcher.evaluation.metrics import HEADLINE, greater_is_better, is_multilabel, is_regression, metrics_for
@@ -29,7 +29,7 @@ MOST_TRAIN_ROWS = 200_000
 MOST_FEATURES = 100_000
 """Most frequent n-grams that are kept, of words and of characters each."""
 
-TITLES = {"majority": "majority class", "tfidf": "TF-IDF", "unigram": "unigram"}
+TITLES = {"majority": "majority class", "tfidf": "TF-IDF", "word_tag": "most-frequent-tag", "unigram": "unigram"}
 """How a baseline is called in sentences and tables."""
 
 
@@ -54,21 +54,6 @@ class TextRows:
         return TextRows(
             [self.texts[i] for i in rows], labels, None if self.row_ids is None else [self.row_ids[i] for i in rows]
         )
-
-
-@dataclass(frozen=True)
-class Baseline:
-    """A baseline's predictions for the test rows and how it came about.
-
-    ``metrics`` is empty without test labels; ``chosen`` holds what validation chose and the score there; ``note`` says
-    in words what a reader should know, such as a sample of the training rows.
-    """
-
-    name: str
-    predictions: Predictions
-    metrics: Mapping[str, float]
-    chosen: Mapping[str, Any] = field(default_factory=dict)
-    note: str = ""
 
 
 def fit_baseline(
@@ -333,6 +318,30 @@ def unigram_baseline(train: np.ndarray, targets: Sequence[np.ndarray], predictio
     scores = unigram_losses(train, targets)[:, None]
     own = replace(predictions, scores=scores)
     return Baseline("unigram", own, metrics_for(own))
+
+
+# --- the tag of a word ---------------------------------------------------------------------------------------------
+
+
+def word_tag_baseline(words: Sequence[str], tags: np.ndarray, predictions: Predictions) -> Baseline:
+    """Return the baseline that gives each word the tag it has most often in train; a word that train has not, the commonest tag.
+
+    Args:
+        words: of train.
+        tags: their tags' numbers, int64 [words].
+        predictions: of a model, for the rows that are to be tagged.
+    """
+    names = len(predictions.label_names)
+    vocabulary, numbers = np.unique(np.asarray(words, dtype=object), return_inverse=True)
+    counts = np.zeros((len(vocabulary) + 1, names))
+    np.add.at(counts, (numbers, tags), 1.0)
+    counts[-1] = np.bincount(tags, minlength=names)
+    place = {word: number for number, word in enumerate(vocabulary)}
+    wanted = np.array([place.get(word, -1) for row in predictions.words for word in row])
+    shares = counts / counts.sum(axis=1, keepdims=True)
+    found = shares.argmax(axis=1)[wanted]
+    own = replace(predictions, predicted=found, scores=shares.max(axis=1)[wanted])
+    return Baseline("word_tag", own, {} if own.labels is None else metrics_for(own))
 
 
 BASELINES: dict[str, Callable[..., Baseline]] = {"majority": majority_baseline, "tfidf": tfidf_baseline}

@@ -6,14 +6,15 @@ Only numpy is imported: the worker computes these at every evaluation during tra
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from launcher.contracts import Predictions
 from launcher.errors import DataError, LauncherError
+from launcher.evaluation.counts import Counts, ratio
 from launcher.evaluation.language import language_metrics
+from launcher.evaluation.tagging import is_tagging, per_type, tagging_metrics
 from launcher.registry import suggest
 
 HIGHER_IS_BETTER: dict[str, bool] = {
@@ -51,6 +52,8 @@ HEADLINE: dict[str, tuple[str, ...]] = {
     "multi_label_classification": ("micro_f1", "macro_f1"),
     "regression": ("spearman", "mse"),
     "causal_lm": ("perplexity", "loss"),
+    "entity_recognition": ("f1", "accuracy"),
+    "token_classification": ("accuracy", "macro_f1"),
 }
 """The metrics of each problem type that get intervals and tests first; the verdict is about the first of them."""
 
@@ -94,6 +97,8 @@ def decide(predictions: Predictions, *, threshold: float = 0.5) -> np.ndarray:
     scores = np.asarray(predictions.scores, dtype=np.float64)
     if is_regression(predictions.problem_type):
         return np.asarray(scores.reshape(len(scores), -1)[:, 0])
+    if predictions.predicted is not None:
+        return predictions.predicted
     if is_multilabel(predictions.problem_type):
         return np.asarray(scores > threshold, dtype=np.int64)
     return np.asarray(scores.argmax(axis=1), dtype=np.int64)
@@ -111,52 +116,9 @@ def require_labels(predictions: Predictions) -> np.ndarray:
         raise DataError("the rows have no labels, so no metric can be computed; use predict for unlabelled rows")
     if not np.isfinite(predictions.scores).all():
         bad = int(np.flatnonzero(~np.isfinite(predictions.scores).reshape(len(predictions.scores), -1).all(axis=1))[0])
-        raise DataError(
-            f"the model's output for row {predictions.row_ids[bad]} is not a finite number; its weights are broken"
-        )
+        what = f"word {bad}" if predictions.words else f"row {predictions.row_ids[bad]}"
+        raise DataError(f"the model's output for {what} is not a finite number; its weights are broken")
     return np.asarray(predictions.labels)
-
-
-@dataclass(frozen=True)
-class Counts:
-    """Counts per class, float64 [c] (or [resamples, c]): right predictions, all predictions, and rows of the class."""
-
-    hits: np.ndarray
-    predicted: np.ndarray
-    support: np.ndarray
-
-    @property
-    def present(self) -> np.ndarray:
-        """Classes that occur in labels or predictions, bool; averages run over these, as scikit-learn's do."""
-        return np.asarray((self.predicted + self.support) > 0)
-
-    @property
-    def precision(self) -> np.ndarray:
-        """Right share of a class's predictions; 0 where it is never predicted."""
-        return _ratio(self.hits, self.predicted)
-
-    @property
-    def recall(self) -> np.ndarray:
-        """Share of a class's rows that is found; 0 where it has no rows."""
-        return _ratio(self.hits, self.support)
-
-    @property
-    def f1(self) -> np.ndarray:
-        """Harmonic mean of precision and recall; 0 where both are."""
-        return _ratio(2 * self.hits, self.predicted + self.support)
-
-    def macro(self, values: np.ndarray) -> np.ndarray:
-        """Return the mean of ``values`` over the classes that are present, [] (or [resamples])."""
-        return _ratio((values * self.present).sum(axis=-1), self.present.sum(axis=-1))
-
-    def micro_f1(self) -> np.ndarray:
-        """Return F1 over all decisions together, [] (or [resamples])."""
-        return _ratio(2 * self.hits.sum(axis=-1), (self.predicted + self.support).sum(axis=-1))
-
-
-def _ratio(above: Any, below: Any) -> np.ndarray:
-    above, below = np.asarray(above, dtype=np.float64), np.asarray(below, dtype=np.float64)
-    return np.asarray(np.divide(above, below, out=np.zeros(np.broadcast(above, below).shape), where=below > 0))
 
 
 def count_classes(predicted: np.ndarray, labels: np.ndarray, *, classes: int) -> Counts:
@@ -218,11 +180,11 @@ def _averages(counts: Counts) -> dict[str, float]:
     return {
         "macro_f1": float(counts.macro(counts.f1)),
         "micro_f1": float(counts.micro_f1()),
-        "weighted_f1": float(_ratio((counts.f1 * counts.support).sum(), counts.support.sum())),
+        "weighted_f1": float(ratio((counts.f1 * counts.support).sum(), counts.support.sum())),
         "macro_precision": float(counts.macro(counts.precision)),
-        "micro_precision": float(_ratio(counts.hits.sum(), counts.predicted.sum())),
+        "micro_precision": float(ratio(counts.hits.sum(), counts.predicted.sum())),
         "macro_recall": float(counts.macro(counts.recall)),
-        "micro_recall": float(_ratio(counts.hits.sum(), counts.support.sum())),
+        "micro_recall": float(ratio(counts.hits.sum(), counts.support.sum())),
     }
 
 
@@ -350,6 +312,8 @@ def metrics_for(predictions: Predictions) -> dict[str, float]:
     labels = require_labels(predictions)
     if is_language(predictions.problem_type):
         return language_metrics(predictions.scores[:, 0], labels)
+    if is_tagging(predictions.problem_type):
+        return tagging_metrics(predictions)
     if is_regression(predictions.problem_type):
         return regression_metrics(decide(predictions), labels)
     if is_multilabel(predictions.problem_type):
@@ -362,6 +326,8 @@ def omitted_metrics(predictions: Predictions) -> dict[str, str]:
     labels, found = require_labels(predictions), metrics_for(predictions)
     if is_language(predictions.problem_type):
         return {} if "perplexity" in found or not found else {"perplexity": "it is too large for a number"}
+    if is_tagging(predictions.problem_type):
+        return {}
     if is_regression(predictions.problem_type):
         what = "labels" if not _varies(np.asarray(labels, dtype=float)) else "predictions"
         return {name: f"all {what} are equal" for name in ("spearman", "pearson", "r2") if name not in found}
@@ -387,6 +353,8 @@ def per_class(predictions: Predictions) -> list[dict[str, Any]]:
     labels = require_labels(predictions)
     if is_regression(predictions.problem_type):
         return []
+    if is_tagging(predictions.problem_type):
+        return per_type(predictions)
     counts = count_classes(decide(predictions), labels, classes=len(predictions.label_names))
     return [
         {"name": name, "support": int(counts.support[k]), "predicted": int(counts.predicted[k]),

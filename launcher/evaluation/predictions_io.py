@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from launcher.contracts import Predictions
 from launcher.errors import DataError
 from launcher.evaluation.language import text_losses, token_counts
 from launcher.evaluation.metrics import decide, is_language, is_multilabel, is_regression
+from launcher.evaluation.tagging import is_tagging, tags_by_row
 
 MOST_SCORE_COLUMNS = 100
 """With more labels than this a single-label file keeps each row's TOP_LABELS best labels instead of a column per
@@ -32,7 +33,8 @@ def write_predictions(predictions: Predictions, path: Path) -> None:
     regression or multi-label), correct (null without labels; not for regression), and ``score: NAME`` for each label,
     or with more than MOST_SCORE_COLUMNS labels of which one applies, top_labels and top_scores. Multi-label rows have
     lists of names; regression has numbers. Language models have instead tokens (that were predicted), summed_loss and loss (its
-    mean per token; null where none was predicted), in nats.
+    mean per token; null where none was predicted), in nats. Where words have tags, words, label, predicted and confidence are lists
+    with an item for each word.
     """
     import pyarrow
     import pyarrow.parquet
@@ -53,6 +55,8 @@ def _columns(predictions: Predictions) -> dict[str, Any]:
     }
     if is_language(predictions.problem_type):
         return columns | _language(predictions)
+    if is_tagging(predictions.problem_type):
+        return columns | _tagged(predictions)
     return columns | (_numbers(predictions) if is_regression(predictions.problem_type) else _classes(predictions))
 
 
@@ -70,6 +74,25 @@ def _language(predictions: Predictions) -> dict[str, Any]:
         "summed_loss": pyarrow.array(np.asarray(predictions.scores, dtype=np.float64)[:, 0]),
         "loss": pyarrow.array(losses, mask=np.isnan(losses)),
     }
+
+
+def _tagged(predictions: Predictions) -> dict[str, Any]:
+    import pyarrow
+
+    ends = np.cumsum([len(words) for words in predictions.words])[:-1]
+    texts = pyarrow.list_(pyarrow.string())
+    empty = [None] * len(predictions.words)
+    labels = empty if predictions.labels is None else list(_clean(tags_by_row(predictions, predictions.labels)))
+    return {
+        "words": pyarrow.array(list(_clean(predictions.words)), texts),
+        "label": pyarrow.array(labels, texts),
+        "predicted": pyarrow.array(list(_clean(tags_by_row(predictions, decide(predictions)))), texts),
+        "confidence": pyarrow.array([part.tolist() for part in np.split(predictions.scores, ends)]),
+    }
+
+
+def _clean(rows: Iterable[Sequence[str]]) -> Iterator[list[str]]:
+    return ([clean_text(word) for word in row] for row in rows)
 
 
 def _numbers(predictions: Predictions) -> dict[str, Any]:
@@ -139,11 +162,33 @@ def read_predictions(path: Path) -> Predictions:
     if is_language(problem_type):
         scores = np.asarray(table.column("summed_loss").to_numpy(), dtype=np.float64).reshape(-1, 1)
         labels: np.ndarray | None = np.asarray(table.column("tokens").to_numpy(), dtype=np.int64)
+    elif is_tagging(problem_type):
+        return _read_tagged(table, names, problem_type)
     else:
         scores = _read_scores(table, names, problem_type)
         labels = _read_labels(table.column("label").to_pylist(), names, problem_type)
     texts, row_ids = table.column("text").to_pylist(), table.column("row_id").to_pylist()
     return Predictions(problem_type, scores, labels, names, tuple(texts), tuple(row_ids))
+
+
+def _read_tagged(table: Any, names: tuple[str, ...], problem_type: str) -> Predictions:
+    place = {clean_text(name): number for number, name in enumerate(names)}
+    columns = {name: table.column(name).to_pylist() for name in table.column_names}
+
+    def numbers(rows: list[list[str]]) -> np.ndarray:
+        return np.array([place[tag] for row in rows for tag in row], dtype=np.int64)
+
+    is_labelled = bool(columns["label"]) and columns["label"][0] is not None
+    return Predictions(
+        problem_type=problem_type,
+        scores=np.array([score for row in columns["confidence"] for score in row], dtype=np.float64),
+        labels=numbers(columns["label"]) if is_labelled else None,
+        label_names=names,
+        texts=tuple(columns["text"]),
+        row_ids=tuple(columns["row_id"]),
+        words=tuple(tuple(row) for row in columns["words"]),
+        predicted=numbers(columns["predicted"]),
+    )
 
 
 def _read_scores(table: Any, names: Sequence[str], problem_type: str) -> np.ndarray:

@@ -21,6 +21,7 @@ from launcher.evaluation.verdict import (
     p_value,
     signed,
     strongest_baseline,
+    unit_of,
     verdict,
     verdict_sentence,
 )
@@ -98,6 +99,7 @@ def render_report(facts: ReportFacts) -> str:
         metric_rows=_metric_rows(evaluation), comparisons=_comparisons(evaluation), plots=_plots(facts, evaluation),
         splits=_splits(facts.data), other_data=_other_data(facts.data), tuning=[_tuning(table) for table in facts.tuning_tables], grids=_grids(facts.importance),
         timing=_timing(facts.timing), comparison_plots=_comparison_plots(evaluation), metric_words=METRIC_WORDS,
+        unit=unit_of(evaluation.problem_type) if evaluation else "row",
     )  # fmt: skip
     return clean_text(page)
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from launcher.contracts import Predictions
+from launcher.evaluation.counts import Counts
 from launcher.evaluation.language import text_losses
 from launcher.evaluation.metrics import (
-    Counts,
     average_ranks,
     correlation,
     decide,
@@ -21,6 +21,7 @@ from launcher.evaluation.metrics import (
     row_brier,
     row_log_loss,
 )
+from launcher.evaluation.tagging import ENTITIES, count_rows, is_tagging, row_errors
 
 Statistic = Callable[[np.ndarray], np.ndarray]
 """Row indices int64 [resamples, n] -> the metric of each resample, float64 [resamples]; NaN where it is undefined."""
@@ -143,16 +144,23 @@ def _label_counts(predicted: np.ndarray, labels: np.ndarray, *, classes: int) ->
 
 
 def _multilabel_counts(predicted: np.ndarray, labels: np.ndarray) -> Callable[[np.ndarray], Counts]:
-    table = np.concatenate([predicted * labels, predicted, labels], axis=1).astype(np.float32)
+    sums = summed_rows(np.concatenate([predicted * labels, predicted, labels], axis=1))
+    return lambda rows: Counts(*np.split(sums(rows), 3, axis=1))
 
-    def count(rows: np.ndarray) -> Counts:
-        n, offsets = len(table), (np.arange(len(rows)) * len(table))[:, None]
+
+def summed_rows(table: np.ndarray) -> Statistic:
+    """Return a function: row indices int64 [resamples, n] -> sums of those rows of ``table`` [n, k], float64 [resamples, k].
+
+    ``table`` holds whole numbers whose sums are below 2**24, which float32 keeps exactly.
+    """
+    exact = np.asarray(table, dtype=np.float32)
+
+    def sums(rows: np.ndarray) -> np.ndarray:
+        n, offsets = len(exact), (np.arange(len(rows)) * len(exact))[:, None]
         times = np.bincount((rows + offsets).ravel(), minlength=len(rows) * n).reshape(len(rows), n)
-        # float32 is exact here: the sums are whole numbers below 2**24.
-        sums = (times.astype(np.float32) @ table).astype(np.float64)
-        return Counts(*np.split(sums, 3, axis=1))
+        return np.asarray((times.astype(np.float32) @ exact).astype(np.float64))
 
-    return count
+    return sums
 
 
 def correlation_statistic(predicted: np.ndarray, labels: np.ndarray, *, ranks: bool) -> Statistic:
@@ -175,6 +183,8 @@ def statistics_for(predictions: Predictions) -> dict[str, Statistic]:
     """
     if is_language(predictions.problem_type):
         return _language_statistics(predictions)
+    if is_tagging(predictions.problem_type):
+        return _tagging_statistics(predictions)
     labels, predicted = require_labels(predictions), decide(predictions)
     if is_regression(predictions.problem_type):
         return _regression_statistics(predicted, np.asarray(labels, dtype=np.float64))
@@ -187,6 +197,27 @@ def statistics_for(predictions: Predictions) -> dict[str, Statistic]:
     found["log_loss"] = mean_statistic(row_log_loss(scores, labels))
     found["brier"] = mean_statistic(row_brier(scores, labels))
     return found
+
+
+def _tagging_statistics(predictions: Predictions) -> dict[str, Statistic]:
+    """Sentences are drawn, each with all its words and entities."""
+    counts = count_rows(predictions)
+    sums = summed_rows(np.concatenate([counts.hits, counts.predicted, counts.support], axis=1))
+    words = summed_rows(np.stack([counts.right_words, counts.words], axis=1))
+
+    def drawn(rows: np.ndarray) -> Counts:
+        return Counts(*np.split(sums(rows), 3, axis=1))
+
+    def macro(rows: np.ndarray) -> np.ndarray:
+        found = drawn(rows)
+        return found.macro(found.f1)
+
+    def accuracy(rows: np.ndarray) -> np.ndarray:
+        right, total = words(rows).T
+        return np.asarray(right / total)
+
+    found: dict[str, Statistic] = {"accuracy": accuracy, "macro_f1": macro}
+    return {"f1": lambda rows: drawn(rows).micro_f1(), **found} if predictions.problem_type == ENTITIES else found
 
 
 def _language_statistics(predictions: Predictions) -> dict[str, Statistic]:
@@ -258,12 +289,14 @@ def _binomial_test(a_only: int, b_only: int) -> PairedTest:
 
 def paired_test_for(a: Predictions, b: Predictions) -> PairedTest:
     """Return the exact test that fits the problem type: McNemar's on right rows, or the sign test on absolute
-    errors or on the texts' losses per token.
+    errors, on the texts' losses per token, or on the errors of each sentence.
     """
     labels = require_labels(a)
     if is_language(a.problem_type):
         has_tokens = labels > 0
         return sign_test(text_losses(a)[has_tokens], text_losses(b)[has_tokens])
+    if is_tagging(a.problem_type):
+        return sign_test(row_errors(a), row_errors(b))
     if is_regression(a.problem_type):
         return sign_test(decide(a) - labels, decide(b) - labels)
     return exact_paired_test(right_rows(a), right_rows(b))

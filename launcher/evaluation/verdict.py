@@ -22,7 +22,14 @@ METRIC_WORDS = {
 """How a metric is called in sentences and tables."""
 
 # Differences of these are said in points, that is hundredths.
-SHARES = {"accuracy", "macro_f1", "micro_f1", "weighted_f1"}
+SHARES = {"accuracy", "macro_f1", "micro_f1", "weighted_f1", "f1"}
+
+_UNITS = {"causal_lm": "text", "entity_recognition": "sentence", "token_classification": "sentence"}
+
+
+def unit_of(problem_type: str) -> str:
+    """Return what an evaluation's rows are called."""
+    return _UNITS.get(problem_type, "row")
 
 
 @dataclass(frozen=True)
@@ -96,6 +103,7 @@ def _opening(state: str, reference: dict[str, Any]) -> str:
         what = {
             "tfidf": "a linear model on word and character counts",
             "majority": "always giving the same answer",
+            "word_tag": "the tag that each word has most often",
             "unigram": "how often each token occurs",
         }
         return f"The model is worse than {name}, {what.get(reference['name'], 'which is simpler')}"
@@ -123,6 +131,8 @@ def _certainty(e: Evaluation, comparison: dict[str, Any]) -> str:
         what = f"closer on {test['a_only']:,} rows, further off on {test['b_only']:,}; exact sign test"
     elif e.problem_type == "causal_lm":
         what = f"a lower loss on {test['a_only']:,} texts, a higher one on {test['b_only']:,}; exact sign test"
+    elif unit_of(e.problem_type) == "sentence":
+        what = f"fewer errors in {test['a_only']:,} sentences, more in {test['b_only']:,}; exact sign test"
     elif e.problem_type == "multi_label_classification":
         what = "exact McNemar test on whole label sets"
     else:
@@ -147,16 +157,14 @@ def _second(e: Evaluation, state: str, metric: str, comparison: dict[str, Any]) 
 def _caution(e: Evaluation) -> str:
     if e.split == "test":
         return ""
-    what = "texts" if e.problem_type == "causal_lm" else "rows"
-    return f" These are {e.split} {what}, which helped to choose the model: the numbers are a little too good."
+    return f" These are {e.split} {unit_of(e.problem_type)}s, which helped to choose the model: the numbers are a little too good."
 
 
 # --- numbers in words ----------------------------------------------------------------------------------------------
 
 
 def _count(e: Evaluation) -> str:
-    what = "text" if e.problem_type == "causal_lm" else "row"
-    return f"{e.rows:,} {e.split} {what}{'' if e.rows == 1 else 's'}"
+    return f"{e.rows:,} {e.split} {unit_of(e.problem_type)}{'' if e.rows == 1 else 's'}"
 
 
 def _value(e: Evaluation, metric: str) -> str:

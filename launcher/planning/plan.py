@@ -114,7 +114,7 @@ def _made_up_rows(recipe: Recipe) -> int:
 def unknown_rows(recipe: Recipe, *, reason: str) -> Prepared:
     """Return data of no rows, as the recipe describes them: as long as they may be, with its labels or two."""
     labels = recipe.data.labels if isinstance(recipe.data.labels, list) else ["0", "1"]
-    problem = getattr(recipe.task, "problem_type", "")
+    problem = getattr(recipe.task, "problem_type", recipe.task.type.replace("-", "_"))
     problem = "single_label_classification" if problem == "auto" else problem
     facts = {
         "splits": {},
@@ -123,7 +123,7 @@ def unknown_rows(recipe: Recipe, *, reason: str) -> Prepared:
         "unread": reason,
         "steps_are_set": recipe.training.max_steps is not None,
     }
-    return Prepared([], [], None, "", tuple(labels) if problem else (), problem, facts)
+    return Prepared([], [], None, "", () if problem == "causal_lm" else tuple(labels), problem, facts)
 
 
 def _prefix_cache(

@@ -209,7 +209,8 @@ def _batch_without_rows(prepared: Any, *, rows: int, length: int) -> dict[str, A
     import torch
 
     tokens = torch.ones((rows, length), dtype=torch.long)
-    labels = torch.zeros(rows, dtype=torch.long) if prepared is not None and prepared.label_names else tokens
+    by_row = prepared is not None and prepared.label_names and prepared.problem_type != "token_classification"
+    labels = torch.zeros(rows, dtype=torch.long) if by_row else tokens
     return {
         "input_ids": tokens,
         "attention_mask": torch.ones_like(tokens),

@@ -129,8 +129,8 @@ def _options_fit(key: str, spec: SourceSpec) -> Iterator[Finding]:
     form = spec.format or (ending.removeprefix(".") if ending in FILE_ENDINGS else None)
     for name, forms in (
         ("delimiter", ("csv", "tsv")),
-        ("header", ("csv", "tsv")),
-        ("encoding", ("csv", "tsv", "json", "jsonl", "txt", "labelled-text", "text", "paragraphs")),
+        ("header", ("csv", "tsv", "conll")),
+        ("encoding", ("csv", "tsv", "json", "jsonl", "txt", "labelled-text", "text", "paragraphs", "conll", "conllu")),
     ):
         if getattr(spec, name) is not None and form is not None and form not in forms:
             yield Finding(f"{key}.{name}", f"{key}.{name} has no effect: the format is {form}", "remove it")

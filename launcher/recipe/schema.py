@@ -36,6 +36,17 @@ class TextClassificationOptions(Section):
     """Dropout before the classifier (a probability); null keeps the model's own."""
 
 
+class TokenClassificationOptions(Section):
+    """A tag for each word of a sentence: named entities, parts of speech."""
+
+    type: Literal["token-classification"]
+    evaluate_as: Literal["auto", "entities", "tags"] = "auto"
+    """What scores count. ``entities``: stretches of words, told from prefixes such as B- and I-; one is right where its type and
+    both ends are (seqeval). ``tags``: the tag of each word. ``auto``: entities where all tags are O or have such a prefix."""
+    class_weights: Literal["none", "balanced"] | dict[str, float] = "none"
+    """Weight of each tag in the loss: ``balanced`` is words / (tags * words with the tag), a mapping names its own."""
+
+
 class CausalLMOptions(Section):
     """Language modelling: each token of a text from those before it."""
 
@@ -51,7 +62,9 @@ def _task_type(value: Any) -> Any:
 
 
 TaskOptions = Annotated[
-    Annotated[TextClassificationOptions, Tag("text-classification")] | Annotated[CausalLMOptions, Tag("causal-lm")],
+    Annotated[TextClassificationOptions, Tag("text-classification")]
+    | Annotated[TokenClassificationOptions, Tag("token-classification")]
+    | Annotated[CausalLMOptions, Tag("causal-lm")],
     Discriminator(_task_type),
 ]
 
@@ -86,13 +99,21 @@ class ModelSection(Section):
 
 
 # A test holds these equal to the sources that launcher.data.builtin makes.
-BUILTIN_SOURCES = ("api-topics",)
+BUILTIN_SOURCES = ("api-topics", "code-roles")
 
 # Our names of columns, by task.
-COLUMNS = {"text-classification": ("text", "text_pair", "label", "id"), "causal-lm": ("text", "id")}
+COLUMNS = {
+    "text-classification": ("text", "text_pair", "label", "id"),
+    "token-classification": ("tokens", "label", "id"),
+    "causal-lm": ("text", "id"),
+}
 
 # The baselines that a task can have, those that it has by default.
-BASELINES = {"text-classification": ("majority", "tfidf"), "causal-lm": ("unigram",)}
+BASELINES = {
+    "text-classification": ("majority", "tfidf"),
+    "token-classification": ("word_tag",),
+    "causal-lm": ("unigram",),
+}
 
 
 class SourceSpec(Section):
@@ -106,15 +127,20 @@ class SourceSpec(Section):
     """Split to take from a source that has several; null: the one that the key (train, validation, test) names."""
     revision: str | None = None
     """Branch, tag or commit of a hub data set."""
-    format: Literal["csv", "tsv", "json", "jsonl", "parquet", "labelled-text", "text", "paragraphs"] | None = None
+    format: (
+        Literal["csv", "tsv", "json", "jsonl", "parquet", "labelled-text", "text", "paragraphs", "conll", "conllu"]
+        | None
+    ) = None
     """File format; null: told by the ending. ``labelled-text`` is ``label<TAB>text`` on each line, ``text`` a text on each line,
-    ``paragraphs`` texts between blank lines. The ending .txt means labelled-text, for causal-lm text."""
+    ``paragraphs`` texts between blank lines; ``conll`` and ``conllu`` have a word and its tags on each line. The ending .txt means
+    labelled-text, for causal-lm text."""
     encoding: str | None = None
     """Text encoding such as ``gbk``; null: detected (UTF-8 with or without a byte-order mark first)."""
     delimiter: str | None = Field(None, min_length=1, max_length=1)
     """Column separator of a csv file; null: detected from the header."""
     header: list[str] | None = None
-    """Column names of a csv or tsv file whose first line is data; null: the first line names the columns."""
+    """Column names of a csv or tsv file whose first line is data; null: the first line names the columns. Of a conll file, which has
+    no such line: null names them tokens, column_2, ..., tags."""
     limit: int | None = Field(None, ge=1)
     """Take only this many rows, the first ones."""
     filter: dict[str, str | int | float | bool | list[str | int | float | bool]] | None = None
@@ -137,14 +163,15 @@ class DataSection(Section):
     test: Sources | None = None
     """Rows for the final evaluation only. Without labels they are for prediction only."""
     columns: dict[str, str | list[str]] = Field(default_factory=dict)
-    """Our column name: the source's. ``{text: [title, body], label: category}`` joins a list with ``join``."""
+    """Our column name: the source's. ``{text: [title, body], label: category}`` joins a list with ``join``. Of token-classification
+    ``{tokens: words, label: ner_tags}``, each a list."""
     join: str = " "
     """What joined columns are joined by."""
     labels: list[str] | str | None = None
     """Names of the labels in the order of their numbers, or a file with one name a line; null: found in train."""
     max_length: int | None = Field(None, ge=4)
     """Longest input in tokens; longer texts are cut, and the cut ones are counted and reported; causal-lm splits them into
-    several rows instead. null: what the model takes, at most 512."""
+    several rows instead, token-classification between words. null: what the model takes, at most 512."""
     validation_share: float = Field(0.1, gt=0, lt=1)
     """Share of train set aside, stratified by label, where no validation rows are given."""
     split_seed: int = 42
@@ -292,9 +319,9 @@ class EvaluationSection(Section):
     """Resamples of the test rows for intervals; 0: no intervals."""
     confidence: float = Field(0.95, gt=0.5, lt=1)
     """Coverage of the intervals."""
-    baselines: list[Literal["majority", "tfidf", "unigram"]] | None = None
-    """Simple models trained on the same rows and shown beside the model; null: majority and tfidf, for causal-lm unigram (how
-    often each token occurs in train)."""
+    baselines: list[Literal["majority", "tfidf", "word_tag", "unigram"]] | None = None
+    """Simple models trained on the same rows and shown beside the model; null: majority and tfidf, for token-classification word_tag
+    (the most frequent tag of each word), for causal-lm unigram (how often each token occurs in train)."""
     verify_saved: bool = True
     """Whether the saved model is loaded in a process of its own and compared with the trained one; a difference ends the run
     with an error. It needs room for the weights once more, after the trained model has left."""

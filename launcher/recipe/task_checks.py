@@ -8,7 +8,11 @@ from launcher.recipe.keys import shown
 from launcher.recipe.schema import BASELINES
 from launcher.recipe.view import Finding, View
 
-_LANGUAGE_METRICS = ("loss", "perplexity")
+# Metrics of tasks that do not have those of classified texts; a test holds them to what is computed.
+METRICS = {
+    "causal-lm": ("loss", "perplexity"),
+    "token-classification": ("f1", "precision", "recall", "accuracy", "macro_f1", "loss"),
+}
 # They keep what is pretrained, and there is nothing.
 _NEED_PRETRAINED = ("head", "lora", "discriminative")
 
@@ -28,8 +32,10 @@ def metric_fits(v: View) -> Iterator[Finding]:
     if metric is None:
         return
     plain, task = metric.removeprefix("eval_"), v.recipe.task.type
-    if task == "causal-lm" and plain not in _LANGUAGE_METRICS and not plain.startswith("test"):
-        yield Finding(key, f"{shown(key, metric)}, which causal-lm does not have", "write loss or perplexity")
+    if task in METRICS and plain not in METRICS[task] and not plain.startswith("test"):
+        yield Finding(
+            key, f"{shown(key, metric)}, which {task} does not have", f"write one of {', '.join(METRICS[task])}"
+        )
     if task != "causal-lm" and plain == "perplexity":
         yield Finding(key, f"{shown(key, metric)}, which {task} does not have", "write loss, or remove it")
 

@@ -9,7 +9,7 @@ from typing import Any
 from launcher.errors import Fix
 from launcher.recipe.schema import Recipe, SourceSpec, TrainingSection
 
-FILE_ENDINGS = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".txt")
+FILE_ENDINGS = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".txt", ".conll", ".conllu")
 
 
 @dataclass(frozen=True)

@@ -4,107 +4,57 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from launcher.contracts import Predictions, Prepared
+from launcher.contracts import Baseline, Predictions, Prepared
 from launcher.data.blocks import Blocks, make_blocks
-from launcher.data.prepare import cache_folder, code_fingerprint, fingerprint_of, load_prepared, prepared_folder
 from launcher.data.sources import SplitSet, load_rows, load_splits
 from launcher.errors import DataError, ModelError, ModelUnreachable
 from launcher.recipe.schema import CausalLMOptions, Recipe
-from launcher.tasks.models import (
-    LoadedModel,
-    load_config,
-    load_model,
-    load_tokenizer,
-    revision_of,
-    tokenizer_fingerprint,
-)
+from launcher.tasks.models import LoadedModel, load_config, load_model
+from launcher.tasks.padding import MULTIPLE
+from launcher.tasks.text_task import IGNORED, SPLITS, TextTask, token_losses
 
 PROBLEM = "causal_lm"
-SPLITS = ("train", "validation", "test")
-IGNORED = -100
-"""Label of a place that is not predicted, as torch's cross entropy has it."""
-
-_DEFAULT_MAX_LENGTH = 512
 _OPTIONAL = ("id",)
 # Their output layers read a text in both directions: each token would see what it is to predict.
 _NOT_CAUSAL = ("xlm", "xlnet")
 
 
-class CausalLM:
+class CausalLM(TextTask):
     """The task ``causal-lm``."""
 
     def __init__(self, recipe: Recipe, *, base_folder: Path = Path()) -> None:
+        super().__init__(recipe, base_folder=base_folder)
         assert isinstance(recipe.task, CausalLMOptions)
-        self.recipe = recipe
         self.options = recipe.task
-        self.base_folder = base_folder
-
-    @cached_property
-    def tokenizer(self) -> Any:
-        """The model's tokenizer, loaded when it is first asked for."""
-        return load_tokenizer(self.recipe.model)
 
     # --- data ------------------------------------------------------------------------------------------------------
 
-    def prepare_data(self) -> tuple[Path, Prepared]:
-        """Read, check, split and tokenize the texts, or find them in the cache; return their folder too.
+    def load_splits(self) -> SplitSet:
+        """Return the texts of every split. Raises DataError."""
+        return load_splits(self.recipe.data, base_folder=self.base_folder, optional=_OPTIONAL, plain_text=True)
 
-        Raises:
-            DataError: a fault in the data, or ``data.max_length`` beyond what the model takes.
-        """
-        splits = load_splits(self.recipe.data, base_folder=self.base_folder, optional=_OPTIONAL, plain_text=True)
-        max_length = self._max_length()
-        key = fingerprint_of(
-            {
-                "code": code_fingerprint(),
-                "data": splits.fingerprint,
-                "tokenizer": tokenizer_fingerprint(self.tokenizer),
-                "max_length": max_length,
-                "task": self.options.model_dump(),
-            }
-        )
-        folder, found = prepared_folder(
-            cache_folder(self.recipe.data.cache_dir), key, lambda: self._prepare(splits, max_length)
-        )
-        prepared = self.load_data(folder)
-        # Equal rows may have come from elsewhere when they were prepared; what is told is about these files.
-        here = {
-            "was_cached": found,
-            "provenance": splits.provenance,
-            "warnings": [*splits.warnings, *_notes(prepared.facts), *self._model_notes()],
-        }
-        return folder, replace(prepared, facts={**prepared.facts, **here})
-
-    def load_data(self, folder: Path) -> Prepared:
-        """Return the prepared data in ``folder``: what every rank does after rank 0 has prepared them."""
-        splits, facts = load_prepared(folder)
-        train, validation, test = splits["train"], splits.get("validation"), splits.get("test")
-        return Prepared(train, validation, test, facts["fingerprint"], (), PROBLEM, facts)
-
-    def _max_length(self) -> int:
+    def token_limit(self) -> int | None:
+        """Return how many tokens the model takes; None: that is not known."""
         config = load_config(self.recipe.model, skeleton=True)
         known = [self.tokenizer.model_max_length, getattr(config, "max_position_embeddings", None)]
-        limit = min((size for size in known if size and 0 < size < 10**7), default=None)
-        wanted = self.recipe.data.max_length
-        if wanted is None:
-            return min(limit or _DEFAULT_MAX_LENGTH, _DEFAULT_MAX_LENGTH)
-        if limit is not None and wanted > limit:
-            raise DataError(f"data.max_length is {wanted}, but this model takes at most {limit} tokens; lower it")
-        return wanted
+        return min((size for size in known if size and 0 < size < 10**7), default=None)
+
+    def notes(self, facts: Mapping[str, Any]) -> list[str]:
+        """Return what a reader should know of how texts became rows, and of the model."""
+        return [*_notes(facts), *self._model_notes()]
 
     def _model_notes(self) -> list[str]:
         if self.recipe.model.name_or_path is not None:
             return []
         return ["the model is not pretrained: model.name_or_path is null, so its weights are random, by training.seed"]
 
-    def _prepare(self, splits: SplitSet, max_length: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    def prepare_splits(self, splits: SplitSet, *, max_length: int) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return split -> Dataset of tokens, and facts."""
         prepared, counts = {}, {}
         for name in SPLITS:
             rows = getattr(splits, name)
@@ -132,11 +82,10 @@ class CausalLM:
         end = self.tokenizer.eos_token_id if self.options.append_end else None
         return make_blocks(self.tokenizer, texts, max_length=max_length, end=end, least_tokens=least_tokens)
 
-    def prepare_texts(
-        self, texts: list[str], pairs: list[str] | None, facts: Mapping[str, Any]
-    ) -> tuple[Any, Prepared]:
+    def prepare_rows(self, columns: Mapping[str, list[Any]], facts: Mapping[str, Any]) -> tuple[Any, Prepared]:
         """Return rows of tokens for new texts, and what they are to be read with. Raises DataError for pairs or no token."""
-        if pairs is not None:
+        texts = columns["text"]
+        if "text_pair" in columns:
             raise DataError("a language model reads single texts; give it no second ones")
         blocks = self._blocks(texts, max_length=facts["max_length"], least_tokens=1)
         if blocks.empty:
@@ -202,15 +151,6 @@ class CausalLM:
         """Return a saved model in evaluation mode."""
         return self.build_model(None).model.eval()
 
-    def model_facts(self, prepared: Prepared) -> dict[str, Any]:
-        """Return what has to be known to use the saved model without its run."""
-        kept = {name: prepared.facts[name] for name in ("problem_type", "label_names", "max_length", "pairs")}
-        return {"task": self.options.type, **kept}
-
-    def model_revision(self, model: Any) -> str:
-        """Return what identifies the pretrained weights."""
-        return revision_of(model, self.recipe.model)
-
     # --- loss ------------------------------------------------------------------------------------------------------
 
     def collator(self) -> Any:
@@ -258,11 +198,15 @@ class CausalLM:
             row_ids=tuple(row_ids.tolist()),
         )
 
-    def metrics(self, predictions: Predictions) -> dict[str, float]:
-        """Return loss (nats per token) and perplexity."""
-        from launcher.evaluation.metrics import metrics_for
+    def baselines(
+        self, names: Sequence[str], prepared: Prepared, predictions: Predictions, *, split: str
+    ) -> list[Baseline]:
+        """Return the named baselines: how often each token occurs in train."""
+        from launcher.evaluation.baselines import unigram_baseline
 
-        return metrics_for(predictions)
+        learned, wanted = predicted_tokens(prepared.train), predicted_tokens(getattr(prepared, split))
+        seen = np.concatenate(list(learned.values()))
+        return [unigram_baseline(seen, list(wanted.values()), predictions) for _ in names]
 
 
 # --- tokens --------------------------------------------------------------------------------------------------------
@@ -278,20 +222,6 @@ def next_tokens(batch: Mapping[str, Any]) -> Any:
     if "shift_labels" in batch:
         return batch["shift_labels"]
     return F.pad(batch["labels"][:, 1:], (0, 1), value=IGNORED)
-
-
-def token_losses(logits: Any, targets: Any, *, label_smoothing: float = 0.0) -> Any:
-    """Return the cross entropy of each place, float32 [rows, tokens], 0 where it is IGNORED.
-
-    ``logits`` [rows, tokens, vocabulary] of any floating type; ``targets`` int64 [rows, tokens].
-    """
-    import torch.nn.functional as F
-
-    flat = F.cross_entropy(
-        logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none",
-        label_smoothing=label_smoothing,
-    )  # fmt: skip
-    return flat.view(targets.shape)
 
 
 def predicted_tokens(split: Any) -> dict[int, np.ndarray]:
@@ -311,9 +241,6 @@ def _weights(batch: Mapping[str, Any]) -> Any:
 class Collator:
     """Pads rows on the right to the longest of their batch; a row's ``sample_weight`` is 0 for padding rows."""
 
-    # Multiples of 8 suit the matrix units of GPUs.
-    MULTIPLE = 8
-
     def __init__(self, *, pad_token_id: int, parts: int = 1) -> None:
         """``parts``: how many ranks share each row."""
         self.pad_token_id = pad_token_id
@@ -326,7 +253,7 @@ class Collator:
         """
         import torch
 
-        multiple = math.lcm(self.MULTIPLE, self.parts)
+        multiple = math.lcm(MULTIPLE, self.parts)
         length = -(-max(len(row["input_ids"]) for row in rows) // multiple) * multiple
         ids = torch.full((len(rows), length), self.pad_token_id, dtype=torch.long)
         mask = torch.zeros((len(rows), length), dtype=torch.long)

@@ -85,8 +85,8 @@ def revision_of(model: Any, section: ModelSection) -> str:
     return f"sha256:{digest.hexdigest()}"
 
 
-def load_tokenizer(section: ModelSection) -> Any:
-    """Return the model's tokenizer, with a pad token. Raises ModelError."""
+def load_tokenizer(section: ModelSection, **options: Any) -> Any:
+    """Return the model's tokenizer, with a pad token; ``options`` are its own. Raises ModelError."""
     from transformers import AutoTokenizer
 
     name = section.tokenizer_name_or_path or section.name_or_path
@@ -96,7 +96,7 @@ def load_tokenizer(section: ModelSection) -> Any:
     revision = section.revision if section.tokenizer_name_or_path is None else None
     with _explained(location, "tokenizer_config.json"):
         tokenizer = AutoTokenizer.from_pretrained(
-            location, revision=revision, trust_remote_code=section.trust_remote_code
+            location, revision=revision, trust_remote_code=section.trust_remote_code, **options
         )
     if tokenizer.pad_token is None:
         # Decoders often have none; padded places are masked, so any token does.

@@ -3,129 +3,67 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from launcher.contracts import Predictions, Prepared
+from launcher.contracts import Baseline, Predictions, Prepared
 from launcher.data.labels import LabelSet, make_labels
-from launcher.data.prepare import (
-    cache_folder,
-    code_fingerprint,
-    fingerprint_of,
-    load_prepared,
-    prepared_folder,
-    tokenize,
-)
+from launcher.data.prepare import tokenize
 from launcher.data.sources import SplitSet, load_rows, load_splits
 from launcher.errors import DataError, ModelError, ModelUnreachable
 from launcher.recipe.schema import Recipe, TextClassificationOptions
-from launcher.tasks.models import (
-    LoadedModel,
-    load_config,
-    load_model,
-    load_tokenizer,
-    revision_of,
-    token_limit,
-    tokenizer_fingerprint,
-)
-
-SPLITS = ("train", "validation", "test")
-
-_DEFAULT_MAX_LENGTH = 512
+from launcher.tasks.class_weights import class_weights
+from launcher.tasks.models import LoadedModel, load_config, load_model
+from launcher.tasks.padding import pad_inputs
+from launcher.tasks.text_task import SPLITS, TextTask, joined
 
 # Fields by which configurations name the dropout before the classifier.
 _HEAD_DROPOUT = ("classifier_dropout", "classifier_dropout_prob", "seq_classif_dropout", "cls_dropout")
 
 
-class TextClassification:
+class TextClassification(TextTask):
     """The task ``text-classification``."""
 
     def __init__(self, recipe: Recipe, *, base_folder: Path = Path()) -> None:
+        super().__init__(recipe, base_folder=base_folder)
         assert isinstance(recipe.task, TextClassificationOptions)
-        self.recipe = recipe
         self.options = recipe.task
-        self.base_folder = base_folder
         self.problem_type = ""
         self.class_weights: Any = None
 
-    @cached_property
-    def tokenizer(self) -> Any:
-        """The model's tokenizer, loaded when it is first asked for."""
-        return load_tokenizer(self.recipe.model)
-
     # --- data ------------------------------------------------------------------------------------------------------
 
-    def prepare_data(self, *, progress: Any = None) -> tuple[Path, Prepared]:
-        """Read, check, split and tokenize the rows, or find them in the cache; return their folder too.
-
-        Raises:
-            DataError: a fault in the data, or ``data.max_length`` beyond what the model takes.
-        """
-        splits = load_splits(
+    def load_splits(self) -> SplitSet:
+        """Return the rows of every split. Raises DataError."""
+        return load_splits(
             self.recipe.data,
             base_folder=self.base_folder,
             problem_type=self.options.problem_type,
             label_delimiter=self.options.label_delimiter,
         )
-        max_length = self._max_length()
-        key = fingerprint_of(
-            {
-                "code": code_fingerprint(),
-                "data": splits.fingerprint,
-                "tokenizer": tokenizer_fingerprint(self.tokenizer),
-                "max_length": max_length,
-                "labels": [self._declared_labels(), splits.label_names],
-                "task": self.options.model_dump(include={"type", "problem_type", "label_delimiter"}),
-            }
-        )
-        folder, found = prepared_folder(
-            cache_folder(self.recipe.data.cache_dir), key, lambda: self._prepare(splits, max_length)
-        )
-        prepared = self.load_data(folder)
-        # Equal rows may have come from elsewhere when they were prepared; what is told is about these files.
-        here = {
-            "was_cached": found,
-            "provenance": splits.provenance,
-            "warnings": [*splits.warnings, *prepared.facts["label_warnings"]],
-        }
-        return folder, replace(prepared, facts={**prepared.facts, **here})
 
-    def _declared_labels(self) -> list[str] | str | None:
-        """Return the recipe's label names; those of a file by what it says, not by its name."""
-        labels = self.recipe.data.labels
-        path = self.base_folder / labels if isinstance(labels, str) else None
-        return path.read_bytes().hex() if path is not None and path.is_file() else labels
+    def key_parts(self, splits: SplitSet) -> dict[str, Any]:
+        """Return what prepared rows depend on: the labels, and how they are read."""
+        task = self.options.model_dump(include={"type", "problem_type", "label_delimiter"})
+        return {"labels": [self.declared_labels(), splits.label_names], "task": task}
+
+    def notes(self, facts: Mapping[str, Any]) -> list[str]:
+        """Return what a reader should know of the labels."""
+        return list(facts["label_warnings"])
 
     def load_data(self, folder: Path) -> Prepared:
         """Return the prepared data in ``folder``: what every rank does after rank 0 has prepared them."""
-        splits, facts = load_prepared(folder)
-        self.problem_type = facts["problem_type"]
-        prepared = Prepared(
-            train=splits["train"],
-            validation=splits.get("validation"),
-            test=splits.get("test"),
-            fingerprint=facts["fingerprint"],
-            label_names=tuple(facts["label_names"]),
-            problem_type=facts["problem_type"],
-            facts=facts,
-        )
-        self.class_weights = self._class_weights(prepared)
+        prepared = super().load_data(folder)
+        self.problem_type = prepared.problem_type
+        if self.options.class_weights != "none":
+            counts = prepared.facts["splits"]["train"]["labels"]
+            self.class_weights = class_weights(self.options.class_weights, names=prepared.label_names, counts=counts)
         return prepared
 
-    def _max_length(self) -> int:
-        limit = token_limit(self.tokenizer, load_config(self.recipe.model, skeleton=True))
-        wanted = self.recipe.data.max_length
-        if wanted is None:
-            return min(limit or _DEFAULT_MAX_LENGTH, _DEFAULT_MAX_LENGTH)
-        if limit is not None and wanted > limit:
-            raise DataError(f"data.max_length is {wanted}, but this model takes at most {limit} tokens; lower it")
-        return wanted
-
-    def _prepare(self, splits: SplitSet, max_length: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    def prepare_splits(self, splits: SplitSet, *, max_length: int) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return split -> Dataset of features, and facts."""
         rows = {name: getattr(splits, name) for name in SPLITS if getattr(splits, name) is not None}
         if "label" not in rows["train"].column_names:
             raise DataError("the training rows have no labels; name their column in data.columns: {label: ...}")
@@ -159,7 +97,7 @@ class TextClassification:
         columns: dict[str, Any] = dict(tokens.features)
         columns["length"] = tokens.lengths
         columns["row_id"] = row_ids
-        columns["text"] = texts if pairs is None else [f"{a} ⏎ {b}" for a, b in zip(texts, pairs, strict=True)]
+        columns["text"] = joined(texts, pairs)
         return columns, {"rows": len(texts), "tokens": int(tokens.lengths.sum()), "cut": tokens.cut}
 
     def _features(self, splits: SplitSet, name: str, labels: LabelSet, max_length: int) -> tuple[Any, dict[str, Any]]:
@@ -180,9 +118,7 @@ class TextClassification:
                 counts["labels"] = encoded.sum(axis=0).astype(int).tolist()
         return Dataset.from_dict(columns), counts
 
-    def prepare_texts(
-        self, texts: list[str], pairs: list[str] | None, facts: Mapping[str, Any]
-    ) -> tuple[Any, Prepared]:
+    def prepare_rows(self, columns: Mapping[str, list[Any]], facts: Mapping[str, Any]) -> tuple[Any, Prepared]:
         """Return rows of features for new texts, and what they are to be read with.
 
         Raises:
@@ -190,12 +126,13 @@ class TextClassification:
         """
         from datasets import Dataset
 
+        texts, pairs = columns["text"], columns.get("text_pair")
         if (pairs is not None) != facts["pairs"]:
             wanted = "pairs of texts" if facts["pairs"] else "single texts"
             raise DataError(f"this model was trained on {wanted}; give it {wanted}")
-        columns, _ = self.tokenize_rows(texts, pairs, row_ids=list(range(len(texts))), max_length=facts["max_length"])
+        features, _ = self.tokenize_rows(texts, pairs, row_ids=list(range(len(texts))), max_length=facts["max_length"])
         self.problem_type = facts["problem_type"]
-        rows = Dataset.from_dict(columns)
+        rows = Dataset.from_dict(features)
         return rows, Prepared(rows, rows, rows, "", tuple(facts["label_names"]), facts["problem_type"])
 
     def read_rows(self, source: str) -> dict[str, list[Any]]:
@@ -212,20 +149,6 @@ class TextClassification:
         self.problem_type = facts["problem_type"]
         config = load_config(self.recipe.model.model_copy(update={"config": None}))
         return load_model(AutoModelForSequenceClassification, self.recipe.model, config).model.eval()
-
-    def model_facts(self, prepared: Prepared) -> dict[str, Any]:
-        """Return what has to be known to use the saved model without its run."""
-        return {
-            "task": self.options.type,
-            "problem_type": prepared.problem_type,
-            "label_names": list(prepared.label_names),
-            "max_length": prepared.facts["max_length"],
-            "pairs": prepared.facts["pairs"],
-        }
-
-    def model_revision(self, model: Any) -> str:
-        """Return what identifies the pretrained weights."""
-        return revision_of(model, self.recipe.model)
 
     # --- model -----------------------------------------------------------------------------------------------------
 
@@ -324,25 +247,6 @@ class TextClassification:
             rows = F.mse_loss(logits[:, 0], labels.float(), reduction="none")
         return (rows * batch["sample_weight"]).sum()
 
-    def _class_weights(self, prepared: Prepared) -> Any:
-        chosen = self.options.class_weights
-        if chosen == "none":
-            return None
-        import torch
-
-        names = prepared.label_names
-        if chosen == "balanced":
-            counts = np.asarray(prepared.facts["splits"]["train"]["labels"], dtype=float)
-            weights = counts.sum() / (len(counts) * np.maximum(counts, 1))
-        else:
-            unknown = sorted(set(chosen) - set(names))
-            if unknown:
-                raise DataError(
-                    f"task.class_weights names {unknown[0]!r}, which is no label; labels: {', '.join(names)}"
-                )
-            weights = np.asarray([chosen.get(name, 1.0) for name in names])
-        return torch.tensor(weights, dtype=torch.float32)
-
     # --- evaluation ------------------------------------------------------------------------------------------------
 
     @property
@@ -366,11 +270,20 @@ class TextClassification:
             row_ids=tuple(split["row_id"]),
         )
 
-    def metrics(self, predictions: Predictions) -> dict[str, float]:
-        """Return the metrics of predictions on labelled rows."""
-        from launcher.evaluation.metrics import metrics_for
+    def baselines(
+        self, names: Sequence[str], prepared: Prepared, predictions: Predictions, *, split: str
+    ) -> list[Baseline]:
+        """Return the named baselines, trained on the texts of train and tuned on those of validation."""
+        from launcher.evaluation.baselines import TextRows, fit_baseline
 
-        return metrics_for(predictions)
+        def rows(of: Any) -> TextRows:
+            dtype = np.float64 if prepared.problem_type == "regression" else np.int64
+            return TextRows(list(of["text"]), np.asarray(of["labels"]).astype(dtype), list(of["row_id"]))
+
+        train, validation = rows(prepared.train), rows(prepared.validation)
+        test = TextRows(predictions.texts, predictions.labels, predictions.row_ids)
+        kind: Any = {"problem_type": prepared.problem_type, "label_names": prepared.label_names}
+        return [fit_baseline(name, train, validation, test, **kind) for name in names]
 
 
 def probabilities(logits: np.ndarray, problem_type: str) -> np.ndarray:
@@ -397,9 +310,6 @@ def _has_head_dropout(model: Any, probability: float) -> bool:
 class Collator:
     """Pads rows to the longest of their batch; a row's ``sample_weight`` is 0 for padding rows."""
 
-    # Multiples of 8 suit the matrix units of GPUs and measured 8 % faster on CPU.
-    MULTIPLE = 8
-
     def __init__(self, tokenizer: Any, problem_type: str) -> None:
         self.tokenizer = tokenizer
         self.problem_type = problem_type
@@ -408,18 +318,10 @@ class Collator:
         """Return input tensors, ``labels`` where there are any, and ``sample_weight``."""
         import torch
 
-        names = [name for name in rows[0] if name in self.tokenizer.model_input_names]
-        batch = self.tokenizer.pad(
-            [{name: row[name] for name in names} for row in rows],
-            padding=True,
-            pad_to_multiple_of=self.MULTIPLE,
-            return_tensors="pt",
-        )
-        result = dict(batch)
+        result = pad_inputs(self.tokenizer, rows)
         if "labels" in rows[0]:
             single = self.problem_type in ("single_label_classification", "binary_classification")
             result["labels"] = torch.tensor(
                 [row["labels"] for row in rows], dtype=torch.long if single else torch.float32
             )
-        result["sample_weight"] = torch.tensor([row.get("weight", 1.0) for row in rows], dtype=torch.float32)
         return result

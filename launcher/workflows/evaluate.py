@@ -4,20 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from launcher.atomic import write_json
-from launcher.contracts import Predictions, Prepared
+from launcher.contracts import Predictions, Prepared, Task
 from launcher.engine.context import RunContext
 from launcher.engine.release import release
 from launcher.evaluation.assessment import Evaluation, evaluate_predictions
-from launcher.evaluation.baselines import Baseline, TextRows, fit_baseline, unigram_baseline
-from launcher.evaluation.metrics import is_language
 from launcher.evaluation.predictions_io import write_predictions
 from launcher.evaluation.verdict import verdict_sentence
 from launcher.recipe.schema import BASELINES, Recipe
 from launcher.rundir import RunDir
-from launcher.tasks.causal_lm import predicted_tokens
 from launcher.workflows.report import METRICS_FILE, PREDICTIONS_FILE, write_report, write_report_without_texts
 from launcher.workflows.saved_model import SavedModelCheck
 from launcher.workflows.verify import raise_if_it_differs
@@ -41,7 +36,7 @@ def evaluate_and_report(trainer: Any, check: SavedModelCheck, *, worker_seconds:
         return
     check.begin()
     predictions = context.task.predictions(logits, split, prepared)
-    evaluation = assess(context.recipe, prepared, predictions, split=name)
+    evaluation = assess(context.task, context.recipe, prepared, predictions, split=name)
     chosen_by = trainer.args.metric_for_best_model if context.recipe.training.chooses_best else ""
     check.result()
     save_evaluation(run, evaluation, predictions, worker_seconds=worker_seconds, metric_for_best_model=chosen_by)
@@ -67,35 +62,17 @@ def final_split(prepared: Prepared) -> tuple[str, Any]:
     return "validation", prepared.validation
 
 
-def assess(recipe: Recipe, prepared: Prepared, predictions: Predictions, *, split: str) -> Evaluation:
+def assess(task: Task, recipe: Recipe, prepared: Prepared, predictions: Predictions, *, split: str) -> Evaluation:
     """Compare predictions with the recipe's baselines, trained on the same rows and tuned on validation."""
-    options = recipe.evaluation
-    baselines = _baselines(recipe, prepared, predictions, split=split)
+    options, chosen = recipe.evaluation, recipe.evaluation.baselines
+    names = BASELINES[recipe.task.type] if chosen is None else chosen
     return evaluate_predictions(
-        predictions, baselines,
+        predictions, task.baselines(names, prepared, predictions, split=split),
         bootstrap=options.bootstrap, confidence=options.confidence, seed=recipe.training.seed, split=split,
     )  # fmt: skip
-
-
-def _baselines(recipe: Recipe, prepared: Prepared, predictions: Predictions, *, split: str) -> list[Baseline]:
-    chosen = recipe.evaluation.baselines
-    names = BASELINES[recipe.task.type] if chosen is None else chosen
-    if is_language(prepared.problem_type):
-        learned, wanted = predicted_tokens(prepared.train), predicted_tokens(getattr(prepared, split))
-        seen = np.concatenate(list(learned.values()))
-        return [unigram_baseline(seen, list(wanted.values()), predictions) for _ in names]
-    test = TextRows(predictions.texts, predictions.labels, predictions.row_ids)
-    train, validation = _text_rows(prepared.train, prepared), _text_rows(prepared.validation, prepared)
-    kind = {"problem_type": prepared.problem_type, "label_names": prepared.label_names}
-    return [fit_baseline(name, train, validation, test, **kind) for name in names]  # type: ignore[arg-type]
 
 
 def save_evaluation(run: RunDir, evaluation: Evaluation, predictions: Predictions, **facts: Any) -> None:
     """Write evaluation/metrics.json, with ``facts``, and evaluation/predictions.parquet."""
     write_json(run.evaluation / METRICS_FILE, {**evaluation.to_json(), **facts})
     write_predictions(predictions, run.evaluation / PREDICTIONS_FILE)
-
-
-def _text_rows(split: Any, prepared: Prepared) -> TextRows:
-    dtype = np.float64 if prepared.problem_type == "regression" else np.int64
-    return TextRows(list(split["text"]), np.asarray(split["labels"]).astype(dtype), list(split["row_id"]))

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from launcher.evaluation.assessment import Evaluation
 from launcher.evaluation.language import text_losses, token_counts
 from launcher.evaluation.metrics import decide, is_language
 from launcher.evaluation.predictions_io import write_predictions
+from launcher.evaluation.tagging import ENTITIES, is_tagging, spans_in_words, tags_by_row
 from launcher.recipe.load import load_recipe
 from launcher.recipe.schema import Recipe
 from launcher.rundir import RunDir
@@ -69,8 +70,11 @@ class FinishedModel:
 
     def predict_texts(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> Predictions:
         """Return predictions for texts, or pairs of texts. Raises DataError where pairs are missing or too many."""
-        split, prepared = self.task.prepare_texts(list(texts), list(pairs) if pairs is not None else None, self.facts)
-        return self.predict_split(split, prepared)
+        return self.predict_rows({"text": list(texts), **({} if pairs is None else {"text_pair": list(pairs)})})
+
+    def predict_rows(self, columns: Mapping[str, list[Any]]) -> Predictions:
+        """Return predictions for rows under our columns' names. Raises DataError."""
+        return self.predict_split(*self.task.prepare_rows(columns, self.facts))
 
 
 def evaluate_run(path: Path) -> Evaluation:
@@ -86,7 +90,7 @@ def evaluate_run(path: Path) -> Evaluation:
         )
     name, split = final_split(prepared)
     predictions = finished.predict_split(split, prepared)
-    evaluation = assess(finished.recipe, prepared, predictions, split=name)
+    evaluation = assess(finished.task, finished.recipe, prepared, predictions, split=name)
     save_evaluation(finished.run, evaluation, predictions, **facts)
     write_report(finished.run)
     return evaluation
@@ -94,16 +98,18 @@ def evaluate_run(path: Path) -> Evaluation:
 
 def predict_file(finished: FinishedModel, source: str) -> Predictions:
     """Return predictions for the rows of a file, read with the recipe's columns; labels in it are not needed."""
-    rows = finished.task.read_rows(source)
-    return finished.predict_texts(rows["text"], rows.get("text_pair"))
+    return finished.predict_rows(finished.task.read_rows(source))
 
 
 def prediction_rows(predictions: Predictions) -> list[dict[str, Any]]:
     """Return a dict per row: text, prediction (a label, a list of labels, or a number), and scores by label; of a language
-    model text, tokens (that were predicted), loss (per token, nats) and perplexity.
+    model text, tokens (that were predicted), loss (per token, nats) and perplexity; of tagged words text, words, prediction (a tag
+    for each word) and, where the tags are entities', entities: type, start, end (words, end exclusive), text.
     """
     if is_language(predictions.problem_type):
         return _language_rows(predictions)
+    if is_tagging(predictions.problem_type):
+        return _tagged_rows(predictions)
     decided = decide(predictions)
     rows = []
     for i, text in enumerate(predictions.texts):
@@ -136,6 +142,18 @@ def _language_rows(predictions: Predictions) -> list[dict[str, Any]]:
     return found
 
 
+def _tagged_rows(predictions: Predictions) -> list[dict[str, Any]]:
+    tags = tags_by_row(predictions, decide(predictions))
+    rows: list[dict[str, Any]] = [
+        {"text": text, "words": list(words), "prediction": list(of_words)}
+        for text, words, of_words in zip(predictions.texts, predictions.words, tags, strict=True)
+    ]
+    if predictions.problem_type == ENTITIES:
+        for number, row in enumerate(rows):
+            row["entities"] = spans_in_words(predictions, decide(predictions), number)
+    return rows
+
+
 def write_rows(predictions: Predictions, path: Path) -> None:
     """Write predictions as .jsonl, .csv or .parquet, told by the ending. Raises DataError for another."""
     if path.suffix == ".parquet":
@@ -148,9 +166,17 @@ def write_rows(predictions: Predictions, path: Path) -> None:
         raise DataError(f"predictions cannot be written to {path}: its ending must be .jsonl, .csv or .parquet")
 
 
+def _words_and_tags(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    return zip(row["words"], row["prediction"], strict=True)
+
+
 def _csv(rows: list[dict[str, Any]]) -> str:
     stream = io.StringIO()
     writer = csv.writer(stream)
+    if rows and "words" in rows[0]:
+        writer.writerow(["text", "word", "prediction"])
+        writer.writerows((number + 1, *pair) for number, row in enumerate(rows) for pair in _words_and_tags(row))
+        return stream.getvalue()
     if rows and "perplexity" in rows[0]:
         writer.writerow(rows[0])
         writer.writerows(row.values() for row in rows)

@@ -134,7 +134,7 @@ def test_nothing_to_predict(tokenizer: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="at most 64 tokens"):
         task.prepare_data()
     with pytest.raises(DataError, match="single texts"):
-        task.prepare_texts(["a"], ["b"], {"max_length": 9})
+        task.prepare_rows({"text": ["a"], "text_pair": ["b"]}, {"max_length": 9})
 
 
 # --- the loss --------------------------------------------------------------------------------------------------------
@@ -280,7 +280,7 @@ def test_perplexity_of_a_real_model(story: Path) -> None:
 
     words = ["Once upon a time, there was a little girl named Lily.", "She loved to play. " * 30, "Zx qq!"]
     task = task_for({"name_or_path": str(story)})
-    rows, prepared = task.prepare_texts(words, None, {"max_length": 64})
+    rows, prepared = task.prepare_rows({"text": words}, {"max_length": 64})
     assert len(rows) > 3
     model = AutoModelForCausalLM.from_pretrained(str(story)).eval()
     kept, mean = predict_logits(
@@ -385,7 +385,7 @@ def test_trained_in_this_process(story: Path, texts: Path, tmp_path: Path) -> No
     evaluated = [row for row in tiny.jsonl(run.run.path / "progress.jsonl") if "eval_loss" in row]
     assert evaluated[-1]["eval_perplexity"] == pytest.approx(math.exp(evaluated[-1]["eval_loss"]), rel=1e-5)
     predictions = context.task.predictions(kept, context.prepared.validation, context.prepared)
-    result = assess(context.recipe, context.prepared, predictions, split="validation")
+    result = assess(context.task, context.recipe, context.prepared, predictions, split="validation")
     assert (
         result.rows == 9 and set(result.metrics) == {"loss", "perplexity"} and result.baselines[0]["name"] == "unigram"
     )

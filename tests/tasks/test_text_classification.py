@@ -285,7 +285,7 @@ def test_a_length_beyond_the_model_is_refused(bert, tmp_path):
     with pytest.raises(DataError, match=r"data.max_length is 65, but this model takes at most 64 tokens"):
         make_task(bert, data=data, max_length=65).prepare_data()
     values = make_task(bert, data=data, max_length=None)
-    assert values._max_length() == 64
+    assert values.max_length() == 64
 
 
 def pairs(path: Path) -> Path:
@@ -303,12 +303,12 @@ def test_pairs_are_tokenized_together_and_asked_for_at_prediction(bert, tmp_path
     assert prepared.facts["pairs"] is True and set(prepared.train[0]["token_type_ids"]) == {0, 1}
     facts = task.model_facts(prepared)
     assert json.loads(json.dumps(facts)) == facts
-    rows, _ = task.prepare_texts(["apple"], ["pear"], facts)
+    rows, _ = task.prepare_rows({"text": ["apple"], "text_pair": ["pear"]}, facts)
     assert rows[0]["token_type_ids"] == [0, 0, 0, 1, 1]
     with pytest.raises(DataError, match="trained on pairs of texts"):
-        task.prepare_texts(["apple"], None, facts)
+        task.prepare_rows({"text": ["apple"]}, facts)
     with pytest.raises(DataError, match="trained on single texts"):
-        task.prepare_texts(["apple"], ["pear"], {**facts, "pairs": False})
+        task.prepare_rows({"text": ["apple"], "text_pair": ["pear"]}, {**facts, "pairs": False})
 
 
 @pytest.mark.parametrize(

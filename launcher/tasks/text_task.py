@@ -1,0 +1,153 @@
+"""What all tasks on texts share: the tokenizer, and data that are prepared once under a key of everything that they depend on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from launcher.contracts import Predictions, Prepared
+from launcher.data.prepare import cache_folder, code_fingerprint, fingerprint_of, load_prepared, prepared_folder
+from launcher.data.sources import SplitSet
+from launcher.errors import DataError
+from launcher.recipe.schema import Recipe
+from launcher.tasks.models import load_config, load_tokenizer, revision_of, token_limit, tokenizer_fingerprint
+
+SPLITS = ("train", "validation", "test")
+IGNORED = -100
+"""Label of a place that is not predicted, as torch's cross entropy has it."""
+
+_DEFAULT_MAX_LENGTH = 512
+_FACTS = ("problem_type", "label_names", "max_length", "pairs")
+
+
+class TextTask:
+    """A task whose rows are texts; a subclass says how they are read, what a row is, and what is learned from it."""
+
+    def __init__(self, recipe: Recipe, *, base_folder: Path = Path()) -> None:
+        self.recipe = recipe
+        self.base_folder = base_folder
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The model's tokenizer, loaded when it is first asked for."""
+        return load_tokenizer(self.recipe.model)
+
+    # --- for a subclass to give ------------------------------------------------------------------------------------
+
+    def load_splits(self) -> SplitSet:
+        """Return the rows of every split. Raises DataError."""
+        raise NotImplementedError
+
+    def prepare_splits(self, splits: SplitSet, *, max_length: int) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return split -> Dataset of features, and facts: fingerprint, problem_type, label_names, max_length, pairs, splits."""
+        raise NotImplementedError
+
+    def key_parts(self, splits: SplitSet) -> dict[str, Any]:
+        """Return what prepared rows depend on beside rows, tokenizer, length and code."""
+        return {"task": self.recipe.task.model_dump()}
+
+    def notes(self, facts: Mapping[str, Any]) -> list[str]:
+        """Return what a reader should know of how texts became rows."""
+        return []
+
+    # --- data ------------------------------------------------------------------------------------------------------
+
+    def prepare_data(self) -> tuple[Path, Prepared]:
+        """Read, check, split and tokenize the rows, or find them in the cache; return their folder too.
+
+        Raises:
+            DataError: a fault in the data, or ``data.max_length`` beyond what the model takes.
+        """
+        splits = self.load_splits()
+        max_length = self.max_length()
+        key = fingerprint_of(
+            {
+                "code": code_fingerprint(),
+                "data": splits.fingerprint,
+                "tokenizer": tokenizer_fingerprint(self.tokenizer),
+                "max_length": max_length,
+                **self.key_parts(splits),
+            }
+        )
+        folder, found = prepared_folder(
+            cache_folder(self.recipe.data.cache_dir), key, lambda: self.prepare_splits(splits, max_length=max_length)
+        )
+        prepared = self.load_data(folder)
+        # Equal rows may have come from elsewhere when they were prepared; what is told is about these files.
+        here = {
+            "was_cached": found,
+            "provenance": splits.provenance,
+            "warnings": [*splits.warnings, *self.notes(prepared.facts)],
+        }
+        return folder, replace(prepared, facts={**prepared.facts, **here})
+
+    def load_data(self, folder: Path) -> Prepared:
+        """Return the prepared data in ``folder``: what every rank does after rank 0 has prepared them."""
+        splits, facts = load_prepared(folder)
+        return Prepared(
+            train=splits["train"],
+            validation=splits.get("validation"),
+            test=splits.get("test"),
+            fingerprint=facts["fingerprint"],
+            label_names=tuple(facts["label_names"]),
+            problem_type=facts["problem_type"],
+            facts=facts,
+        )
+
+    def max_length(self) -> int:
+        """Return the greatest number of tokens of a row. Raises DataError where the recipe wants more than the model takes."""
+        limit = self.token_limit()
+        wanted = self.recipe.data.max_length
+        if wanted is None:
+            return min(limit or _DEFAULT_MAX_LENGTH, _DEFAULT_MAX_LENGTH)
+        if limit is not None and wanted > limit:
+            raise DataError(f"data.max_length is {wanted}, but this model takes at most {limit} tokens; lower it")
+        return wanted
+
+    def token_limit(self) -> int | None:
+        """Return how many tokens the model takes; None: that is not known."""
+        return token_limit(self.tokenizer, load_config(self.recipe.model, skeleton=True))
+
+    def declared_labels(self) -> list[str] | str | None:
+        """Return the recipe's label names; those of a file by what it says, not by its name."""
+        labels = self.recipe.data.labels
+        path = self.base_folder / labels if isinstance(labels, str) else None
+        return path.read_bytes().hex() if path is not None and path.is_file() else labels
+
+    # --- the model and its predictions -----------------------------------------------------------------------------
+
+    def model_facts(self, prepared: Prepared) -> dict[str, Any]:
+        """Return what has to be known to use the saved model without its run."""
+        return {"task": self.recipe.task.type, **{name: prepared.facts[name] for name in _FACTS}}
+
+    def model_revision(self, model: Any) -> str:
+        """Return what identifies the pretrained weights."""
+        return revision_of(model, self.recipe.model)
+
+    def metrics(self, predictions: Predictions) -> dict[str, float]:
+        """Return the metrics of predictions on labelled rows."""
+        from launcher.evaluation.metrics import metrics_for
+
+        return metrics_for(predictions)
+
+
+def joined(texts: Sequence[str], pairs: Sequence[str] | None) -> list[str]:
+    """Return texts, or pairs of them as one, for people to read."""
+    return list(texts) if pairs is None else [f"{a} ⏎ {b}" for a, b in zip(texts, pairs, strict=True)]
+
+
+def token_losses(logits: Any, targets: Any, *, label_smoothing: float = 0.0, class_weights: Any = None) -> Any:
+    """Return the cross entropy of each place, float32 [rows, tokens], 0 where it is IGNORED.
+
+    ``logits`` [rows, tokens, classes] of any floating type; ``targets`` int64 [rows, tokens]; ``class_weights`` float32 [classes].
+    """
+    import torch.nn.functional as F
+
+    flat = F.cross_entropy(
+        logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none",
+        label_smoothing=label_smoothing, weight=None if class_weights is None else class_weights.to(logits.device),
+    )  # fmt: skip
+    return flat.view(targets.shape)
