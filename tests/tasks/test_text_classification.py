@@ -14,6 +14,7 @@ from torch import nn
 from launcher.contracts import Prepared
 from launcher.errors import DataError, ModelError
 from launcher.recipe.schema import Recipe
+from launcher.tasks.class_weights import class_weights
 from launcher.tasks.text_classification import Collator, TextClassification, probabilities
 
 SINGLE, MULTI = "single_label_classification", "multi_label_classification"
@@ -55,7 +56,7 @@ def task_with(bert: Path, problem: str, *, weights: bool) -> TextClassification:
     chosen = dict(zip(names, WEIGHTS[problem].tolist(), strict=True)) if weights else "none"
     task = make_task(bert, task={"problem_type": problem, "class_weights": chosen})
     task.problem_type = problem
-    task.class_weights = task._class_weights(Prepared(None, None, None, "", names, problem))
+    task.class_weights = class_weights(chosen, names=names, counts=())
     return task
 
 
@@ -119,17 +120,14 @@ def test_half_precision_logits_give_a_float32_loss(bert):
 # --- class weights ---------------------------------------------------------------------------------------------------
 
 
-def test_balanced_weights_follow_the_counts(bert):
-    task = make_task(bert, task={"class_weights": "balanced"})
-    facts = {"splits": {"train": {"labels": [60, 30, 10]}}}
-    weights = task._class_weights(Prepared(None, None, None, "", ("a", "b", "c"), SINGLE, facts))
+def test_balanced_weights_follow_the_counts():
+    weights = class_weights("balanced", names=("a", "b", "c"), counts=[60, 30, 10])
     assert weights.tolist() == pytest.approx([100 / 180, 100 / 90, 100 / 30])
 
 
-def test_a_weight_for_no_label_is_refused(bert):
-    task = make_task(bert, task={"class_weights": {"a": 1.0, "bb": 2.0}})
+def test_a_weight_for_no_label_is_refused():
     with pytest.raises(DataError, match=r"'bb', which is no label; labels: a, b"):
-        task._class_weights(Prepared(None, None, None, "", ("a", "b"), SINGLE))
+        class_weights({"a": 1.0, "bb": 2.0}, names=("a", "b"), counts=[1, 1])
 
 
 # --- probabilities ---------------------------------------------------------------------------------------------------
