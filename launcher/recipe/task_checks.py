@@ -33,10 +33,8 @@ def metric_fits(v: View) -> Iterator[Finding]:
         return
     plain, task = metric.removeprefix("eval_"), v.recipe.task.type
     if task in METRICS and plain not in METRICS[task] and not plain.startswith("test"):
-        yield Finding(
-            key, f"{shown(key, metric)}, which {task} does not have", f"write one of {', '.join(METRICS[task])}"
-        )
-    if task != "causal-lm" and plain == "perplexity":
+        yield Finding(key, f"{shown(key, metric)}, which {task} does not have", f"write {' or '.join(METRICS[task])}")
+    if task not in METRICS and plain == "perplexity":
         yield Finding(key, f"{shown(key, metric)}, which {task} does not have", "write loss, or remove it")
 
 
