@@ -225,6 +225,19 @@ class Prepared:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class ShownRow:
+    """A row as the model sees it, for a person to read."""
+
+    row_id: int
+    tokens: int
+    parts: tuple[tuple[str, Literal["special", "read", "learned", "label"]], ...]
+    """Pieces of it in their order, each with what it is to the model: a special token, text that is read, text that is learned (a
+    part of the loss), or the label of the piece before."""
+    label: str
+    """The row's label in words; "" where there is none."""
+
+
 class BuiltModel(Protocol):
     """A model and the names of its parameters that no checkpoint gave."""
 
@@ -303,6 +316,10 @@ class Task(Protocol):
         self, names: Sequence[str], prepared: Prepared, predictions: Predictions, *, split: str
     ) -> list[Baseline]:
         """Return the named baselines, trained on the rows of train, for the rows of ``predictions``, which are those of ``split``."""
+        ...
+
+    def show_row(self, row: Mapping[str, Any], prepared: Prepared) -> ShownRow:
+        """Return a prepared row as the model sees it."""
         ...
 
     def prepare_rows(self, columns: Mapping[str, list[Any]], facts: Mapping[str, Any]) -> tuple[Any, Prepared]:

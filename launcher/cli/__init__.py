@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from launcher import __version__
-from launcher.cli import jobs, models, planning, recipes, runs
+from launcher.cli import data, jobs, models, planning, recipes, runs
 from launcher.errors import LauncherError
 from launcher.registry import suggest
 
@@ -40,6 +40,8 @@ _VERBS = (
     recipes.init,
     recipes.check,
     recipes.schema,
+    data.data,
+    data.prepare,
     planning.plan,
     planning.lr_find,
     runs.run,

@@ -9,8 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from launcher.cli.shared import Json, Overrides, RecipeName, RunsDir, load_checked, print_json, print_table, short
-from launcher.errors import DataError
+from launcher.cli.shared import (
+    Json,
+    Overrides,
+    RecipeName,
+    RunsDir,
+    load_checked,
+    print_json,
+    print_table,
+    short,
+    write_picture,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -237,20 +246,7 @@ def _draw_plan(found: RunPlan, recipe: Recipe, path: Path) -> None:
     def draw(write: Callable[[Any], Any]) -> Any:
         return draw_rates(**picture, write=write, width=720)
 
-    _write_picture(path, draw, alt=f"Learning rate of each group over the steps of {recipe.name}")
-
-
-def _write_picture(path: Path, draw: Callable[[Callable[[Any], Any]], Any], *, alt: str) -> None:
-    """Draw into a file whose ending says how. Raises DataError for another ending."""
-    from launcher.atomic import write_bytes, write_text
-    from launcher.evaluation.svg import standalone, to_png, to_svg
-
-    if path.suffix.lower() == ".png":
-        write_bytes(path, draw(to_png))
-    elif path.suffix.lower() == ".svg":
-        write_text(path, standalone(draw(lambda drawing: to_svg(drawing, name="picture", alt=alt))))
-    else:
-        raise DataError(f"no picture can be written to {path}: its ending must be .svg or .png")
+    write_picture(path, draw, alt=f"Learning rate of each group over the steps of {recipe.name}")
 
 
 # --- lr-find ---------------------------------------------------------------------------------------------------------
@@ -288,7 +284,7 @@ def lr_find(
     found = find_rate(loaded, min_lr=min_lr, max_lr=max_lr, steps=steps, tell=lambda text: typer.echo(text, err=True))
     path = plot or Path(f"{loaded.recipe.name}-lr-find.svg")
     values = found.to_json()
-    _write_picture(
+    write_picture(
         path,
         lambda write: draw_range_test(values, write=write),
         alt=f"Training loss of {loaded.recipe.name} over the learning rate",

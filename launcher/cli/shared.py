@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from launcher.errors import RecipeError
+from launcher.errors import DataError, RecipeError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from launcher.recipe.load import LoadedRecipe
     from launcher.recipe.schema import Recipe
     from launcher.rundir import RunDir
@@ -78,3 +80,16 @@ def tell_changes(run: RunDir, recipe: Recipe) -> None:
 
     for change in changes_since_first(run, recipe):
         typer.echo(f"changed since the first attempt: {change} ({change.reason})")
+
+
+def write_picture(path: Path, draw: Callable[[Callable[[Any], Any]], Any], *, alt: str) -> None:
+    """Draw into a file whose ending says how. Raises DataError for another ending."""
+    from launcher.atomic import write_bytes, write_text
+    from launcher.evaluation.svg import standalone, to_png, to_svg
+
+    if path.suffix.lower() == ".png":
+        write_bytes(path, draw(to_png))
+    elif path.suffix.lower() == ".svg":
+        write_text(path, standalone(draw(lambda drawing: to_svg(drawing, name="picture", alt=alt))))
+    else:
+        raise DataError(f"no picture can be written to {path}: its ending must be .svg or .png")

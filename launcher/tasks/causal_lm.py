@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from launcher.contracts import Baseline, Predictions, Prepared
+from launcher.contracts import Baseline, Predictions, Prepared, ShownRow
 from launcher.data.blocks import Blocks, make_blocks
 from launcher.data.sources import SplitSet, load_rows, load_splits
 from launcher.errors import DataError, ModelError, ModelUnreachable
@@ -81,6 +81,12 @@ class CausalLM(TextTask):
     def _blocks(self, texts: list[str], *, max_length: int, least_tokens: int = 2) -> Blocks:
         end = self.tokenizer.eos_token_id if self.options.append_end else None
         return make_blocks(self.tokenizer, texts, max_length=max_length, end=end, least_tokens=least_tokens)
+
+    def show_row(self, row: Mapping[str, Any], prepared: Prepared) -> ShownRow:
+        """Return a prepared row as the model sees it: each token but the first is learned."""
+        first, *others = row["input_ids"]
+        parts = (*self.text_parts([first]), *self.text_parts(others, learned=True))
+        return ShownRow(row["row_id"], len(row["input_ids"]), parts, "")
 
     def prepare_rows(self, columns: Mapping[str, list[Any]], facts: Mapping[str, Any]) -> tuple[Any, Prepared]:
         """Return rows of tokens for new texts, and what they are to be read with. Raises DataError for pairs or no token."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from launcher.contracts import Baseline, Predictions, Prepared
+from launcher.contracts import Baseline, Predictions, Prepared, ShownRow
 from launcher.data.labels import LabelSet, make_labels
 from launcher.data.prepare import tokenize
 from launcher.data.sources import SplitSet, load_rows, load_splits
@@ -117,6 +118,17 @@ class TextClassification(TextTask):
             elif labels.names:
                 counts["labels"] = encoded.sum(axis=0).astype(int).tolist()
         return Dataset.from_dict(columns), counts
+
+    def show_row(self, row: Mapping[str, Any], prepared: Prepared) -> ShownRow:
+        """Return a prepared row as the model sees it, and its label by name."""
+        shown = super().show_row(row, prepared)
+        if "labels" not in row:
+            return shown
+        label, names = row["labels"], prepared.label_names
+        if prepared.problem_type == "regression":
+            return replace(shown, label=f"{label:g}")
+        several = [names[number] for number, holds in enumerate(label) if holds] if isinstance(label, list) else None
+        return replace(shown, label=names[int(label)] if several is None else ", ".join(several) or "(none)")
 
     def prepare_rows(self, columns: Mapping[str, list[Any]], facts: Mapping[str, Any]) -> tuple[Any, Prepared]:
         """Return rows of features for new texts, and what they are to be read with.

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from launcher.contracts import Predictions, Prepared
+from launcher.contracts import Predictions, Prepared, ShownRow
 from launcher.data.prepare import cache_folder, code_fingerprint, fingerprint_of, load_prepared, prepared_folder
 from launcher.data.sources import SplitSet
 from launcher.errors import DataError
@@ -116,6 +117,17 @@ class TextTask:
         labels = self.recipe.data.labels
         path = self.base_folder / labels if isinstance(labels, str) else None
         return path.read_bytes().hex() if path is not None and path.is_file() else labels
+
+    def show_row(self, row: Mapping[str, Any], prepared: Prepared) -> ShownRow:
+        """Return a prepared row as the model sees it: its tokens as text, special ones apart."""
+        return ShownRow(row["row_id"], len(row["input_ids"]), tuple(self.text_parts(row["input_ids"])), "")
+
+    def text_parts(self, ids: Sequence[int], *, learned: bool = False) -> Iterator[tuple[str, Any]]:
+        """Yield stretches of tokens as text, special ones apart; ``learned``: the others are part of the loss."""
+        special = set(self.tokenizer.all_special_ids)
+        for is_special, stretch in itertools.groupby(ids, key=special.__contains__):
+            text = self.tokenizer.decode(list(stretch), clean_up_tokenization_spaces=False)
+            yield text, "special" if is_special else "learned" if learned else "read"
 
     # --- the model and its predictions -----------------------------------------------------------------------------
 

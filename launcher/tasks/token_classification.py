@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from launcher.contracts import Baseline, Predictions, Prepared
+from launcher.contracts import Baseline, Predictions, Prepared, ShownRow
 from launcher.data.labels import LabelSet, make_labels
 from launcher.data.sources import SplitSet, load_rows, load_splits
 from launcher.data.words import WordRows, make_word_rows
@@ -144,6 +144,17 @@ class TokenClassification(TextTask):
             flat = np.concatenate([np.asarray(numbers, dtype=np.int64) for numbers in tags])
             counts["labels"] = np.bincount(flat, minlength=len(labels.names)).tolist()
         return _dataset(rows, row_ids=list(split["row_id"]), tags=tags), counts
+
+    def show_row(self, row: Mapping[str, Any], prepared: Prepared) -> ShownRow:
+        """Return a prepared row as the model sees it: the first token of each word is learned, with its tag behind it."""
+        ids, starts = row["input_ids"], row["word_starts"]
+        tags = [prepared.label_names[tag] for tag in row["tags"]] if "tags" in row else [""] * len(starts)
+        parts: list[tuple[str, Any]] = list(self.text_parts(ids[: starts[0]]))
+        for start, end, tag in zip(starts, [*starts[1:], len(ids)], tags, strict=True):
+            parts.append((f" {self.tokenizer.decode([ids[start]]).strip()}", "learned" if tag else "read"))
+            parts += self.text_parts(ids[start + 1 : end])
+            parts += [(tag, "label")] if tag and tag != "O" else []
+        return ShownRow(row["row_id"], len(ids), tuple(parts), "")
 
     def prepare_rows(self, columns: Mapping[str, list[Any]], facts: Mapping[str, Any]) -> tuple[Any, Prepared]:
         """Return rows of features for new sentences, and what they are to be read with.

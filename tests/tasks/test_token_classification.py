@@ -249,7 +249,7 @@ def test_a_pretrained_encoder_beats_the_baseline_on_real_data(shared, tmp_path, 
     ending = "conllu" if name == "ud_ewt_pos" else "conll"
     sources = {
         split: {"source": str(folder / f"{split}.{ending}"), "limit": limit}
-        for split, limit in {"train": 1200, "validation": 150, "test": 400}.items()
+        for split, limit in {"train": 600, "validation": 100, "test": 250}.items()
     }
     found = learn(
         tmp_path, "real", MINILM, "none", data={"source": None, **sources, "max_length": 96, "cache_dir": str(tmp_path)},
@@ -258,3 +258,12 @@ def test_a_pretrained_encoder_beats_the_baseline_on_real_data(shared, tmp_path, 
     )  # fmt: skip
     ours, baseline = found["metrics"][metric], found["baselines"][0]["metrics"][metric]
     assert ours > baseline + margin, (ours, baseline)
+
+
+def test_a_row_is_shown_with_its_tags(bert, data, tmp_path):
+    task = task_for(bert, data, tmp_path)
+    _, prepared = task.prepare_data()
+    shown = task.show_row(prepared.train[0], prepared)
+    words, tags = sentences(45, seed=0)[0]
+    assert [text.strip() for text, kind in shown.parts if kind == "learned"] == words
+    assert [text for text, kind in shown.parts if kind == "label"] == [tag for tag in tags if tag != "O"]

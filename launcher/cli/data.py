@@ -1,0 +1,180 @@
+"""Verbs about data: what the model will see of them, and preparing them without training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from launcher.cli.shared import (
+    Json,
+    Overrides,
+    RecipeName,
+    console,
+    load_checked,
+    print_json,
+    print_table,
+    short,
+    write_picture,
+)
+
+if TYPE_CHECKING:
+    from launcher.contracts import ShownRow
+    from launcher.workflows.data_view import DataView, SplitView
+
+_STYLES = {"special": "dim", "read": "", "learned": "green", "label": "bold magenta"}
+_MOST_LABELS = 30
+_BAR = 40
+
+
+def data(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    split: Annotated[
+        Literal["train", "validation", "test"], typer.Option("--split", help="Whose rows are shown.")
+    ] = "train",
+    rows: Annotated[int, typer.Option("--rows", min=0, help="How many rows are shown, spread over the split.")] = 5,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", help="Draw the lengths of rows into this .svg or .png file.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Show what the model will really see: rows, lengths, cuts, labels, repeated texts, and what padding costs.
+
+    The data are prepared for it, as `launcher prepare` does.
+    """
+    loaded = load_checked(recipe, overrides, quiet=as_json)
+    from launcher.workflows.data_view import view_data
+
+    found = view_data(loaded.recipe, base_folder=Path.cwd(), split=split, rows=rows)
+    if as_json:
+        print_json(found.to_json())
+    else:
+        _show(found, split=split)
+    if plot is not None:
+        _draw(found, plot, name=loaded.recipe.name)
+        typer.echo(f"picture: {short(plot)}", err=as_json)
+
+
+def prepare(recipe: RecipeName, overrides: Overrides = None, as_json: Json = False) -> None:
+    """Read, check, split and tokenize the data, and keep them for the runs to come; nothing is trained.
+
+    For a machine with processors and a network, before jobs that have neither: runs with the same data, tokenizer and options find
+    them, on every machine that shares the folder (data.cache_dir).
+    """
+    loaded = load_checked(recipe, overrides, quiet=as_json)
+    from launcher import registry
+
+    task = registry.load(registry.TASKS, loaded.recipe.task.type)(loaded.recipe, base_folder=Path.cwd())
+    folder, prepared = task.prepare_data()
+    facts = prepared.facts
+    if as_json:
+        print_json(
+            {
+                "folder": str(folder),
+                "was_cached": facts["was_cached"],
+                "splits": facts["splits"],
+                "warnings": facts["warnings"],
+            }
+        )
+        return
+    for text in facts["warnings"]:
+        typer.echo(f"warning: {text}", err=True)
+    counts = ", ".join(f"{split['rows']:,} {name}" for name, split in facts["splits"].items())
+    typer.echo(f"{'found' if facts['was_cached'] else 'prepared'}: {counts} rows in {short(folder)}")
+
+
+# --- for people ------------------------------------------------------------------------------------------------------
+
+
+def _show(found: DataView, *, split: str) -> None:
+    for text in found.warnings:
+        typer.echo(f"warning: {text}", err=True)
+    print_table(
+        ["split", "rows", "tokens", "shortest", "median", "90%", "99%", "longest", "cut", "divided", "repeated"],
+        [_split_row(name, view) for name, view in found.splits.items()],
+        right=set(range(1, 11)),
+    )
+    _show_lengths(found.splits["train"], most=found.max_length)
+    _show_labels(found)
+    _show_padding(found)
+    if found.rows:
+        typer.echo(f"\n{split} rows as the model sees them (special tokens dim, what is learned green):")
+    for row in found.rows:
+        console().print(_row_text(row), soft_wrap=True)
+    typer.echo(f"\nprepared rows: {short(Path(found.folder))}")
+
+
+def _split_row(name: str, view: SplitView) -> list[str]:
+    def of_rows(count: int) -> str:
+        return f"{count:,} ({count / view.rows:.1%})" if count else "0"
+
+    lengths = [f"{length:,}" for length in view.lengths.values()]
+    return [
+        name,
+        f"{view.rows:,}",
+        f"{view.tokens:,}",
+        *lengths,
+        *map(of_rows, (view.cut, view.divided, view.repeated)),
+    ]
+
+
+def _show_lengths(view: SplitView, *, most: int) -> None:
+    typer.echo(f"lengths of train rows, in tokens (max_length {most:,})")
+    highest = max(count for _, _, count in view.histogram)
+    width = len(f"{view.histogram[-1][1]:,}")
+    for first, last, count in view.histogram:
+        bar = "█" * -(-_BAR * count // highest)
+        typer.echo(f"  {first:>{width},} – {last:>{width},}  {bar} {count:,}")
+
+
+def _show_labels(found: DataView) -> None:
+    names = list(found.splits["train"].labels)
+    if not names:
+        return
+    typer.echo("\nlabels" + (" of words" if found.task == "token-classification" else ""))
+    ordered = sorted(names, key=lambda name: -found.splits["train"].labels[name])
+    labelled = {name: view for name, view in found.splits.items() if view.labels}
+    totals = {name: max(sum(view.labels.values()), 1) for name, view in labelled.items()}
+    table = [
+        [
+            label,
+            *(f"{view.labels[label]:,} ({view.labels[label] / totals[name]:.1%})" for name, view in labelled.items()),
+        ]
+        for label in ordered[:_MOST_LABELS]
+    ]
+    print_table(["label", *labelled], table, right=set(range(1, len(labelled) + 1)))
+    if len(names) > _MOST_LABELS:
+        typer.echo(f"  and {len(names) - _MOST_LABELS} rarer ones; --json has them all")
+
+
+def _show_padding(found: DataView) -> None:
+    shares = ", ".join(f"{order} {share:.1%}" for order, share in found.padding.items())
+    typer.echo(
+        f"padding of an epoch in steps of {found.global_batch_size} rows, {found.micro_batch_size} at a time: {shares} "
+        f"(training.train_sampling_strategy is {found.order})"
+    )
+
+
+def _row_text(row: ShownRow) -> Any:
+    from rich.text import Text
+
+    text = Text(f"\nrow {row.row_id} ({row.tokens} tokens)", "bold")
+    if row.label:
+        text.append(f"  label: {row.label}", "bold magenta")
+    text.append("\n", "")
+    for part, kind in row.parts:
+        text.append({"label": f"[{part}]", "special": f" {part} "}.get(kind, part), _STYLES[kind])
+    return text
+
+
+def _draw(found: DataView, path: Path, *, name: str) -> None:
+    from launcher.evaluation.plots_data import draw_lengths
+
+    lengths = {split: view.histogram for split, view in found.splits.items()}
+    write_picture(
+        path,
+        lambda write: draw_lengths(lengths, max_length=found.max_length, write=write),
+        alt=f"Lengths of the rows of {name}, in tokens",
+    )

@@ -1,0 +1,147 @@
+"""What a model will see of a recipe's data: rows as it reads them, lengths, cuts, labels, repeated texts, and what padding costs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from launcher import registry
+from launcher.contracts import Prepared, ShownRow
+from launcher.data.sampling import GlobalBatches, Order
+from launcher.launching.batch import plan_batch
+from launcher.plans import BatchPlan
+from launcher.recipe.schema import Recipe
+
+ORDERS: tuple[Order, ...] = ("group_by_length", "random", "sequential")
+_BINS = 12
+_QUANTILES = (0.5, 0.9, 0.99)
+# A rank's rows are padded to a multiple of this.
+_MULTIPLE = 8
+
+
+@dataclass(frozen=True)
+class SplitView:
+    """One split as the model sees it."""
+
+    rows: int
+    tokens: int
+    cut: int
+    """Texts that are longer than ``max_length`` and lose their end."""
+    divided: int
+    """Texts that are longer and become several rows."""
+    lengths: Mapping[str, int]
+    """shortest, median, 90 %, 99 % and longest row, in tokens."""
+    histogram: list[tuple[int, int, int]]
+    """(first, last, rows) of bins of equal width, in tokens."""
+    labels: dict[str, int]
+    """Name -> rows (words, where words are tagged); empty where there are none."""
+    repeated: int
+    """Rows whose text stands in an earlier row of the split, case and spacing aside."""
+
+
+@dataclass(frozen=True)
+class DataView:
+    """All that is known of a recipe's data before training."""
+
+    task: str
+    problem_type: str
+    folder: str
+    """Where the prepared rows lie."""
+    was_cached: bool
+    max_length: int
+    global_batch_size: int
+    micro_batch_size: int
+    padding: dict[str, float]
+    """Order of rows -> share of padding in what one process computes in an epoch, 0 to 1."""
+    order: str
+    """The order that the recipe has."""
+    warnings: list[str]
+    splits: dict[str, SplitView]
+    rows: list[ShownRow]
+    """Examples, of the split that was asked for."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values."""
+        return asdict(self)
+
+
+def view_data(recipe: Recipe, *, base_folder: Path, split: str = "train", rows: int = 5) -> DataView:
+    """Prepare a recipe's data, or find them in the cache, and look at them.
+
+    Args:
+        split: whose rows are shown.
+        rows: how many of them, spread evenly over the split.
+
+    Raises:
+        DataError: a fault in the data.
+    """
+    task = registry.load(registry.TASKS, recipe.task.type)(recipe, base_folder=base_folder)
+    folder, prepared = task.prepare_data()
+    found = {name: getattr(prepared, name) for name in ("train", "validation", "test")}
+    shown = found[split] if found[split] is not None else []
+    places = sorted({round(place) for place in np.linspace(0, len(shown) - 1, min(rows, len(shown)))})
+    training = recipe.training
+    batch = plan_batch(
+        global_batch_size=training.global_batch_size, world_size=1, cap=training.per_device_train_batch_size
+    )
+    lengths = np.asarray(prepared.train["length"], dtype=np.int64)
+    return DataView(
+        task=recipe.task.type,
+        problem_type=prepared.problem_type,
+        folder=str(folder),
+        was_cached=prepared.facts["was_cached"],
+        max_length=prepared.facts["max_length"],
+        global_batch_size=batch.global_batch_size,
+        micro_batch_size=batch.micro_batch_size,
+        padding={order: padding_share(lengths, batch=batch, seed=training.seed, order=order) for order in ORDERS},
+        order=training.train_sampling_strategy,
+        warnings=list(prepared.facts["warnings"]),
+        splits={name: _view(rows_of, prepared, name) for name, rows_of in found.items() if rows_of is not None},
+        rows=[task.show_row(shown[place], prepared) for place in places],
+    )
+
+
+def _view(rows: Any, prepared: Prepared, name: str) -> SplitView:
+    facts, lengths = prepared.facts["splits"][name], np.asarray(rows["length"], dtype=np.int64)
+    middle = {f"{quantile:.0%}": int(np.quantile(lengths, quantile, method="higher")) for quantile in _QUANTILES}
+    return SplitView(
+        rows=len(rows),
+        tokens=int(lengths.sum()),
+        cut=facts["cut"],
+        divided=facts.get("divided", 0),
+        lengths={"shortest": int(lengths.min()), **middle, "longest": int(lengths.max())},
+        histogram=histogram(lengths),
+        labels=dict(zip(prepared.label_names, facts.get("labels", ()), strict=False)),
+        repeated=_repeated(rows["text"]),
+    )
+
+
+def histogram(lengths: np.ndarray) -> list[tuple[int, int, int]]:
+    """Return (first, last, rows) of at most a dozen bins of equal width over the lengths int64 [rows]."""
+    low, high = int(lengths.min()), int(lengths.max())
+    width = max(1, -(-(high - low + 1) // _BINS))
+    counts = np.bincount((lengths - low) // width)
+    return [(low + place * width, low + (place + 1) * width - 1, int(count)) for place, count in enumerate(counts)]
+
+
+def padding_share(lengths: np.ndarray, *, batch: BatchPlan, seed: int, order: Order) -> float:
+    """Return which share of the places of an epoch's batches is padding, on one process.
+
+    ``lengths``: int64 [rows]. Exact for ``seed``: the batches are those of a run's first epoch.
+    """
+    places = 0
+    for rows in GlobalBatches(lengths, batch.global_batch_size, seed, order).epoch(0):
+        for part in np.array_split(lengths[rows], batch.accumulation):
+            places += len(part) * -(-int(part.max(initial=0)) // _MULTIPLE) * _MULTIPLE
+    return 1 - float(lengths.sum()) / places
+
+
+def _repeated(texts: Sequence[str]) -> int:
+    # Rows that continue a divided text have none.
+    counts = Counter(" ".join(text.casefold().split()) for text in texts if text)
+    return sum(counts.values()) - len(counts)
