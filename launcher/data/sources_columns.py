@@ -122,6 +122,13 @@ def _only(names: Sequence[str], common: Sequence[str]) -> str | None:
 def _ask(table: Table, *, missing: list[str], chosen: dict[str, list[str]]) -> str:
     """Say which columns the file has, and write the line that is needed."""
     listed = ", ".join(map(repr, table.names)) or "none"
+    if missing == ["tokens"] and not any(
+        isinstance(value, list) for name in table.names for value in table.column(name)[:1]
+    ):
+        return (
+            f"{table.places.shown}: no column is a list of words, of which each gets a tag; its columns are {listed}; write the words "
+            "as CoNLL (a word and its tag on each line) or as lists in json or parquet, or choose another task"
+        )
     if missing == ["label"] and _only(table.names, ("score", "rating", "stars", "similarity")):
         guess = {"label": _only(table.names, ("score", "rating", "stars", "similarity")) or ""}
     else:

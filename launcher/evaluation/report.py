@@ -110,7 +110,7 @@ def render_report(facts: ReportFacts) -> str:
 def _tiles(facts: ReportFacts, e: Evaluation | None) -> list[dict[str, str]]:
     tiles = _metric_tiles(e) if e else []
     if e:
-        tiles.append({"name": f"{e.split} rows", "value": count(e.rows), "note": _label_note(e)})
+        tiles.append({"name": f"{e.split} {unit_of(e.problem_type)}s", "value": count(e.rows), "note": _label_note(e)})
     tiles += _trained_tile([table["rows"] for table in facts.tuning_tables if not table.get("is_probe")])
     timing = _timing(facts.timing)
     if timing:

@@ -20,7 +20,6 @@ from launcher.registry import NEAR_MISSES, suggest
 # Words of later versions, so that nobody looks for a spelling mistake.
 LATER = {
     "task": {
-        "token-classification",
         "summarization",
         "translation",
         "sft",

@@ -8,10 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from launcher.errors import Problem, RecipeError
+from launcher.recipe.section import TYPED
 from launcher.recipe.tree import KeyPath, Tree, dotted, parse_tree, parse_value, read_text, show
-
-# Sections whose ``type`` decides which options they have, and the type where none is named.
-_TYPED = {"task": "text-classification", "strategy": "full"}
 
 
 def merge(lower: Tree, upper: Tree, notes: list[str], *, where: str = "") -> Tree:
@@ -42,7 +40,7 @@ def _forget(places: dict[KeyPath, str], path: KeyPath) -> None:
 
 def _drop_old_options(lower: Tree, upper: Tree, notes: list[str], where: str) -> Tree:
     values, places = dict(lower.values), dict(lower.places)
-    for section, default in _TYPED.items():
+    for section, default in TYPED.items():
         old, new = values.get(section), upper.values.get(section)
         if not isinstance(old, dict) or not isinstance(new, dict) or "type" not in new:
             continue
@@ -126,7 +124,7 @@ def apply_overrides(tree: Tree, overrides: Sequence[str], notes: list[str]) -> t
 
 
 def _names_type(override: str) -> bool:
-    return override.partition("=")[0].strip() in {*_TYPED, *(f"{section}.type" for section in _TYPED)}
+    return override.partition("=")[0].strip() in {*TYPED, *(f"{section}.type" for section in TYPED)}
 
 
 def _override_tree(tree: Tree, override: str, place: str) -> Tree:

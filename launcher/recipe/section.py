@@ -11,3 +11,7 @@ class Section(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True, protected_namespaces=()
     )
+
+
+TYPED = {"task": "text-classification", "strategy": "full"}
+"""Sections whose ``type`` decides which options they have, and the type where none is named."""

@@ -9,6 +9,7 @@ from pydantic import BaseModel
 from launcher.errors import Problem
 from launcher.recipe.keys import clear_match, homes, rename, section_for, sections_in, spot, type_names
 from launcher.recipe.schema import Recipe, SourceSpec, TrainingSection
+from launcher.recipe.section import TYPED
 from launcher.recipe.training_fields import named_training_keys, passthrough_fields
 from launcher.recipe.training_keys import check_scheduler, check_value, training_verdict
 from launcher.recipe.tree import KeyPath, Tree, dotted, value_at
@@ -118,10 +119,10 @@ def _special(path: KeyPath, tree: Tree) -> Problem | None:
         return Problem(
             place, f"{_where(path)}; it belongs to one source", f"write source: {{source: ..., {name}: ...}}", key
         )
-    if above == "strategy" and (owners := _types_with(name)):
-        own = tree.values["strategy"].get("type", "full")
+    if above in TYPED and (owners := _types_with(name, above)):
+        own = tree.values[above].get("type", TYPED[above])
         return Problem(
-            place, f"strategy.{name} is no option of {own}, but of {owners}", "remove it, or change strategy.type", key
+            place, f"{key} is no option of {own}, but of {owners}", f"remove it, or change {above}.type", key
         )
     return None
 
@@ -136,10 +137,10 @@ def _belongs_elsewhere(path: KeyPath, tree: Tree) -> Problem | None:
     return Problem(tree.place(path), f"{_where(path)}; it belongs to {owner}", f"write {owners[0]}", dotted(path), fix)
 
 
-def _types_with(name: str) -> str:
-    annotation = Recipe.model_fields["strategy"].annotation
+def _types_with(name: str, section: str) -> str:
+    annotation = Recipe.model_fields[section].annotation
     owners = [
-        kind for section in sections_in(annotation) if name in section.model_fields for kind in type_names(section)
+        kind for options in sections_in(annotation) if name in options.model_fields for kind in type_names(options)
     ]
     return ", ".join(owners)
 
