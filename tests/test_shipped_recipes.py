@@ -138,6 +138,7 @@ def test_ag_news_offline(bert: Path, real: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.soak
 def test_pairs_offline(bert: Path, real: Path, tmp_path: Path) -> None:
     columns = "data.columns={text: question, text_pair: sentence, label: label}"
     run, _ = train("glue-mrpc", f"data.source={real / 'qnli'}", columns, bert=bert, cwd=tmp_path)
@@ -156,6 +157,7 @@ def test_csv_sentiment_offline(bert: Path, real: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.soak
 def test_labelled_text_offline(bert: Path, real: Path, tmp_path: Path) -> None:
     for name in ("train", "validation", "test"):
         with (real / "ag_news" / f"{name}.csv").open(encoding="utf-8", newline="") as file:

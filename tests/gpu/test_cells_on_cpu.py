@@ -47,7 +47,7 @@ def test_the_large_model_has_half_a_billion_parameters():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["bf16", "lora", "prefix-cache"])
+@pytest.mark.parametrize("name", ["bf16", *(pytest.param(n, marks=pytest.mark.soak) for n in ("lora", "prefix-cache"))])
 def test_a_cell_runs(place, name):
     run = cells.run_cell(place, cells.TINY, name)
     cells.check_run(run, cells.CELLS[name], device="cpu")
