@@ -181,6 +181,8 @@ class Predictions:
 
     Where each word of a row has a tag (entity_recognition, token_classification), ``words`` are the rows' words, and ``predicted``
     (the tags' numbers), ``scores`` (their probabilities) and ``labels`` are flat: [words of all rows], one row after the other.
+    Where a row has an answer (question_answering), ``answers`` are those that were predicted, ``references`` the right ones, ``scores`` float64
+    [rows] the answers' probabilities, and ``labels`` int64 [rows] the number of references.
     """
 
     problem_type: str
@@ -191,6 +193,8 @@ class Predictions:
     row_ids: tuple[int, ...]
     words: tuple[tuple[str, ...], ...] = ()
     predicted: np.ndarray | None = None
+    answers: tuple[str, ...] = ()
+    references: tuple[tuple[str, ...], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from typing import Any
 TASKS = {
     "text-classification": "launcher.tasks.text_classification:TextClassification",
     "token-classification": "launcher.tasks.token_classification:TokenClassification",
+    "question-answering": "launcher.tasks.question_answering:QuestionAnswering",
     "causal-lm": "launcher.tasks.causal_lm:CausalLM",
 }
 STRATEGIES = {
@@ -43,6 +44,9 @@ NEAR_MISSES = {
     "sequence-labelling": "token-classification",
     "sequence-labeling": "token-classification",
     "tagging": "token-classification",
+    "qa": "question-answering",
+    "squad": "question-answering",
+    "extractive-question-answering": "question-answering",
     "causal_lm": "causal-lm",
     "clm": "causal-lm",
     "language-modeling": "causal-lm",

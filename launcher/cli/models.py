@@ -60,6 +60,8 @@ def _prediction_line(row: Mapping[str, Any]) -> str:
     if "perplexity" in row:
         loss = "–" if row["loss"] is None else f"loss {row['loss']:.4f}  perplexity {row['perplexity']:,.2f}"
         return f"{loss}\t{row['text']}"
+    if "answer" in row:
+        return f"{row['answer'] or '(no answer)'}\t{row['score']:.3f}\t{row['text']}"
     prediction = row["prediction"]
     if "entities" in row:
         found = ", ".join(f"{one['text']} ({one['type']})" for one in row["entities"])

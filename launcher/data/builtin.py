@@ -15,6 +15,7 @@ PREFIX = "builtin:"
 # name -> "module:attribute" of a function (cache_dir: Path | None) -> BuiltinData.
 BUILTIN_SOURCES = {
     "api-topics": "launcher.data.builtin_api_topics:make_api_topics",
+    "default-values": "launcher.data.builtin_default_values:make_default_values",
     "code-roles": "launcher.data.builtin_code_roles:make_code_roles",
 }
 

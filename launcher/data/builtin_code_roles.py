@@ -11,15 +11,14 @@ import ast
 import hashlib
 import io
 import keyword
-import platform
 import tokenize
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 
 from launcher.data.builtin import BuiltinData
 from launcher.data.builtin_cache import Row, kept_rows
+from launcher.data.builtin_stdlib import MODULES, VERSIONS, source_of
 from launcher.errors import DataError
 
 ROLES = (
@@ -28,18 +27,6 @@ ROLES = (
 )  # fmt: skip
 TRAIN, VALIDATION, TEST = 1600, 300, 800
 
-_MODULES = {
-    "train": (
-        "argparse ast base64 calendar cmd codecs configparser contextlib copy csv dataclasses difflib dis doctest enum filecmp "
-        "fileinput fractions ftplib functools getopt gettext gzip imaplib inspect ipaddress json.decoder linecache locale logging "
-        "mailbox mimetypes optparse os pdb pickle platform plistlib poplib pprint pstats pydoc random shutil smtplib"
-    ),
-    "validation": "heapq queue sched selectors shelve shlex socket statistics string",
-    "test": (
-        "socketserver subprocess tarfile tempfile textwrap threading timeit tokenize trace traceback unittest.case urllib.parse "
-        "urllib.request uuid warnings wave weakref webbrowser xmlrpc.client zipapp"
-    ),
-}
 _SIZES = {"train": TRAIN, "validation": VALIDATION, "test": TEST}
 _FEWEST_WORDS, _MOST_WORDS, _LONGEST_WORD = 6, 40, 30
 _LEFT_OUT = (tokenize.COMMENT, tokenize.NL, tokenize.INDENT, tokenize.DEDENT, tokenize.ENCODING)
@@ -56,8 +43,8 @@ def make_code_roles(*, cache_dir: Path | None = None) -> BuiltinData:
     Raises:
         DataError: this installation has no sources of the standard library.
     """
-    versions = {"python": platform.python_version()}
-    rows = kept_rows("code-roles", versions=versions, code=(Path(__file__),), make=make_rows, cache_dir=cache_dir)
+    code = (Path(__file__), Path(__file__).with_name("builtin_stdlib.py"))
+    rows = kept_rows("code-roles", versions=VERSIONS, code=code, make=make_rows, cache_dir=cache_dir)
     splits = {
         split: [{k: row[k] for k in ("tokens", "label", "id")} for row in rows if row["split"] == split]
         for split in _SIZES
@@ -67,14 +54,14 @@ def make_code_roles(*, cache_dir: Path | None = None) -> BuiltinData:
             "builtin:code-roles reads the sources of Python's standard library, and this installation has few or none; name other "
             "data"
         )
-    return BuiltinData(splits, {"format": "builtin", **versions})
+    return BuiltinData(splits, {"format": "builtin", **VERSIONS})
 
 
 def make_rows() -> list[Row]:
     """Return all rows (split, tokens, label, id), read from the standard library; some seconds."""
     rows: list[Row] = []
-    for split, modules in _MODULES.items():
-        known = {tuple(one.words): one for name in modules.split() for one in _statements_of(name)}
+    for split, modules in MODULES.items():
+        known = {tuple(one.words): one for name in modules for one in _statements_of(name)}
         ordered = sorted(known.values(), key=lambda one: hashlib.sha256(" ".join(one.words).encode()).hexdigest())
         chosen = ordered[: _SIZES[split]]
         rows += [{"split": split, "tokens": one.words, "label": one.roles, "id": one.place} for one in chosen]
@@ -94,12 +81,7 @@ class _Statement:
 
 
 def _statements_of(module: str) -> Iterator[_Statement]:
-    spec = find_spec(module)
-    path = Path(spec.origin) if spec is not None and spec.origin and spec.origin.endswith(".py") else None
-    text = path.read_text(encoding="utf-8") if path is not None and path.is_file() else ""
-    # The parser counts bytes and the tokenizer characters, which are the same in ASCII; f-strings differ between versions.
-    if not text or not text.isascii():
-        return
+    text = source_of(module)
     places = _roles_by_place(ast.parse(text))
     current: _Statement | None = None
     for token in tokenize.generate_tokens(io.StringIO(text).readline):

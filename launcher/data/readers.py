@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from launcher.data.readers_conll import read_conll, read_conllu
 from launcher.data.readers_csv import read_delimited
+from launcher.data.readers_squad import squad_columns
 from launcher.data.readers_text import DecodedText, read_text
 from launcher.errors import DataError
 
@@ -240,6 +241,8 @@ def _read_json(text: str, path: Path, spec: SourceSpec) -> _Read:
             return _read_jsonl(text, path, spec)
         raise DataError(_broken_json(path, line=error.lineno, column=error.colno, fault=error.msg)) from None
     rows = value.get("data") if isinstance(value, dict) else value
+    if isinstance(rows, list) and rows and all(isinstance(row, dict) and "paragraphs" in row for row in rows):
+        return _Read(squad_columns(rows, path), facts={"layout": "squad"})
     if not isinstance(rows, list):
         held = f"the keys {', '.join(map(repr, value))}" if isinstance(value, dict) else type(value).__name__
         raise DataError(f'{path}: needs a list of objects, or {{"data": [...]}}; it holds {held}')

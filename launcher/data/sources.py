@@ -34,7 +34,8 @@ OPTIONAL = ("text_pair", "label", "id")
 class SplitSet:
     """The rows of a recipe, each split a Dataset of text[, text_pair][, tokens][, label][, id], row_id.
 
-    ``label`` is text, a whole number, a number or a list of text, as the source has it; with ``tokens`` a tag for each of them. ``row_id`` is the row's number in
+    ``label`` is text, a whole number, a number or a list of text, as the source has it; with ``tokens`` a tag for each of them. The
+    columns question, context and answers of question answering are text, text_pair and label. ``row_id`` is the row's number in
     its split's sources, from 0, before filters and before validation was set aside.
     """
 
@@ -174,7 +175,7 @@ def _set_aside(train: RowSet, *, data: DataSection, problem_type: str, delimiter
     strata, how = None, "drawn from all rows alike, as there are no labels"
     if labels is not None:
         kind = infer_problem_type(labels, problem_type, delimiter=delimiter)
-        if kind in ("regression", "multi_label_classification", "token_classification"):
+        if kind in ("regression", "multi_label_classification", "token_classification", "question_answering"):
             how = f"drawn from all rows alike, as labels are not strata in {kind.replace('_', ' ')}"
         else:
             strata, how = [str(label).strip() for label in labels], "stratified by label"

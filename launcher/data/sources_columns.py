@@ -72,7 +72,7 @@ def check_keys(columns: dict[str, str | list[str]], *, known: Sequence[str]) -> 
             near = suggest(name, known)
             hint = f"; did you mean {near!r}?" if near else ""
             raise DataError(f"data.columns names {name!r}; this task has the columns {', '.join(known)}{hint}")
-        if isinstance(given, list) and (not given or not name.startswith("text")):
+        if isinstance(given, list) and (not given or not name.startswith(("text", "question", "context"))):
             raise DataError(f"data.columns.{name} is the list {given}; only texts are joined: name one column")
 
 
@@ -98,6 +98,9 @@ def _find(names: Sequence[str], *, taken: dict[str, list[str]], ours: Sequence[s
         match = name if name in free else _only(free, likely)
         if name not in taken and match:
             found[name] = match
+    for name in ("question", "context", "answers"):
+        if name not in taken and name in free:
+            found[name] = name
     return {name: match for name, match in found.items() if name in ours}
 
 
@@ -193,6 +196,53 @@ def check_tags(table: Table, *, tokens: list[list[str]], tags: list[Any], rows: 
                 f"{table.places(row)}: has {len(words)} words and, as their label, {what}; give each word one tag "
                 f"(words: {' '.join(words)[:80]!r})"
             )
+
+
+def answer_values(
+    table: Table, *, column: str, rows: Sequence[int], contexts: Sequence[str]
+) -> list[dict[str, list[Any]] | None]:
+    """Return the answers of ``rows`` as {text: [...], answer_start: [...]}, empty lists where a question has none; None: unknown.
+
+    Raises DataError naming the first row whose answer does not stand in its context where it says so.
+    """
+    values = table.column(column)
+    return [
+        _answers(values[row], context, table.places(row), column) for row, context in zip(rows, contexts, strict=True)
+    ]
+
+
+def _answers(value: Any, context: str, place: str, column: str) -> dict[str, list[Any]] | None:
+    if value is None:
+        return None
+    texts, starts = _lists_of(value)
+    if (
+        len(texts) != len(starts)
+        or not all(isinstance(text, str) and text for text in texts)
+        or not all(map(_is_place, starts))
+    ):
+        raise DataError(
+            f'{place}: column {column!r} (answers) holds {str(value)[:120]!r}; answers are {{"text": [...], "answer_start": [...]}} with the first '
+            "character of each, from 0, and empty lists where there is none; mend or remove the row"
+        )
+    for text, at in zip(texts, starts, strict=True):
+        there = context[at : at + len(text)]
+        if there != text:
+            raise DataError(
+                f"{place}: the answer {text[:60]!r} does not stand at character {at} of its context, where {there[:60]!r} stands; mend "
+                "answer_start, or remove the row"
+            )
+    return {"text": list(texts), "answer_start": list(starts)}
+
+
+def _lists_of(value: Any) -> tuple[list[Any], list[Any]]:
+    """Return text and answer_start; lists that do not fit together where they are no lists."""
+    found = [value.get(name) for name in ("text", "answer_start")] if isinstance(value, dict) else [None, None]
+    texts, starts = (list(one) if isinstance(one, list) else None for one in found)
+    return (texts, starts) if texts is not None and starts is not None else ([], [None])
+
+
+def _is_place(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def id_values(table: Table, *, column: str, rows: Sequence[int]) -> list[str]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from launcher.data.readers import Places, Table
 from launcher.data.sources_columns import (
+    answer_values,
     check_tags,
     choose_columns,
     id_values,
@@ -150,10 +151,12 @@ def _our_columns(
     table: Table, *, chosen: Mapping[str, list[str]], rows: Sequence[int], join: str
 ) -> dict[str, list[Any]]:
     columns: dict[str, list[Any]] = {}
-    for ours in sorted(chosen, key=("text", "text_pair", "tokens", "label", "id").index):
+    for ours in sorted(chosen, key=_ORDER.index):
         theirs = chosen[ours]
-        if ours in ("text", "text_pair"):
-            columns[ours] = text_values(table, columns=theirs, rows=rows, join=join, ours=ours)
+        if ours in _TEXTS:
+            columns[_TEXTS[ours]] = text_values(table, columns=theirs, rows=rows, join=join, ours=ours)
+        elif ours == "answers":
+            columns["label"] = answer_values(table, column=theirs[0], rows=rows, contexts=columns["text_pair"])
         else:
             columns[ours] = _VALUES[ours](table, column=theirs[0], rows=rows)
     if "tokens" in columns:
@@ -164,6 +167,9 @@ def _our_columns(
     return columns
 
 
+_ORDER = ("text", "question", "text_pair", "context", "tokens", "label", "answers", "id")
+# A question is a text, and what may answer it the second one.
+_TEXTS = {"text": "text", "question": "text", "text_pair": "text_pair", "context": "text_pair"}
 _VALUES: dict[str, Callable[..., list[Any]]] = {"tokens": token_values, "label": label_values, "id": id_values}
 
 

@@ -8,7 +8,18 @@ from typing import Any
 from torch.utils.data import Dataset
 
 # Columns that are about a row, not input to the model.
-_NOT_FEATURES = {"row_id", "text", "length", "words", "word_starts", "first_word", "tags"}
+_NOT_FEATURES = {
+    "row_id",
+    "text",
+    "length",
+    "words",
+    "word_starts",
+    "first_word",
+    "tags",
+    "context",
+    "places",
+    "references",
+}
 
 
 class Rows(Dataset[dict[str, Any]]):

@@ -178,7 +178,7 @@ class Progress:
         sys.stdout.flush()
 
 
-_SHOWN = {"loss", "accuracy", "macro_f1", "micro_f1", "f1", "spearman", "pearson", "mse"}
+_SHOWN = {"loss", "accuracy", "macro_f1", "micro_f1", "f1", "exact_match", "spearman", "pearson", "mse"}
 
 
 def _duration(seconds: float) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from launcher.contracts import Predictions
+from launcher.evaluation.answers import is_answering, worst_answers
 from launcher.evaluation.baselines import TITLES, Baseline
 from launcher.evaluation.metrics import (
     HEADLINE,
@@ -185,6 +186,9 @@ def _details(predictions: Predictions) -> dict[str, Any]:
         return {}
     if is_tagging(predictions.problem_type):
         return _tagging_details(predictions)
+    if is_answering(predictions.problem_type):
+        wrong = worst_answers(predictions, most=MOST_MISTAKES)
+        return {"mistakes": [{**_row(predictions, i), **_clean_values(mistake)} for i, mistake in wrong]}
     if is_regression(predictions.problem_type):
         return {"scatter": _scatter(predictions), "mistakes": _largest_errors(predictions)}
     details = {"per_class": per_class(predictions), "reliability": _reliability(predictions)}
@@ -195,6 +199,10 @@ def _details(predictions: Predictions) -> dict[str, Any]:
     confusion = _confusion(predictions)
     pairs = _confused_pairs(confusion, predictions)
     return details | {"confusion": confusion, "confused_pairs": pairs, "mistakes": _confident_mistakes(predictions)}
+
+
+def _clean_values(record: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: clean_text(value) if isinstance(value, str) else value for key, value in record.items()}
 
 
 def _tagging_details(predictions: Predictions) -> dict[str, Any]:

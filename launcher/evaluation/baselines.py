@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import re
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -29,7 +31,13 @@ MOST_TRAIN_ROWS = 200_000
 MOST_FEATURES = 100_000
 """Most frequent n-grams that are kept, of words and of characters each."""
 
-TITLES = {"majority": "majority class", "tfidf": "TF-IDF", "word_tag": "most-frequent-tag", "unigram": "unigram"}
+TITLES = {
+    "majority": "majority class",
+    "tfidf": "TF-IDF",
+    "word_tag": "most-frequent-tag",
+    "overlap": "word-overlap",
+    "unigram": "unigram",
+}
 """How a baseline is called in sentences and tables."""
 
 
@@ -342,6 +350,48 @@ def word_tag_baseline(words: Sequence[str], tags: np.ndarray, predictions: Predi
     found = shares.argmax(axis=1)[wanted]
     own = replace(predictions, predicted=found, scores=shares.max(axis=1)[wanted])
     return Baseline("word_tag", own, {} if own.labels is None else metrics_for(own))
+
+
+# --- a stretch of words --------------------------------------------------------------------------------------------
+
+_WORDS = re.compile(r"\w+")
+_NEAR = 12
+_MOST_ANSWER_WORDS = 4
+
+
+def overlap_baseline(contexts: Sequence[str], predictions: Predictions) -> Baseline:
+    """Return the baseline that answers with the words nearest to those that question and text share.
+
+    It slides a window over the text and takes the one with the most words of the question, rare ones counting more; there it answers with
+    the longest run, of up to four words, that are not in the question. After the sliding-window baseline of Richardson, Burges and Renshaw
+    2013, "MCTest: A Challenge Dataset for the Open-Domain Machine Comprehension of Text", section 4.1.
+
+    Args:
+        contexts: the texts of ``predictions``' questions.
+    """
+    answers = []
+    for text, context in zip(predictions.texts, contexts, strict=True):
+        asked = {match[0].lower() for match in _WORDS.finditer(text[: len(text) - len(context)])}
+        answers.append(_near(asked, context))
+    own = replace(predictions, answers=tuple(answers), scores=np.zeros(len(answers)))
+    return Baseline("overlap", own, {} if own.labels is None else metrics_for(own))
+
+
+def _near(asked: set[str], context: str) -> str:
+    words = list(_WORDS.finditer(context))
+    if not words:
+        return ""
+    plain = [match[0].lower() for match in words]
+    counts = Counter(plain)
+    weights = np.array([np.log1p(1 / counts[word]) if word in asked else 0.0 for word in plain])
+    sums = np.convolve(weights, np.ones(min(_NEAR, len(weights))), mode="valid")
+    first = int(sums.argmax())
+    place, size, run = first, 1, 0
+    for number in range(first, min(first + _NEAR, len(words))):
+        run = 0 if plain[number] in asked else run + 1
+        if size < run <= _MOST_ANSWER_WORDS or (run == 1 and plain[place] in asked):
+            place, size = number - run + 1, run
+    return context[words[place].start() : words[place + size - 1].end()]
 
 
 BASELINES: dict[str, Callable[..., Baseline]] = {"majority": majority_baseline, "tfidf": tfidf_baseline}

@@ -12,6 +12,7 @@ import numpy as np
 
 from launcher.contracts import Predictions
 from launcher.errors import DataError, LauncherError
+from launcher.evaluation.answers import answer_metrics, is_answering
 from launcher.evaluation.counts import Counts, ratio
 from launcher.evaluation.language import language_metrics
 from launcher.evaluation.tagging import is_tagging, per_type, tagging_metrics
@@ -41,6 +42,7 @@ HIGHER_IS_BETTER: dict[str, bool] = {
     "mse": False,
     "rmse": False,
     "mae": False,
+    "exact_match": True,
     "loss": False,
     "perplexity": False,
 }
@@ -52,6 +54,7 @@ HEADLINE: dict[str, tuple[str, ...]] = {
     "multi_label_classification": ("micro_f1", "macro_f1"),
     "regression": ("spearman", "mse"),
     "causal_lm": ("perplexity", "loss"),
+    "question_answering": ("f1", "exact_match"),
     "entity_recognition": ("f1", "accuracy"),
     "token_classification": ("accuracy", "macro_f1"),
 }
@@ -314,6 +317,8 @@ def metrics_for(predictions: Predictions) -> dict[str, float]:
         return language_metrics(predictions.scores[:, 0], labels)
     if is_tagging(predictions.problem_type):
         return tagging_metrics(predictions)
+    if is_answering(predictions.problem_type):
+        return answer_metrics(predictions)
     if is_regression(predictions.problem_type):
         return regression_metrics(decide(predictions), labels)
     if is_multilabel(predictions.problem_type):
@@ -326,7 +331,7 @@ def omitted_metrics(predictions: Predictions) -> dict[str, str]:
     labels, found = require_labels(predictions), metrics_for(predictions)
     if is_language(predictions.problem_type):
         return {} if "perplexity" in found or not found else {"perplexity": "it is too large for a number"}
-    if is_tagging(predictions.problem_type):
+    if is_tagging(predictions.problem_type) or is_answering(predictions.problem_type):
         return {}
     if is_regression(predictions.problem_type):
         what = "labels" if not _varies(np.asarray(labels, dtype=float)) else "predictions"

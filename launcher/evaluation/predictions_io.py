@@ -13,6 +13,7 @@ import numpy as np
 from launcher.atomic import write_bytes
 from launcher.contracts import Predictions
 from launcher.errors import DataError
+from launcher.evaluation.answers import ANSWERS, is_answering
 from launcher.evaluation.language import text_losses, token_counts
 from launcher.evaluation.metrics import decide, is_language, is_multilabel, is_regression
 from launcher.evaluation.tagging import is_tagging, tags_by_row
@@ -34,7 +35,7 @@ def write_predictions(predictions: Predictions, path: Path) -> None:
     or with more than MOST_SCORE_COLUMNS labels of which one applies, top_labels and top_scores. Multi-label rows have
     lists of names; regression has numbers. Language models have instead tokens (that were predicted), summed_loss and loss (its
     mean per token; null where none was predicted), in nats. Where words have tags, words, label, predicted and confidence are lists
-    with an item for each word.
+    with an item for each word; where questions are answered, label is a list of right answers.
     """
     import pyarrow
     import pyarrow.parquet
@@ -57,6 +58,8 @@ def _columns(predictions: Predictions) -> dict[str, Any]:
         return columns | _language(predictions)
     if is_tagging(predictions.problem_type):
         return columns | _tagged(predictions)
+    if is_answering(predictions.problem_type):
+        return columns | _answered(predictions)
     return columns | (_numbers(predictions) if is_regression(predictions.problem_type) else _classes(predictions))
 
 
@@ -88,6 +91,18 @@ def _tagged(predictions: Predictions) -> dict[str, Any]:
         "label": pyarrow.array(labels, texts),
         "predicted": pyarrow.array(list(_clean(tags_by_row(predictions, decide(predictions)))), texts),
         "confidence": pyarrow.array([part.tolist() for part in np.split(predictions.scores, ends)]),
+    }
+
+
+def _answered(predictions: Predictions) -> dict[str, Any]:
+    import pyarrow
+
+    texts = pyarrow.list_(pyarrow.string())
+    empty = [None] * len(predictions.answers)
+    return {
+        "label": pyarrow.array(empty if predictions.labels is None else list(_clean(predictions.references)), texts),
+        "predicted": pyarrow.array([clean_text(answer) for answer in predictions.answers], pyarrow.string()),
+        "confidence": pyarrow.array(predictions.scores),
     }
 
 
@@ -164,6 +179,8 @@ def read_predictions(path: Path) -> Predictions:
         labels: np.ndarray | None = np.asarray(table.column("tokens").to_numpy(), dtype=np.int64)
     elif is_tagging(problem_type):
         return _read_tagged(table, names, problem_type)
+    elif is_answering(problem_type):
+        return _read_answered(table)
     else:
         scores = _read_scores(table, names, problem_type)
         labels = _read_labels(table.column("label").to_pylist(), names, problem_type)
@@ -188,6 +205,22 @@ def _read_tagged(table: Any, names: tuple[str, ...], problem_type: str) -> Predi
         row_ids=tuple(columns["row_id"]),
         words=tuple(tuple(row) for row in columns["words"]),
         predicted=numbers(columns["predicted"]),
+    )
+
+
+def _read_answered(table: Any) -> Predictions:
+    columns = {name: table.column(name).to_pylist() for name in table.column_names}
+    is_labelled = bool(columns["label"]) and columns["label"][0] is not None
+    references = tuple(tuple(row or ()) for row in columns["label"])
+    return Predictions(
+        problem_type=ANSWERS,
+        scores=np.array(columns["confidence"], dtype=np.float64),
+        labels=np.array([len(row) for row in references]) if is_labelled else None,
+        label_names=(),
+        texts=tuple(columns["text"]),
+        row_ids=tuple(columns["row_id"]),
+        answers=tuple(columns["predicted"]),
+        references=references,
     )
 
 

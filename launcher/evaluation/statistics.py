@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from launcher.contracts import Predictions
+from launcher.evaluation.answers import is_answering, row_scores
 from launcher.evaluation.counts import Counts
 from launcher.evaluation.language import text_losses
 from launcher.evaluation.metrics import (
@@ -185,6 +186,9 @@ def statistics_for(predictions: Predictions) -> dict[str, Statistic]:
         return _language_statistics(predictions)
     if is_tagging(predictions.problem_type):
         return _tagging_statistics(predictions)
+    if is_answering(predictions.problem_type):
+        exact, f1 = row_scores(predictions)
+        return {"f1": mean_statistic(f1), "exact_match": mean_statistic(exact)}
     labels, predicted = require_labels(predictions), decide(predictions)
     if is_regression(predictions.problem_type):
         return _regression_statistics(predicted, np.asarray(labels, dtype=np.float64))
@@ -295,6 +299,8 @@ def paired_test_for(a: Predictions, b: Predictions) -> PairedTest:
     if is_language(a.problem_type):
         has_tokens = labels > 0
         return sign_test(text_losses(a)[has_tokens], text_losses(b)[has_tokens])
+    if is_answering(a.problem_type):
+        return exact_paired_test(row_scores(a)[0], row_scores(b)[0])
     if is_tagging(a.problem_type):
         return sign_test(row_errors(a), row_errors(b))
     if is_regression(a.problem_type):

@@ -17,14 +17,19 @@ METRIC_WORDS = {
     "auroc": "AUROC", "log_loss": "log loss", "calibration_error": "calibration error", "brier": "Brier score",
     "hamming_loss": "Hamming loss", "spearman": "Spearman correlation", "pearson": "Pearson correlation", "r2": "R²",
     "mse": "mean squared error", "rmse": "root mean squared error", "mae": "mean absolute error", "loss": "loss",
-    "perplexity": "perplexity",
+    "perplexity": "perplexity", "exact_match": "exact match",
 }  # fmt: skip
 """How a metric is called in sentences and tables."""
 
 # Differences of these are said in points, that is hundredths.
-SHARES = {"accuracy", "macro_f1", "micro_f1", "weighted_f1", "f1"}
+SHARES = {"accuracy", "macro_f1", "micro_f1", "weighted_f1", "f1", "exact_match"}
 
-_UNITS = {"causal_lm": "text", "entity_recognition": "sentence", "token_classification": "sentence"}
+_UNITS = {
+    "causal_lm": "text",
+    "entity_recognition": "sentence",
+    "token_classification": "sentence",
+    "question_answering": "question",
+}
 
 
 def unit_of(problem_type: str) -> str:
@@ -103,6 +108,7 @@ def _opening(state: str, reference: dict[str, Any]) -> str:
         what = {
             "tfidf": "a linear model on word and character counts",
             "majority": "always giving the same answer",
+            "overlap": "words near those that question and text share",
             "word_tag": "the tag that each word has most often",
             "unigram": "how often each token occurs",
         }
@@ -133,6 +139,8 @@ def _certainty(e: Evaluation, comparison: dict[str, Any]) -> str:
         what = f"a lower loss on {test['a_only']:,} texts, a higher one on {test['b_only']:,}; exact sign test"
     elif unit_of(e.problem_type) == "sentence":
         what = f"fewer errors in {test['a_only']:,} sentences, more in {test['b_only']:,}; exact sign test"
+    elif e.problem_type == "question_answering":
+        what = "exact McNemar test on exact matches"
     elif e.problem_type == "multi_label_classification":
         what = "exact McNemar test on whole label sets"
     else:

@@ -123,7 +123,9 @@ def unknown_rows(recipe: Recipe, *, reason: str) -> Prepared:
         "unread": reason,
         "steps_are_set": recipe.training.max_steps is not None,
     }
-    return Prepared([], [], None, "", () if problem == "causal_lm" else tuple(labels), problem, facts)
+    return Prepared(
+        [], [], None, "", () if problem in ("causal_lm", "question_answering") else tuple(labels), problem, facts
+    )
 
 
 def _prefix_cache(

@@ -211,6 +211,8 @@ def _batch_without_rows(prepared: Any, *, rows: int, length: int) -> dict[str, A
     tokens = torch.ones((rows, length), dtype=torch.long)
     by_row = prepared is not None and prepared.label_names and prepared.problem_type != "token_classification"
     labels = torch.zeros(rows, dtype=torch.long) if by_row else tokens
+    if prepared is not None and prepared.problem_type == "question_answering":
+        labels = torch.tensor([[0, 0, length]] * rows)
     return {
         "input_ids": tokens,
         "attention_mask": torch.ones_like(tokens),

@@ -76,8 +76,13 @@ def _regression(v: View) -> str | bool:
     return v.value("task.problem_type") == "regression" and "task.problem_type is regression"
 
 
+_WITHOUT_LABELS = ("causal-lm", "question-answering")
+
+
 def _no_labels(v: View) -> str | bool:
-    return _regression(v) or (v.recipe.task.type == "causal-lm" and "the task is causal-lm, which has no labels")
+    return _regression(v) or (
+        v.recipe.task.type in _WITHOUT_LABELS and f"the task is {v.recipe.task.type}, which has no labels"
+    )
 
 
 def _not_one_label(v: View) -> str | bool:

@@ -24,7 +24,6 @@ LATER = {
         "translation",
         "sft",
         "dpo",
-        "question-answering",
         "image-classification",
     },
 }

@@ -47,6 +47,20 @@ class TokenClassificationOptions(Section):
     """Weight of each tag in the loss: ``balanced`` is words / (tags * words with the tag), a mapping names its own."""
 
 
+class QuestionAnsweringOptions(Section):
+    """Extractive question answering: the stretch of a text that answers a question, or that there is none."""
+
+    type: Literal["question-answering"]
+    doc_stride: int = Field(128, ge=0)
+    """Tokens that a window of a long text shares with the next one."""
+    max_answer_length: int = Field(30, ge=1)
+    """Longest answer in tokens."""
+    n_best_size: int = Field(20, ge=1)
+    """How many likely first and last tokens are tried together."""
+    null_score_diff_threshold: float = 0.0
+    """Where training has questions without an answer: by how much "no answer" has to score above the best answer to be chosen."""
+
+
 class CausalLMOptions(Section):
     """Language modelling: each token of a text from those before it."""
 
@@ -64,6 +78,7 @@ def _task_type(value: Any) -> Any:
 TaskOptions = Annotated[
     Annotated[TextClassificationOptions, Tag("text-classification")]
     | Annotated[TokenClassificationOptions, Tag("token-classification")]
+    | Annotated[QuestionAnsweringOptions, Tag("question-answering")]
     | Annotated[CausalLMOptions, Tag("causal-lm")],
     Discriminator(_task_type),
 ]
@@ -99,12 +114,13 @@ class ModelSection(Section):
 
 
 # A test holds these equal to the sources that launcher.data.builtin makes.
-BUILTIN_SOURCES = ("api-topics", "code-roles")
+BUILTIN_SOURCES = ("api-topics", "code-roles", "default-values")
 
 # Our names of columns, by task.
 COLUMNS = {
     "text-classification": ("text", "text_pair", "label", "id"),
     "token-classification": ("tokens", "label", "id"),
+    "question-answering": ("question", "context", "answers", "id"),
     "causal-lm": ("text", "id"),
 }
 
@@ -112,6 +128,7 @@ COLUMNS = {
 BASELINES = {
     "text-classification": ("majority", "tfidf"),
     "token-classification": ("word_tag",),
+    "question-answering": ("overlap",),
     "causal-lm": ("unigram",),
 }
 
@@ -171,7 +188,7 @@ class DataSection(Section):
     """Names of the labels in the order of their numbers, or a file with one name a line; null: found in train."""
     max_length: int | None = Field(None, ge=4)
     """Longest input in tokens; longer texts are cut, and the cut ones are counted and reported; causal-lm splits them into
-    several rows instead, token-classification between words. null: what the model takes, at most 512."""
+    several rows instead, token-classification between words, and question-answering reads them in windows that overlap. null: what the model takes, at most 512."""
     validation_share: float = Field(0.1, gt=0, lt=1)
     """Share of train set aside, stratified by label, where no validation rows are given."""
     split_seed: int = 42
@@ -319,9 +336,9 @@ class EvaluationSection(Section):
     """Resamples of the test rows for intervals; 0: no intervals."""
     confidence: float = Field(0.95, gt=0.5, lt=1)
     """Coverage of the intervals."""
-    baselines: list[Literal["majority", "tfidf", "word_tag", "unigram"]] | None = None
+    baselines: list[Literal["majority", "tfidf", "word_tag", "overlap", "unigram"]] | None = None
     """Simple models trained on the same rows and shown beside the model; null: majority and tfidf, for token-classification word_tag
-    (the most frequent tag of each word), for causal-lm unigram (how often each token occurs in train)."""
+    (the most frequent tag of each word), for question-answering overlap (words near those that question and text share), for causal-lm unigram (how often each token occurs in train)."""
     verify_saved: bool = True
     """Whether the saved model is loaded in a process of its own and compared with the trained one; a difference ends the run
     with an error. It needs room for the weights once more, after the trained model has left."""

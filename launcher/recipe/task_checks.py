@@ -11,6 +11,7 @@ from launcher.recipe.view import Finding, View
 # Metrics of tasks that do not have those of classified texts; a test holds them to what is computed.
 METRICS = {
     "causal-lm": ("loss", "perplexity"),
+    "question-answering": ("f1", "exact_match", "loss"),
     "token-classification": ("f1", "precision", "recall", "accuracy", "macro_f1", "loss"),
 }
 # They keep what is pretrained, and there is nothing.

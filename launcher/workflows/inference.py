@@ -15,6 +15,7 @@ from launcher.atomic import write_text
 from launcher.contracts import Predictions, Prepared
 from launcher.engine.predicting import predict_logits
 from launcher.errors import DataError, RunStateError
+from launcher.evaluation.answers import is_answering
 from launcher.evaluation.assessment import Evaluation
 from launcher.evaluation.language import text_losses, token_counts
 from launcher.evaluation.metrics import decide, is_language
@@ -104,12 +105,15 @@ def predict_file(finished: FinishedModel, source: str) -> Predictions:
 def prediction_rows(predictions: Predictions) -> list[dict[str, Any]]:
     """Return a dict per row: text, prediction (a label, a list of labels, or a number), and scores by label; of a language
     model text, tokens (that were predicted), loss (per token, nats) and perplexity; of tagged words text, words, prediction (a tag
-    for each word) and, where the tags are entities', entities: type, start, end (words, end exclusive), text.
+    for each word), of questions text, answer ("" for none) and score, and, where the tags are entities', entities: type, start, end (words, end exclusive), text.
     """
     if is_language(predictions.problem_type):
         return _language_rows(predictions)
     if is_tagging(predictions.problem_type):
         return _tagged_rows(predictions)
+    if is_answering(predictions.problem_type):
+        rows_of = zip(predictions.texts, predictions.answers, predictions.scores, strict=True)
+        return [{"text": text, "answer": answer, "score": round(float(score), 6)} for text, answer, score in rows_of]
     decided = decide(predictions)
     rows = []
     for i, text in enumerate(predictions.texts):
@@ -177,7 +181,7 @@ def _csv(rows: list[dict[str, Any]]) -> str:
         writer.writerow(["text", "word", "prediction"])
         writer.writerows((number + 1, *pair) for number, row in enumerate(rows) for pair in _words_and_tags(row))
         return stream.getvalue()
-    if rows and "perplexity" in rows[0]:
+    if rows and ("perplexity" in rows[0] or "answer" in rows[0]):
         writer.writerow(rows[0])
         writer.writerows(row.values() for row in rows)
         return stream.getvalue()

@@ -37,6 +37,7 @@ from launcher.workflows.verify import (
     Probe,
     describe,
     digests,
+    logits_in,
     write_tensors,
 )
 
@@ -98,7 +99,7 @@ def ask_live_model(trainer: Any) -> LiveAnswers:
     places, answers = [], []
     with evaluating(model), torch.no_grad():
         for batch in batches:
-            logits = model(**{name: tensor.to(device) for name, tensor in batch.items()})["logits"]
+            logits = logits_in(model(**{name: tensor.to(device) for name, tensor in batch.items()}))
             chosen = _places(batch, tuple(logits.shape), share=1 / len(batches))
             places.append(chosen)
             answers.append(logits.reshape(-1, logits.shape[-1])[chosen.to(device)].float().cpu())

@@ -133,6 +133,15 @@ def digests(state: Mapping[str, Any]) -> dict[str, str]:
     return {name: digest(tensor) for name, tensor in state.items() if hasattr(tensor, "detach")}
 
 
+def logits_in(outputs: Mapping[str, Any]) -> Any:
+    """Return the logits among a model's outputs; those of an answer's two ends as one tensor, [rows, tokens, 2]."""
+    import torch
+
+    if "logits" in outputs:
+        return outputs["logits"]
+    return torch.stack([outputs["start_logits"], outputs["end_logits"]], dim=-1)
+
+
 def logits_of(model: Any, batches: Sequence[Mapping[str, Any]], places: Sequence[Any]) -> Any:
     """Return float32 [places, outputs] on the CPU: the logits of ``batches`` at ``places``.
 
@@ -146,7 +155,7 @@ def logits_of(model: Any, batches: Sequence[Mapping[str, Any]], places: Sequence
     found = []
     with torch.no_grad():
         for batch, chosen in zip(batches, places, strict=True):
-            logits = model(**batch)["logits"]
+            logits = logits_in(model(**batch))
             found.append(logits.reshape(-1, logits.shape[-1])[chosen.to(logits.device)].float().cpu())
     return torch.cat(found)
 

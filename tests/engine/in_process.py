@@ -54,8 +54,8 @@ def prepare(bert: Path, data: Path, runs: Path, *, run: RunDir | None = None, **
     from transformers import set_seed
 
     values = tiny.recipe_values(bert, data, **changes)
-    task_type = values["task"] if isinstance(values["task"], str) else values["task"]["type"]
-    values |= {"task": {"type": task_type}, "strategy": values.get("strategy", {"type": "full"})}
+    task_options = {"type": values["task"]} if isinstance(values["task"], str) else values["task"]
+    values |= {"task": task_options, "strategy": values.get("strategy", {"type": "full"})}
     recipe = Recipe.model_validate(values)
     launch = plan_launch(recipe, CPU)
     run = run or RunDir.create(runs, "tiny", recipe_text="", resolved_text="x")

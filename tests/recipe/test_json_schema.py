@@ -21,7 +21,7 @@ def test_top() -> None:
 
 
 def test_the_short_form_of_the_task() -> None:
-    assert {"enum": ["text-classification", "token-classification", "causal-lm"]} in json_schema()["properties"][
+    assert {"enum": ["text-classification", "token-classification", "question-answering", "causal-lm"]} in json_schema()["properties"][
         "task"
     ]["anyOf"]
 
