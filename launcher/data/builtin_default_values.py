@@ -16,7 +16,7 @@ from launcher.data.builtin_cache import Row, kept_rows
 from launcher.data.builtin_stdlib import MODULES, VERSIONS, source_of
 from launcher.errors import DataError
 
-SIZES = {"train": 900, "validation": 150, "test": 400}
+SIZES = {"train": 900, "validation": 100, "test": 400}
 """Questions of each split, at most."""
 
 _FEWEST_PARAMETERS, _LONGEST_DOCUMENTATION, _LONGEST_SIGNATURE = 2, 240, 200

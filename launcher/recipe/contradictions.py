@@ -12,7 +12,13 @@ from launcher.recipe.optimizer_keys import optimizer_rules
 from launcher.recipe.schedule_keys import FOLLOW_METRIC, schedule_rules
 from launcher.recipe.schema import BUILTIN_SOURCES, COLUMNS, SourceSpec
 from launcher.recipe.strategy_checks import adapter_options_fit, discriminative_options_fit, layerwise_options_fit
-from launcher.recipe.task_checks import baselines_fit, metric_fits, model_type_is_a_name, random_model_fits
+from launcher.recipe.task_checks import (
+    baselines_fit,
+    metric_fits,
+    model_type_is_a_name,
+    random_model_fits,
+    windows_advance,
+)
 from launcher.recipe.time_limit import FORMS, limit_seconds
 from launcher.recipe.view import FILE_ENDINGS, Finding, View, sources
 
@@ -172,5 +178,6 @@ CONTRADICTIONS: tuple[Callable[[View], Iterator[Finding]], ...] = (
     metric_fits,
     model_type_is_a_name,
     random_model_fits,
+    windows_advance,
     _time_limit_is_slurms,
 )

@@ -39,6 +39,15 @@ def metric_fits(v: View) -> Iterator[Finding]:
         yield Finding(key, f"{shown(key, metric)}, which {task} does not have", "write loss, or remove it")
 
 
+def windows_advance(v: View) -> Iterator[Finding]:
+    """Yield windows of a text that share so much that the next one would not go on."""
+    stride, most = v.value("task.doc_stride"), v.recipe.data.max_length
+    if v.recipe.task.type == "question-answering" and most is not None and stride >= most:
+        key = "task.doc_stride"
+        message = f"{shown(key, stride)}, but data.max_length is {most}: a window is shorter than what it shares with the next"
+        yield Finding(key, message, f"write doc_stride: {most // 4}, or a larger max_length")
+
+
 def random_model_fits(v: View) -> Iterator[Finding]:
     """Yield what a model without pretrained weights lacks, or cannot have."""
     model, key = v.recipe.model, "model.name_or_path"

@@ -21,9 +21,9 @@ def test_top() -> None:
 
 
 def test_the_short_form_of_the_task() -> None:
-    assert {"enum": ["text-classification", "token-classification", "question-answering", "causal-lm"]} in json_schema()["properties"][
-        "task"
-    ]["anyOf"]
+    assert {
+        "enum": ["text-classification", "token-classification", "question-answering", "causal-lm"]
+    } in json_schema()["properties"]["task"]["anyOf"]
 
 
 def test_training_takes_what_the_loader_takes() -> None:
