@@ -28,7 +28,7 @@ from typing import Any
 import yaml
 
 from launcher.data.sources import load_splits
-from launcher.recipe.schema import DataSection
+from launcher.recipe.data_section import DataSection
 from launcher.tasks.models import locate
 
 HERE = Path(__file__).resolve().parent

@@ -39,7 +39,7 @@ def part(name: str) -> str:
 
 
 def keys(section: str) -> str:
-    """Return the table of a section's keys; ``section`` is the name of its class in recipe/schema.py."""
+    """Return the table of a section's keys; ``section`` is the name of its class in recipe/."""
     schema = _schema()
     definition = schema if section == "Recipe" else schema["$defs"][section]
     own = _own_keys(section)
@@ -114,9 +114,10 @@ def _schema() -> dict[str, Any]:
 
 
 def _own_keys(section: str) -> set[str]:
-    from launcher.recipe import schema, strategy_options
+    from launcher.recipe import data_section, schema, strategy_options, task_options
 
-    found = getattr(schema, section, None) or getattr(strategy_options, section)
+    modules = (schema, data_section, task_options, strategy_options)
+    found = next(getattr(module, section) for module in modules if hasattr(module, section))
     return set(found.model_fields)
 
 

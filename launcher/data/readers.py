@@ -15,7 +15,7 @@ from launcher.data.readers_text import DecodedText, read_text
 from launcher.errors import DataError
 
 if TYPE_CHECKING:
-    from launcher.recipe.schema import SourceSpec
+    from launcher.recipe.data_section import SourceSpec
 
 FORMATS = {
     ".csv": "csv",

@@ -21,7 +21,7 @@ from launcher.data.sources_rows import (
 )
 from launcher.data.splits import split_share
 from launcher.errors import DataError
-from launcher.recipe.schema import DataSection, SourceSpec
+from launcher.recipe.data_section import DataSection, SourceSpec
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -18,7 +18,7 @@ from launcher.errors import DataError, DataUnreachable
 from launcher.registry import suggest
 
 if TYPE_CHECKING:
-    from launcher.recipe.schema import SourceSpec
+    from launcher.recipe.data_section import SourceSpec
 
 SPLITS = ("train", "validation", "test")
 _ALIASES = {

@@ -27,7 +27,7 @@ from launcher.registry import suggest
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from launcher.recipe.schema import DataSection, SourceSpec
+    from launcher.recipe.data_section import DataSection, SourceSpec
 
 
 @dataclass(frozen=True)

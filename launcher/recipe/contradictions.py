@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator
 from pathlib import PurePath
 
 from launcher.errors import Fix
+from launcher.recipe.data_section import BUILTIN_SOURCES, SourceSpec
 from launcher.recipe.distributed_checks import engine_fits, offload_fits, parallelism_fits, precision_fits
 from launcher.recipe.keys import clear_match, did_you_mean, shown
 from launcher.recipe.optimizer_keys import optimizer_rules
 from launcher.recipe.schedule_keys import FOLLOW_METRIC, schedule_rules
-from launcher.recipe.schema import BUILTIN_SOURCES, COLUMNS, SourceSpec
 from launcher.recipe.strategy_checks import adapter_options_fit, discriminative_options_fit, layerwise_options_fit
 from launcher.recipe.task_checks import (
     baselines_fit,
@@ -19,6 +19,7 @@ from launcher.recipe.task_checks import (
     random_model_fits,
     windows_advance,
 )
+from launcher.recipe.task_options import COLUMNS
 from launcher.recipe.time_limit import FORMS, limit_seconds
 from launcher.recipe.view import FILE_ENDINGS, Finding, View, sources
 

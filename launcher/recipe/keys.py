@@ -13,7 +13,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from launcher.errors import Fix
-from launcher.recipe.schema import Recipe, SourceSpec
+from launcher.recipe.data_section import SourceSpec
+from launcher.recipe.schema import Recipe
 from launcher.recipe.tree import KeyPath, dotted, show
 from launcher.registry import NEAR_MISSES, suggest
 

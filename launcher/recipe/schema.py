@@ -7,82 +7,14 @@ without importing it.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import BaseModel, ConfigDict, Field
 
+from launcher.recipe.data_section import DataSection
 from launcher.recipe.section import Section
 from launcher.recipe.strategy_options import FullOptions, StrategyOptions
-
-# --- task ----------------------------------------------------------------------------------------------------------
-
-
-class TextClassificationOptions(Section):
-    """One label, several labels, or a number for a text or a pair of texts."""
-
-    type: Literal["text-classification"] = "text-classification"
-    problem_type: Literal[
-        "auto", "single_label_classification", "multi_label_classification", "binary_classification", "regression"
-    ] = "auto"
-    """What a label is. ``auto``: lists or delimited labels mean multi-label, numbers with a fraction mean regression,
-    anything else single-label. ``binary_classification`` trains one logit for two classes (sigmoid); ``regression``
-    trains one output with the mean squared error."""
-    class_weights: Literal["none", "balanced"] | dict[str, float] = "none"
-    """Weight of each class in the loss: ``balanced`` is rows / (classes * rows of the class), a mapping names its own.
-    Not for regression."""
-    label_delimiter: str = Field(",", min_length=1)
-    """What separates the labels of one row in a multi-label text column."""
-    head_dropout: float | None = Field(None, ge=0, lt=1)
-    """Dropout before the classifier (a probability); null keeps the model's own."""
-
-
-class TokenClassificationOptions(Section):
-    """A tag for each word of a sentence: named entities, parts of speech."""
-
-    type: Literal["token-classification"]
-    evaluate_as: Literal["auto", "entities", "tags"] = "auto"
-    """What scores count. ``entities``: stretches of words, told from prefixes such as B- and I-; one is right where its type and
-    both ends are (seqeval). ``tags``: the tag of each word. ``auto``: entities where all tags are O or have such a prefix."""
-    class_weights: Literal["none", "balanced"] | dict[str, float] = "none"
-    """Weight of each tag in the loss: ``balanced`` is words / (tags * words with the tag), a mapping names its own."""
-
-
-class QuestionAnsweringOptions(Section):
-    """Extractive question answering: the stretch of a text that answers a question, or that there is none."""
-
-    type: Literal["question-answering"]
-    doc_stride: int = Field(128, ge=0)
-    """Tokens that a window of a long text shares with the next one."""
-    max_answer_length: int = Field(30, ge=1)
-    """Longest answer in tokens."""
-    n_best_size: int = Field(20, ge=1)
-    """How many likely first and last tokens are tried together."""
-    null_score_diff_threshold: float = 0.0
-    """Where training has questions without an answer: by how much "no answer" has to score above the best answer to be chosen."""
-
-
-class CausalLMOptions(Section):
-    """Language modelling: each token of a text from those before it."""
-
-    type: Literal["causal-lm"]
-    append_end: bool = True
-    """Whether the tokenizer's end token is appended to each text (where it has one), so that the model learns where texts
-    end."""
-
-
-def _task_type(value: Any) -> Any:
-    """Return the type that a mapping names; one without it is of the first task that there was."""
-    return value.get("type", "text-classification") if isinstance(value, dict) else getattr(value, "type", None)
-
-
-TaskOptions = Annotated[
-    Annotated[TextClassificationOptions, Tag("text-classification")]
-    | Annotated[TokenClassificationOptions, Tag("token-classification")]
-    | Annotated[QuestionAnsweringOptions, Tag("question-answering")]
-    | Annotated[CausalLMOptions, Tag("causal-lm")],
-    Discriminator(_task_type),
-]
-
+from launcher.recipe.task_options import TaskOptions
 
 # --- model ---------------------------------------------------------------------------------------------------------
 
@@ -108,93 +40,6 @@ class ModelSection(Section):
     config: dict[str, Any] | None = None
     """Fields of the model's configuration to set, such as ``hidden_dropout_prob: 0.0``. With ``model_type`` among them they are
     the numbers of a whole architecture: planning then needs no hub, and training refuses a model with other numbers."""
-
-
-# --- data ----------------------------------------------------------------------------------------------------------
-
-
-# A test holds these equal to the sources that launcher.data.builtin makes.
-BUILTIN_SOURCES = ("api-topics", "code-roles", "default-values")
-
-# Our names of columns, by task.
-COLUMNS = {
-    "text-classification": ("text", "text_pair", "label", "id"),
-    "token-classification": ("tokens", "label", "id"),
-    "question-answering": ("question", "context", "answers", "id"),
-    "causal-lm": ("text", "id"),
-}
-
-# The baselines that a task can have, those that it has by default.
-BASELINES = {
-    "text-classification": ("majority", "tfidf"),
-    "token-classification": ("word_tag",),
-    "question-answering": ("overlap",),
-    "causal-lm": ("unigram",),
-}
-
-
-class SourceSpec(Section):
-    """One place that rows come from."""
-
-    source: str = Field(min_length=1)
-    """A file, a folder, ``builtin:NAME`` or a hub id."""
-    name: str | None = None
-    """Configuration of a hub data set, such as ``mrpc`` of ``nyu-mll/glue``."""
-    split: str | None = None
-    """Split to take from a source that has several; null: the one that the key (train, validation, test) names."""
-    revision: str | None = None
-    """Branch, tag or commit of a hub data set."""
-    format: (
-        Literal["csv", "tsv", "json", "jsonl", "parquet", "labelled-text", "text", "paragraphs", "conll", "conllu"]
-        | None
-    ) = None
-    """File format; null: told by the ending. ``labelled-text`` is ``label<TAB>text`` on each line, ``text`` a text on each line,
-    ``paragraphs`` texts between blank lines; ``conll`` and ``conllu`` have a word and its tags on each line. The ending .txt means
-    labelled-text, for causal-lm text."""
-    encoding: str | None = None
-    """Text encoding such as ``gbk``; null: detected (UTF-8 with or without a byte-order mark first)."""
-    delimiter: str | None = Field(None, min_length=1, max_length=1)
-    """Column separator of a csv file; null: detected from the header."""
-    header: list[str] | None = None
-    """Column names of a csv or tsv file whose first line is data; null: the first line names the columns. Of a conll file, which has
-    no such line: null names them tokens, column_2, ..., tags."""
-    limit: int | None = Field(None, ge=1)
-    """Take only this many rows, the first ones."""
-    filter: dict[str, str | int | float | bool | list[str | int | float | bool]] | None = None
-    """Keep a row when each named column (of the source, before ``columns``) has the value, or one of the values."""
-
-
-Sources = str | SourceSpec | list[str | SourceSpec]
-
-
-class DataSection(Section):
-    """Rows to train on, to choose settings by, and to test on."""
-
-    source: str | SourceSpec | None = None
-    """One source with all splits: a folder with train/validation/test files, a folder saved by ``datasets``, a hub id,
-    ``builtin:NAME``, or one file (all of it train). Give this or ``train``."""
-    train: Sources | None = None
-    """Rows to train on: a source or a list of sources, one after the other."""
-    validation: Sources | None = None
-    """Rows to choose settings and checkpoints by; without it a share of train is set aside."""
-    test: Sources | None = None
-    """Rows for the final evaluation only. Without labels they are for prediction only."""
-    columns: dict[str, str | list[str]] = Field(default_factory=dict)
-    """Our column name: the source's. ``{text: [title, body], label: category}`` joins a list with ``join``. Of token-classification
-    ``{tokens: words, label: ner_tags}``, each a list."""
-    join: str = " "
-    """What joined columns are joined by."""
-    labels: list[str] | str | None = None
-    """Names of the labels in the order of their numbers, or a file with one name a line; null: found in train."""
-    max_length: int | None = Field(None, ge=4)
-    """Longest input in tokens; longer texts are cut, and the cut ones are counted and reported; causal-lm splits them into
-    several rows instead, token-classification between words, and question-answering reads them in windows that overlap. null: what the model takes, at most 512."""
-    validation_share: float = Field(0.1, gt=0, lt=1)
-    """Share of train set aside, stratified by label, where no validation rows are given."""
-    split_seed: int = 42
-    """Seed of that split."""
-    cache_dir: str | None = None
-    """Folder of prepared data; null: ``launcher`` in the user's cache folder."""
 
 
 # --- training ------------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from launcher.recipe.keys import shown
-from launcher.recipe.schema import BASELINES
+from launcher.recipe.task_options import BASELINES
 from launcher.recipe.view import Finding, View
 
 # Metrics of tasks that do not have those of classified texts; a test holds them to what is computed.

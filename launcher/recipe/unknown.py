@@ -7,8 +7,9 @@ from typing import Any
 from pydantic import BaseModel
 
 from launcher.errors import Problem
+from launcher.recipe.data_section import SourceSpec
 from launcher.recipe.keys import clear_match, homes, rename, section_for, sections_in, spot, type_names
-from launcher.recipe.schema import Recipe, SourceSpec, TrainingSection
+from launcher.recipe.schema import Recipe, TrainingSection
 from launcher.recipe.section import TYPED
 from launcher.recipe.training_fields import named_training_keys, passthrough_fields
 from launcher.recipe.training_keys import check_scheduler, check_value, training_verdict

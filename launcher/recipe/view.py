@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from launcher.errors import Fix
-from launcher.recipe.schema import Recipe, SourceSpec, TrainingSection
+from launcher.recipe.data_section import SourceSpec
+from launcher.recipe.schema import Recipe, TrainingSection
 
 FILE_ENDINGS = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".txt", ".conll", ".conllu")
 

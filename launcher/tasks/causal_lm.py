@@ -13,7 +13,8 @@ from launcher.contracts import Baseline, Predictions, Prepared, ShownRow
 from launcher.data.blocks import Blocks, make_blocks
 from launcher.data.sources import SplitSet, load_rows, load_splits
 from launcher.errors import DataError, ModelError, ModelUnreachable
-from launcher.recipe.schema import CausalLMOptions, Recipe
+from launcher.recipe.schema import Recipe
+from launcher.recipe.task_options import CausalLMOptions
 from launcher.tasks.models import LoadedModel, load_config, load_model
 from launcher.tasks.padding import MULTIPLE
 from launcher.tasks.text_task import IGNORED, SPLITS, TextTask, token_losses

@@ -14,7 +14,8 @@ from launcher.data.sources import SplitSet, load_rows, load_splits
 from launcher.data.windows import Windows, best_spans, make_windows, span_of
 from launcher.errors import DataError, ModelError
 from launcher.evaluation.answers import ANSWERS
-from launcher.recipe.schema import QuestionAnsweringOptions, Recipe
+from launcher.recipe.schema import Recipe
+from launcher.recipe.task_options import QuestionAnsweringOptions
 from launcher.tasks.models import LoadedModel, load_config, load_model, load_tokenizer
 from launcher.tasks.padding import pad_inputs
 from launcher.tasks.text_task import SPLITS, TextTask, joined

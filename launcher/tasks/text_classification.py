@@ -14,7 +14,8 @@ from launcher.data.labels import LabelSet, make_labels
 from launcher.data.prepare import tokenize
 from launcher.data.sources import SplitSet, load_rows, load_splits
 from launcher.errors import DataError, ModelError, ModelUnreachable
-from launcher.recipe.schema import Recipe, TextClassificationOptions
+from launcher.recipe.schema import Recipe
+from launcher.recipe.task_options import TextClassificationOptions
 from launcher.tasks.class_weights import class_weights
 from launcher.tasks.models import LoadedModel, load_config, load_model
 from launcher.tasks.padding import pad_inputs

@@ -16,7 +16,8 @@ from launcher.data.sources import SplitSet, load_rows, load_splits
 from launcher.data.words import WordRows, make_word_rows
 from launcher.errors import DataError, ModelError
 from launcher.evaluation.tagging import ENTITIES, TAGS, are_entity_tags
-from launcher.recipe.schema import Recipe, TokenClassificationOptions
+from launcher.recipe.schema import Recipe
+from launcher.recipe.task_options import TokenClassificationOptions
 from launcher.tasks.class_weights import class_weights
 from launcher.tasks.models import LoadedModel, load_config, load_model, load_tokenizer
 from launcher.tasks.padding import pad_inputs

@@ -11,7 +11,8 @@ from launcher.engine.release import release
 from launcher.evaluation.assessment import Evaluation, evaluate_predictions
 from launcher.evaluation.predictions_io import write_predictions
 from launcher.evaluation.verdict import verdict_sentence
-from launcher.recipe.schema import BASELINES, Recipe
+from launcher.recipe.schema import Recipe
+from launcher.recipe.task_options import BASELINES
 from launcher.rundir import RunDir
 from launcher.workflows.report import METRICS_FILE, PREDICTIONS_FILE, write_report, write_report_without_texts
 from launcher.workflows.saved_model import SavedModelCheck

@@ -14,7 +14,7 @@ from launcher.data.builtin import BUILTIN_SOURCES, make_builtin
 from launcher.data.sources import load_splits
 from launcher.errors import DataError
 from launcher.recipe import schema
-from launcher.recipe.schema import DataSection
+from launcher.recipe.data_section import DataSection
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from launcher.data.builtin import make_builtin
 from launcher.data.builtin_default_values import SIZES
 from launcher.data.sources import load_splits
-from launcher.recipe.schema import DataSection
+from launcher.recipe.data_section import DataSection
 
 
 def test_answers_stand_where_they_say_and_splits_are_apart(tmp_path):

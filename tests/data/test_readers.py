@@ -13,7 +13,7 @@ from launcher.data.readers import read_file
 from launcher.data.readers_csv import read_delimited
 from launcher.data.readers_text import read_text
 from launcher.errors import DataError
-from launcher.recipe.schema import SourceSpec
+from launcher.recipe.data_section import SourceSpec
 
 CHINESE = "这家餐厅的服务很好,我们下次还会再来"
 GERMAN = "Die Größe paßt, schöne Grüße aus München"

@@ -9,7 +9,7 @@ import pytest
 from launcher.data.readers import Table, read_file
 from launcher.data.sources import load_splits
 from launcher.errors import DataError
-from launcher.recipe.schema import DataSection, SourceSpec
+from launcher.recipe.data_section import DataSection, SourceSpec
 
 UD = "1\tPlease\tplease\tINTJ\tUH\t_\t2\tdiscourse\t_\t_\n2\thelp\thelp\tVERB\tVB\tMood=Imp\t0\troot\t_\t_\n"
 

@@ -9,7 +9,7 @@ import pytest
 
 from launcher.data.sources import SplitSet, load_rows, load_splits
 from launcher.errors import DataError
-from launcher.recipe.schema import DataSection, SourceSpec
+from launcher.recipe.data_section import DataSection, SourceSpec
 
 ROWS = [("good film", "pos"), ("bad film", "neg"), ("fine play", "pos"), ("poor play", "neg")]
 

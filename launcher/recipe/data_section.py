@@ -1,0 +1,76 @@
+"""The section data: where rows come from, and what is made of them."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from launcher.recipe.section import Section
+
+# A test holds these equal to the sources that launcher.data.builtin makes.
+BUILTIN_SOURCES = ("api-topics", "code-roles", "default-values")
+
+
+class SourceSpec(Section):
+    """One place that rows come from."""
+
+    source: str = Field(min_length=1)
+    """A file, a folder, ``builtin:NAME`` or a hub id."""
+    name: str | None = None
+    """Configuration of a hub data set, such as ``mrpc`` of ``nyu-mll/glue``."""
+    split: str | None = None
+    """Split to take from a source that has several; null: the one that the key (train, validation, test) names."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub data set."""
+    format: (
+        Literal["csv", "tsv", "json", "jsonl", "parquet", "labelled-text", "text", "paragraphs", "conll", "conllu"]
+        | None
+    ) = None
+    """File format; null: told by the ending. ``labelled-text`` is ``label<TAB>text`` on each line, ``text`` a text on each line,
+    ``paragraphs`` texts between blank lines; ``conll`` and ``conllu`` have a word and its tags on each line. The ending .txt means
+    labelled-text, for causal-lm text."""
+    encoding: str | None = None
+    """Text encoding such as ``gbk``; null: detected (UTF-8 with or without a byte-order mark first)."""
+    delimiter: str | None = Field(None, min_length=1, max_length=1)
+    """Column separator of a csv file; null: detected from the header."""
+    header: list[str] | None = None
+    """Column names of a csv or tsv file whose first line is data; null: the first line names the columns. Of a conll file, which has
+    no such line: null names them tokens, column_2, ..., tags."""
+    limit: int | None = Field(None, ge=1)
+    """Take only this many rows, the first ones."""
+    filter: dict[str, str | int | float | bool | list[str | int | float | bool]] | None = None
+    """Keep a row when each named column (of the source, before ``columns``) has the value, or one of the values."""
+
+
+Sources = str | SourceSpec | list[str | SourceSpec]
+
+
+class DataSection(Section):
+    """Rows to train on, to choose settings by, and to test on."""
+
+    source: str | SourceSpec | None = None
+    """One source with all splits: a folder with train/validation/test files, a folder saved by ``datasets``, a hub id,
+    ``builtin:NAME``, or one file (all of it train). Give this or ``train``."""
+    train: Sources | None = None
+    """Rows to train on: a source or a list of sources, one after the other."""
+    validation: Sources | None = None
+    """Rows to choose settings and checkpoints by; without it a share of train is set aside."""
+    test: Sources | None = None
+    """Rows for the final evaluation only. Without labels they are for prediction only."""
+    columns: dict[str, str | list[str]] = Field(default_factory=dict)
+    """Our column name: the source's. ``{text: [title, body], label: category}`` joins a list with ``join``. Of token-classification
+    ``{tokens: words, label: ner_tags}``, each a list."""
+    join: str = " "
+    """What joined columns are joined by."""
+    labels: list[str] | str | None = None
+    """Names of the labels in the order of their numbers, or a file with one name a line; null: found in train."""
+    max_length: int | None = Field(None, ge=4)
+    """Longest input in tokens; longer texts are cut, and the cut ones are counted and reported; causal-lm splits them into
+    several rows instead, token-classification between words, and question-answering reads them in windows that overlap. null: what the model takes, at most 512."""
+    validation_share: float = Field(0.1, gt=0, lt=1)
+    """Share of train set aside, stratified by label, where no validation rows are given."""
+    split_seed: int = 42
+    """Seed of that split."""
+    cache_dir: str | None = None
+    """Folder of prepared data; null: ``launcher`` in the user's cache folder."""

@@ -1,0 +1,92 @@
+"""The options of task, one class for each type: what the model learns."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, Tag
+
+from launcher.recipe.section import Section
+
+# Our names of columns, by task.
+COLUMNS = {
+    "text-classification": ("text", "text_pair", "label", "id"),
+    "token-classification": ("tokens", "label", "id"),
+    "question-answering": ("question", "context", "answers", "id"),
+    "causal-lm": ("text", "id"),
+}
+
+# The baselines that a task can have, those that it has by default.
+BASELINES = {
+    "text-classification": ("majority", "tfidf"),
+    "token-classification": ("word_tag",),
+    "question-answering": ("overlap",),
+    "causal-lm": ("unigram",),
+}
+
+
+class TextClassificationOptions(Section):
+    """One label, several labels, or a number for a text or a pair of texts."""
+
+    type: Literal["text-classification"] = "text-classification"
+    problem_type: Literal[
+        "auto", "single_label_classification", "multi_label_classification", "binary_classification", "regression"
+    ] = "auto"
+    """What a label is. ``auto``: lists or delimited labels mean multi-label, numbers with a fraction mean regression,
+    anything else single-label. ``binary_classification`` trains one logit for two classes (sigmoid); ``regression``
+    trains one output with the mean squared error."""
+    class_weights: Literal["none", "balanced"] | dict[str, float] = "none"
+    """Weight of each class in the loss: ``balanced`` is rows / (classes * rows of the class), a mapping names its own.
+    Not for regression."""
+    label_delimiter: str = Field(",", min_length=1)
+    """What separates the labels of one row in a multi-label text column."""
+    head_dropout: float | None = Field(None, ge=0, lt=1)
+    """Dropout before the classifier (a probability); null keeps the model's own."""
+
+
+class TokenClassificationOptions(Section):
+    """A tag for each word of a sentence: named entities, parts of speech."""
+
+    type: Literal["token-classification"]
+    evaluate_as: Literal["auto", "entities", "tags"] = "auto"
+    """What scores count. ``entities``: stretches of words, told from prefixes such as B- and I-; one is right where its type and
+    both ends are (seqeval). ``tags``: the tag of each word. ``auto``: entities where all tags are O or have such a prefix."""
+    class_weights: Literal["none", "balanced"] | dict[str, float] = "none"
+    """Weight of each tag in the loss: ``balanced`` is words / (tags * words with the tag), a mapping names its own."""
+
+
+class QuestionAnsweringOptions(Section):
+    """Extractive question answering: the stretch of a text that answers a question, or that there is none."""
+
+    type: Literal["question-answering"]
+    doc_stride: int = Field(128, ge=0)
+    """Tokens that a window of a long text shares with the next one."""
+    max_answer_length: int = Field(30, ge=1)
+    """Longest answer in tokens."""
+    n_best_size: int = Field(20, ge=1)
+    """How many likely first and last tokens are tried together."""
+    null_score_diff_threshold: float = 0.0
+    """Where training has questions without an answer: by how much "no answer" has to score above the best answer to be chosen."""
+
+
+class CausalLMOptions(Section):
+    """Language modelling: each token of a text from those before it."""
+
+    type: Literal["causal-lm"]
+    append_end: bool = True
+    """Whether the tokenizer's end token is appended to each text (where it has one), so that the model learns where texts
+    end."""
+
+
+def _task_type(value: Any) -> Any:
+    """Return the type that a mapping names; one without it is of the first task that there was."""
+    return value.get("type", "text-classification") if isinstance(value, dict) else getattr(value, "type", None)
+
+
+TaskOptions = Annotated[
+    Annotated[TextClassificationOptions, Tag("text-classification")]
+    | Annotated[TokenClassificationOptions, Tag("token-classification")]
+    | Annotated[QuestionAnsweringOptions, Tag("question-answering")]
+    | Annotated[CausalLMOptions, Tag("causal-lm")],
+    Discriminator(_task_type),
+]
