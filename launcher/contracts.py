@@ -260,6 +260,8 @@ class Task(Protocol):
     """What a model learns: its data, its model, its loss and its metrics. Made as ``Task(recipe, base_folder=...)``."""
 
     tokenizer: Any
+    inputs_vary: bool
+    """Whether a row's input differs between epochs."""
 
     @property
     def default_metric(self) -> str:
@@ -290,8 +292,12 @@ class Task(Protocol):
         """Return what has to be known to use the saved model without its run."""
         ...
 
-    def collator(self) -> Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]]:
-        """Return a callable: list of rows -> batch of tensors, with ``sample_weight`` float32 [rows]."""
+    def collator(self, *, training: bool = False) -> Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]]:
+        """Return a callable: list of rows -> batch of tensors, with ``sample_weight`` float32 [rows].
+
+        Each row has ``row_id``, its number in its split, and in training ``epoch``. What a collator draws by chance in training is a
+        pure function of training.seed and these two; otherwise it is the same at every call.
+        """
         ...
 
     def row_outputs(self, outputs: Any, batch: Mapping[str, Any]) -> Any:

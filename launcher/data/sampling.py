@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -14,6 +14,15 @@ Order = Literal["group_by_length", "random", "sequential"]
 
 # Rows are sorted by length inside chunks of this many batches, fewer for small sets so that batches still vary.
 _CHUNK_BATCHES = 50
+
+
+class Drawn(NamedTuple):
+    """A row as it is drawn for training."""
+
+    number: int
+    """``-1 - row`` stands for a padding row: a copy of zero weight."""
+    epoch: int
+    """The epoch of the run that it is drawn in, from 0."""
 
 
 @dataclass(frozen=True)
@@ -89,11 +98,15 @@ class PhaseBatches:
 
     def __iter__(self) -> Iterator[np.ndarray]:
         """Yield the row numbers of each step."""
+        return (rows for _, rows in self.with_epochs())
+
+    def with_epochs(self) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield the epoch and the row numbers of each step; no step has rows of two epochs."""
         epoch, used = self.phase.position(self._done)
         left = len(self)
         while left:
             for rows in self._epoch(epoch, used)[:left]:
-                yield rows
+                yield epoch, rows
                 left -= 1
             epoch, used = epoch + 1, 0
 
@@ -108,8 +121,8 @@ class PhaseBatches:
 class RankBatches:
     """A rank's micro-batches: a batch sampler for torch's DataLoader.
 
-    Yields ``accumulation`` lists for each global batch. A list holds row numbers; ``-1 - row`` stands for a padding row,
-    a copy of zero weight, where a small last batch has fewer rows than there are ranks and passes.
+    Yields ``accumulation`` lists of rows for each global batch; padding rows stand where a small last batch has fewer rows than
+    there are ranks and passes.
     """
 
     def __init__(
@@ -126,13 +139,13 @@ class RankBatches:
         """Micro-batches on one rank."""
         return len(self.batches) * self.accumulation
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def __iter__(self) -> Iterator[list[Drawn]]:
         """Yield the micro-batches in their order."""
-        for rows in self.batches:
-            yield from self.share(rows)
+        for epoch, rows in self.batches.with_epochs():
+            yield from ([Drawn(number, epoch) for number in numbers] for numbers in self.share(rows))
 
     def share(self, rows: np.ndarray) -> list[list[int]]:
-        """Return this rank's micro-batches of one global batch.
+        """Return the numbers (see ``Drawn``) of this rank's micro-batches of one global batch.
 
         Rows of like length stay in one pass, and the ranks take turns in it, so that all ranks work equally long.
         """

@@ -7,6 +7,8 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
+from launcher.data.sampling import Drawn
+
 # Columns that are about a row, not input to the model.
 _NOT_FEATURES = {
     "row_id",
@@ -23,7 +25,7 @@ _NOT_FEATURES = {
 
 
 class Rows(Dataset[dict[str, Any]]):
-    """Rows of a prepared split by number; ``-1 - number`` is the same row with weight 0."""
+    """Rows of a prepared split by number, or as they are drawn for training; ``-1 - number`` is the same row with weight 0."""
 
     def __init__(self, split: Any) -> None:
         self.features = split.select_columns([name for name in split.column_names if name not in _NOT_FEATURES])
@@ -32,16 +34,22 @@ class Rows(Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self.features)
 
-    def __getitem__(self, number: int) -> dict[str, Any]:
-        return self.__getitems__([number])[0]
+    def __getitem__(self, wanted: int | Drawn) -> dict[str, Any]:
+        return self.__getitems__([wanted])[0]
 
-    def __getitems__(self, numbers: Sequence[int]) -> list[dict[str, Any]]:
-        """Return several rows with one read; each also has ``row_id`` and ``weight``."""
+    def __getitems__(self, wanted: Sequence[int | Drawn]) -> list[dict[str, Any]]:
+        """Return several rows with one read; each also has ``row_id`` and ``weight``, and one that is drawn its ``epoch``.
+
+        What a collator draws by chance follows from these and the seed alone: so it is the same on any number of ranks, in any
+        micro-batch or worker, and after a run was resumed.
+        """
+        numbers = [one.number if isinstance(one, Drawn) else one for one in wanted]
         places = [number if number >= 0 else -1 - number for number in numbers]
         columns = self.features[places]
         return [
             {**{name: values[i] for name, values in columns.items()}, "row_id": place, "weight": float(number >= 0)}
-            for i, (number, place) in enumerate(zip(numbers, places, strict=True))
+            | ({"epoch": one.epoch} if isinstance(one, Drawn) else {})
+            for i, (one, number, place) in enumerate(zip(wanted, numbers, places, strict=True))
         ]
 
 

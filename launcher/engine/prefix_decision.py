@@ -45,6 +45,7 @@ def open_cache(context: Any, model: Any, device: Any) -> PrefixCache | None:
         phases=len(context.plan.phases),
         free=_least_room(folder),
         padding_side=context.task.tokenizer.padding_side,
+        inputs_vary=context.task.inputs_vary,
     )
     decided = share(lambda: _decided(context.run))
     if decided is not None:

@@ -92,7 +92,7 @@ class RunMixin(CheckpointMixin):
         return DataLoader(
             Rows(split),
             batch_sampler=sampler,
-            collate_fn=WithRowIds(self.collator(split)),
+            collate_fn=WithRowIds(self.collator(split, training=True)),
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.dataloader_pin_memory and context.launch.device == "cuda",
             persistent_workers=self.args.dataloader_persistent_workers,
@@ -102,9 +102,9 @@ class RunMixin(CheckpointMixin):
             generator=torch.Generator(),
         )
 
-    def collator(self, split: Any) -> Any:
+    def collator(self, split: Any, *, training: bool) -> Any:
         """Return what makes batches of ``split``: the task's own, with stored states while the model is cut."""
-        own = self.context.task.collator()
+        own = self.context.task.collator(training=training)
         return own if self.cache is None else self.cache.collator(own, split)
 
     def make_whole(self) -> None:
@@ -280,7 +280,7 @@ class RunMixin(CheckpointMixin):
         return predict_logits(
             self.evaluation_model(),
             split,
-            self.collator(split),
+            self.collator(split, training=False),
             batch_size=self.args.per_device_eval_batch_size,
             device=self.args.device,
             loss=(lambda outputs, batch: (context.task.loss(outputs, batch), context.task.items(batch)))

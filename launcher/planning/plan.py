@@ -140,6 +140,7 @@ def _prefix_cache(
         phases=len(plan.phases),
         free=free_room(base_folder),
         padding_side=task.tokenizer.padding_side,
+        inputs_vary=task.inputs_vary,
     )
     cache = plan_cache(parameters, plan.phases[0].phase, recipe, facts)
     return f"off: {cache.reason}" if isinstance(cache, Refusal) else cache.describe().removeprefix("prefix cache: ")

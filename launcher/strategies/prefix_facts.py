@@ -23,11 +23,13 @@ def cache_facts(
     phases: int,
     free: tuple[float, float],
     padding_side: str = "right",
+    inputs_vary: bool = False,
 ) -> CacheFacts:
     """Return what ``plan_cache`` needs to know of a model, on any device, also meta.
 
     Args:
         splits: what would be cached: ``train`` and, where it is evaluated between epochs, ``validation``.
+        inputs_vary: whether a row's input differs between epochs.
         free: bytes of memory and disk, as ``free_room`` returns them.
     """
     import torch
@@ -48,6 +50,7 @@ def cache_facts(
         free_disk=int(disk),
         padding_side=padding_side,
         has_dropout=_has_dropout(getattr(model, model.base_model_prefix, model)),
+        inputs_vary=inputs_vary,
     )
 
 

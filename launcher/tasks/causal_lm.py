@@ -160,7 +160,7 @@ class CausalLM(TextTask):
 
     # --- loss ------------------------------------------------------------------------------------------------------
 
-    def collator(self) -> Any:
+    def collator(self, *, training: bool = False) -> Any:
         """Return a callable: list of rows -> padded batch of tensors, with ``sample_weight`` float32 [rows]."""
         parts = self.recipe.distributed.sequence_parallel_size
         return Collator(pad_token_id=self.tokenizer.pad_token_id or 0, parts=parts)

@@ -27,6 +27,9 @@ _FACTS = ("problem_type", "label_names", "max_length", "pairs")
 class TextTask:
     """A task whose rows are texts; a subclass says how they are read, what a row is, and what is learned from it."""
 
+    inputs_vary = False
+    """Whether a row's input differs between epochs."""
+
     def __init__(self, recipe: Recipe, *, base_folder: Path = Path()) -> None:
         self.recipe = recipe
         self.base_folder = base_folder

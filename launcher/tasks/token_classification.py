@@ -213,7 +213,7 @@ class TokenClassification(TextTask):
 
     # --- loss ------------------------------------------------------------------------------------------------------
 
-    def collator(self) -> Any:
+    def collator(self, *, training: bool = False) -> Any:
         """Return a callable: list of rows -> padded batch of tensors, with ``sample_weight`` float32 [rows]."""
         return Collator(self.tokenizer)
 

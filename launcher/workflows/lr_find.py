@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -134,10 +135,10 @@ def _batches(setting: _Setting, phase: Phase, prepared: Prepared, *, steps: int)
         seed=training.passthrough.get("data_seed", training.seed),
         order=training.train_sampling_strategy,
     )
-    share = RankBatches(order, accumulation=batch.accumulation, rank=0, world_size=1).share
-    rows, collate = Rows(prepared.train), setting.task.collator()
-    for numbers in order:
-        yield [collate(rows.__getitems__(part)) for part in share(numbers)]
+    parts = iter(RankBatches(order, accumulation=batch.accumulation, rank=0, world_size=1))
+    rows, collate = Rows(prepared.train), setting.task.collator(training=True)
+    for _ in range(steps):
+        yield [collate(rows.__getitems__(part)) for part in islice(parts, batch.accumulation)]
 
 
 def _step(setting: _Setting, phase: Phase, batches: list[dict[str, Any]], *, scale: float) -> float:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from launcher.contracts import Phase, TuningTable
-from launcher.data.sampling import GlobalBatches, PhaseBatches, RankBatches, evaluation_batches
+from launcher.data.sampling import Drawn, GlobalBatches, PhaseBatches, RankBatches, evaluation_batches
 from launcher.plans import BatchPlan, PlannedPhase
 
 ORDERS = ("group_by_length", "random", "sequential")
@@ -53,13 +53,19 @@ def test_the_ranks_together_have_one_ranks_global_batch_at_every_step(rows, batc
     batches = epochs_of(make(rows, batch, order))
     ranks = [RankBatches(batches, accumulation=accumulation, rank=r, world_size=world) for r in range(world)]
     one = RankBatches(batches, accumulation=1, rank=0, world_size=1)
-    shares = [list(rank) for rank in ranks]
+    drawn_by = [list(rank) for rank in ranks]
+    shares = [[[row.number for row in micro] for micro in rank] for rank in drawn_by]
     assert all(
         len(share) == len(rank) == len(batches) * accumulation for share, rank in zip(shares, ranks, strict=True)
     )
     assert all(micro for share in shares for micro in share), "an empty list would end a collator"
     widest = -(-(-(-batch // world)) // accumulation) + 1
-    for step, whole in enumerate(one):
+    for step, drawn in enumerate(one):
+        whole = [row.number for row in drawn]
+        micro_batches = [
+            rank[number] for rank in drawn_by for number in range(step * accumulation, (step + 1) * accumulation)
+        ]
+        assert {row.epoch for micro in [drawn, *micro_batches] for row in micro} == {step // -(-rows // batch)}
         parts = [micro for share in shares for micro in share[step * accumulation : (step + 1) * accumulation]]
         real = [row for micro in parts for row in micro if row >= 0]
         assert sorted(real) == sorted(whole), "each row once, padding rows not counted"
@@ -92,6 +98,8 @@ def test_a_phase_goes_on_where_it_was_left(rows, size, epochs, share, order):
     whole = [b.tolist() for b in PhaseBatches(lengths, planned, 3, order)]
     after = int(share * planned.steps)
     assert [b.tolist() for b in PhaseBatches(lengths, planned, 3, order, after=after)] == whole[after:]
+    epochs = [epoch for epoch, _ in PhaseBatches(lengths, planned, 3, order, after=after).with_epochs()]
+    assert epochs == [step // -(-rows // size) for step in range(after, planned.steps)]
 
 
 @given(
@@ -104,13 +112,16 @@ def test_each_row_once_an_epoch_though_the_batch_size_changes_inside(rows, sizes
     for size in sizes:
         steps = data.draw(st.integers(1, 3 * -(-rows // size)))
         planned = phase(rows, size, steps, **place, epoch_batch_size=began if place["rows_done"] else size)
-        used += [row for batch in PhaseBatches(lengths, planned, 3, order) for row in batch]
+        used += [
+            (row, at) for at, batch in PhaseBatches(lengths, planned, 3, order).with_epochs() for row in batch.tolist()
+        ]
         epoch, done = planned.position(planned.last_step)
         began = planned.epoch_batch_size if epoch == place["epoch"] else size
         place = {"first_step": planned.last_step, "epoch": epoch, "rows_done": done}
     assert len(used) == place["epoch"] * rows + place["rows_done"]
     for start in range(0, len(used), rows):
-        part = used[start : start + rows]
+        part = [row for row, epoch in used[start : start + rows]]
+        assert {epoch for _, epoch in used[start : start + rows]} == {start // rows}
         assert sorted(part) == list(range(rows)) or (len(part) < rows and len(set(part)) == len(part))
 
 
@@ -182,5 +193,26 @@ def test_a_padding_row_is_a_copy_of_weight_0():
     assert real == {"input_ids": [2, 3], "labels": 1, "row_id": 1, "weight": 1.0}
     assert padding == {**real, "weight": 0.0}
     assert rows[-1] == {"input_ids": [1], "labels": 0, "row_id": 0, "weight": 0.0}
+    assert rows[Drawn(-2, 3)] == {**padding, "epoch": 3}, "what is drawn for training says when"
     batch = WithRowIds(lambda found: {"weights": [row["weight"] for row in found]})([real, padding])
     assert batch == {"weights": [1.0, 0.0], "row_numbers": [1]}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_epoch_of_a_row_reaches_the_collator_also_in_a_worker(workers):
+    from datasets import Dataset
+    from torch.utils.data import DataLoader
+
+    from launcher.engine.loading import Rows
+
+    split = Dataset.from_dict({"input_ids": [[n] for n in range(5)], "length": [1] * 5, "row_id": list(range(5))})
+    batches = PhaseBatches(np.ones(5, dtype=np.int64), phase(5, 2, 9), 0)
+    sampler = RankBatches(batches, accumulation=1, rank=0, world_size=1)
+    loader = DataLoader(Rows(split), batch_sampler=sampler, collate_fn=_epochs_and_rows, num_workers=workers)
+    found = list(loader)
+    assert [{epoch for epoch, _ in batch} for batch in found] == [{0}] * 3 + [{1}] * 3 + [{2}] * 3
+    assert [[row for _, row in batch] for batch in found] == [rows.tolist() for rows in batches]
+
+
+def _epochs_and_rows(rows):
+    return [(row["epoch"], row["row_id"]) for row in rows]

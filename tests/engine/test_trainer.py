@@ -46,13 +46,13 @@ def ready(bert, data, tmp_path):
 
 
 def ask_to_stop(prepared, monkeypatch, *, at: int) -> None:
-    """Let the first attempt of a run be asked to stop while it takes step ``at``."""
+    """Let an attempt be asked to stop while it takes step ``at``."""
     on_step = prepared.context.progress.on_step
 
     def stop(step: int, **facts: Any) -> None:
         on_step(step, **facts)
         if step == at:
-            prepared.run.stop_request(1).touch()
+            prepared.run.stop_request(prepared.context.attempt).touch()
 
     monkeypatch.setattr(prepared.context.progress, "on_step", stop)
 
@@ -401,6 +401,47 @@ def test_a_run_cut_into_phases_is_the_run_in_one(bert, data, tmp_path, training)
     assert tiny.ledger(first.run.path) == tiny.ledger(whole.run.path)
     for name, tensor in one.model.state_dict().items():
         assert torch.equal(two.model.state_dict()[name], tensor), name
+
+
+class Seen:
+    """A task's collators, which note the epoch and the number of each row that is trained on or, by None, evaluated."""
+
+    def __init__(self, task: Any) -> None:
+        self.own, self.rows = task.collator, set()
+
+    def __call__(self, *, training: bool = False) -> Any:
+        collate = self.own(training=training)
+
+        def noting(rows: Any) -> Any:
+            assert all(("epoch" in row) == training for row in rows)
+            self.rows |= {(row.get("epoch"), row["row_id"]) for row in rows if row["weight"]}
+            return collate(rows)
+
+        return noting
+
+
+IN_PHASES = {"batch_size_schedule": [{"epoch": 1, "global_batch_size": 4}]}
+
+
+# The second of two phases is an attempt of its own; in both cases one attempt ends inside an epoch.
+@pytest.mark.parametrize("changes, stops", [({}, [1, None]), (IN_PHASES, [None, STEPS + 1, None])], ids=["one", "two"])
+def test_a_collator_is_told_the_epoch_of_each_row(ready, monkeypatch, changes, stops):
+    """With accumulation, in phases, and after a stop in the middle of an epoch; evaluation has none."""
+    training = {
+        "num_train_epochs": 2, "per_device_train_batch_size": 2, "eval_strategy": "epoch", "save_strategy": "epoch", **changes,
+    }  # fmt: skip
+    run, seen = None, set()
+    for stop_at in stops:
+        attempt = ready(run, **training)
+        noting = Seen(attempt.context.task)
+        monkeypatch.setattr(attempt.context.task, "collator", noting)
+        if stop_at:
+            ask_to_stop(attempt, monkeypatch, at=stop_at)
+        attempt.train(resume=run is not None)
+        run, seen = attempt.run, seen | noting.rows
+    # Batches are fetched ahead, so rows that an attempt did not come to are seen again.
+    assert {pair for pair in seen if pair[0] is not None} == {(epoch, row) for epoch in (0, 1) for row in range(ROWS)}
+    assert {pair for pair in seen if pair[0] is None} == {(None, row) for row in range(9)}
 
 
 def test_a_stop_at_the_border_of_two_phases_leaves_the_best_checkpoint_what_it_is(ready, monkeypatch):
