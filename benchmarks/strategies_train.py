@@ -35,7 +35,7 @@ from launcher.contracts import Predictions
 from launcher.engine.signals import StopFlag
 from launcher.engine.tracking import NoTracker
 from launcher.errors import TrainingDiverged
-from launcher.evaluation.metrics import metrics_for
+from launcher.evaluation.kinds import metrics_for
 from launcher.evaluation.predictions_io import read_predictions
 from launcher.planning.hardware import detect_hardware
 from launcher.plans import LaunchPlan

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from launcher import registry
-from launcher.recipe import schema
+from launcher.recipe import data_section, schema, task_options
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -64,17 +64,17 @@ def test_the_schema_knows_the_registries_names():
     fields = schema.Recipe.model_fields
     assert types_of(fields["strategy"].annotation) == set(registry.STRATEGIES)
     assert types_of(fields["task"].annotation) == set(registry.TASKS)
-    assert set(schema.COLUMNS) == set(registry.TASKS)
+    assert set(task_options.COLUMNS) == set(registry.TASKS)
 
 
 def test_the_schema_knows_the_built_in_sources():
     from launcher.data.builtin import BUILTIN_SOURCES
 
-    assert set(schema.BUILTIN_SOURCES) == set(BUILTIN_SOURCES)
+    assert set(data_section.BUILTIN_SOURCES) == set(BUILTIN_SOURCES)
     assert all(callable(registry.load(BUILTIN_SOURCES, name)) for name in BUILTIN_SOURCES)
 
 
 def test_columns_of_the_schema_are_those_that_the_data_are_read_by():
     from launcher.data import sources
 
-    assert set(schema.COLUMNS["text-classification"]) == {*sources.NEEDS, *sources.OPTIONAL}
+    assert set(task_options.COLUMNS["text-classification"]) == {*sources.NEEDS, *sources.OPTIONAL}

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from launcher.cli.shared import Json, RunPath, print_json, short
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 
 def evaluate(run: RunPath, as_json: Json = False) -> None:
@@ -41,7 +38,13 @@ def predict(
     """Predict texts with a finished run's model."""
     if bool(texts) == bool(file):
         raise typer.BadParameter("give texts, or --file with a file of rows")
-    from launcher.workflows.inference import FinishedModel, predict_file, prediction_rows, write_rows
+    from launcher.workflows.inference import (
+        FinishedModel,
+        predict_file,
+        prediction_lines,
+        prediction_rows,
+        write_rows,
+    )
 
     finished = FinishedModel(run.resolve())
     pairs = [pair] * len(texts) if pair is not None and texts else None
@@ -52,27 +55,8 @@ def predict(
     elif as_json:
         print_json(prediction_rows(predictions))
     else:
-        for row in prediction_rows(predictions):
-            typer.echo(_prediction_line(row))
-
-
-def _prediction_line(row: Mapping[str, Any]) -> str:
-    if "perplexity" in row:
-        loss = "–" if row["loss"] is None else f"loss {row['loss']:.4f}  perplexity {row['perplexity']:,.2f}"
-        return f"{loss}\t{row['text']}"
-    if "answer" in row:
-        return f"{row['answer'] or '(no answer)'}\t{row['score']:.3f}\t{row['text']}"
-    prediction = row["prediction"]
-    if "entities" in row:
-        found = ", ".join(f"{one['text']} ({one['type']})" for one in row["entities"])
-        return f"{found or '(none)'}\t{row['text']}"
-    if "words" in row:
-        return " ".join(f"{word}/{tag}" for word, tag in zip(row["words"], prediction, strict=True))
-    if isinstance(prediction, float):
-        return f"{prediction:.4f}\t{row['text']}"
-    shown = ", ".join(prediction) or "(none)" if isinstance(prediction, list) else prediction
-    best = max(row["scores"].values())
-    return f"{shown}\t{best:.3f}\t{row['text']}"
+        for line in prediction_lines(predictions):
+            typer.echo(line)
 
 
 def report(run: RunPath) -> None:

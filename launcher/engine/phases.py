@@ -17,7 +17,7 @@ from launcher.engine.early_stopping import RunIsOver
 from launcher.engine.memory_note import NotesMemory
 from launcher.engine.prefix_decision import open_cache
 from launcher.engine.trainer import RunTrainer
-from launcher.evaluation.metrics import greater_is_better
+from launcher.evaluation.metric_names import greater_is_better
 from launcher.launching.batch import share_of_steps
 from launcher.launching.continuing import way_to_continue
 from launcher.plans import RunPlan

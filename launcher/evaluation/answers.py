@@ -22,11 +22,6 @@ _PUNCTUATION = frozenset(string.punctuation)
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 
 
-def is_answering(problem_type: str) -> bool:
-    """Return whether questions are answered from a text."""
-    return problem_type == ANSWERS
-
-
 def normalized(answer: str) -> str:
     """Return an answer in lower case, without punctuation, English articles and superfluous space.
 

@@ -14,8 +14,9 @@ import numpy as np
 
 from launcher.contracts import Baseline, Predictions
 from launcher.errors import LauncherError
+from launcher.evaluation.kinds import kind_of, metrics_for
 from launcher.evaluation.language import unigram_losses
-from launcher.evaluation.metrics import HEADLINE, greater_is_better, is_multilabel, is_regression, metrics_for
+from launcher.evaluation.metric_names import greater_is_better
 from launcher.registry import suggest
 
 REGULARIZATION_GRID = (0.1, 1.0, 10.0, 100.0)
@@ -101,9 +102,9 @@ def majority_baseline(
 
 
 def _constant_row(labels: np.ndarray, problem_type: str, classes: int) -> np.ndarray:
-    if is_regression(problem_type):
+    if problem_type == "regression":
         return np.array([labels.astype(float).mean()])
-    if is_multilabel(problem_type):
+    if problem_type == "multi_label_classification":
         return np.asarray(labels.mean(axis=0), dtype=np.float64)
     return np.bincount(labels.astype(np.int64), minlength=classes) / len(labels)
 
@@ -143,7 +144,7 @@ def tfidf_baseline(
     """
     train, notes = _sampled(train)
     labels, classes = _labels(train), len(label_names)
-    if not is_regression(problem_type) and labels.ndim == 1 and len(np.unique(labels)) < 2:
+    if problem_type != "regression" and labels.ndim == 1 and len(np.unique(labels)) < 2:
         return _fallback(train, test, problem_type, label_names, "all training rows have one label")
     fitted = _fit_features(train.texts)
     if fitted is None:
@@ -171,7 +172,7 @@ def _best_on_validation(
     Only the best model's test scores are kept, not its weights.
     """
     chosen: dict[str, Any] = {}
-    metric, best, kept = HEADLINE[problem_type][0], (-np.inf, -np.inf), np.zeros((0, max(len(label_names), 1)))
+    metric, best, kept = kind_of(problem_type).headline[0], (-np.inf, -np.inf), np.zeros((0, max(len(label_names), 1)))
     for c, predict in models:
         value = _validation_score(predict(inputs[0]), held_out, problem_type, label_names) if held_out else (0.0, 0.0)
         if value > best:
@@ -232,10 +233,10 @@ def _validation_score(
 ) -> tuple[float, float]:
     """Return the first headline metric, and what breaks ties, which are common on few rows: the log loss or the mse."""
     predictions = Predictions(problem_type, scores, rows.labels, tuple(label_names), (), tuple(range(len(rows.texts))))
-    metrics, name = metrics_for(predictions), HEADLINE[problem_type][0]
+    metrics, name = metrics_for(predictions), kind_of(problem_type).headline[0]
     assert greater_is_better(name)
     # Where correlation is undefined (equal predictions) the model is worth nothing as a ranking.
-    return metrics.get(name, -1.0), -metrics["mse" if is_regression(problem_type) else "log_loss"]
+    return metrics.get(name, -1.0), -metrics["mse" if problem_type == "regression" else "log_loss"]
 
 
 def _linear_models(
@@ -244,9 +245,9 @@ def _linear_models(
     """Yield (C, features [n, d] -> scores [n, outputs]) for each C; a model is valid until the next one is asked
     for.
     """
-    if is_regression(problem_type):
+    if problem_type == "regression":
         yield from _ridge_models(features, labels, choices)
-    elif is_multilabel(problem_type):
+    elif problem_type == "multi_label_classification":
         for c in choices:
             columns = [_one_label(features, labels[:, k], c) for k in range(classes)]
             yield c, functools.partial(_stacked, columns)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,6 +44,14 @@ class Counts:
     def micro_f1(self) -> np.ndarray:
         """Return F1 over all decisions together, [] (or [resamples])."""
         return ratio(2 * self.hits.sum(axis=-1), (self.predicted + self.support).sum(axis=-1))
+
+    def records(self, names: Sequence[str]) -> list[dict[str, Any]]:
+        """Return one record per class [c]: name, support, predicted, precision, recall, f1."""
+        return [
+            {"name": name, "support": int(self.support[k]), "predicted": int(self.predicted[k]),
+             "precision": float(self.precision[k]), "recall": float(self.recall[k]), "f1": float(self.f1[k])}
+            for k, name in enumerate(names)
+        ]  # fmt: skip
 
 
 def ratio(above: Any, below: Any) -> np.ndarray:

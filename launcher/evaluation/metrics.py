@@ -1,127 +1,18 @@
-"""Metrics of predictions: plain dictionaries of finite floats. A metric that is undefined for the rows is left out.
+"""Metrics of classes and numbers: plain dictionaries of finite floats. A metric that is undefined for the rows is left out.
 
 Only numpy is imported: the worker computes these at every evaluation during training.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
-
 import numpy as np
 
-from launcher.contracts import Predictions
-from launcher.errors import DataError, LauncherError
-from launcher.evaluation.answers import answer_metrics, is_answering
 from launcher.evaluation.counts import Counts, ratio
-from launcher.evaluation.language import language_metrics
-from launcher.evaluation.tagging import is_tagging, per_type, tagging_metrics
-from launcher.registry import suggest
-
-HIGHER_IS_BETTER: dict[str, bool] = {
-    "accuracy": True,
-    "macro_f1": True,
-    "micro_f1": True,
-    "weighted_f1": True,
-    "f1": True,
-    "macro_precision": True,
-    "micro_precision": True,
-    "precision": True,
-    "macro_recall": True,
-    "micro_recall": True,
-    "recall": True,
-    "mcc": True,
-    "auroc": True,
-    "log_loss": False,
-    "calibration_error": False,
-    "brier": False,
-    "hamming_loss": False,
-    "spearman": True,
-    "pearson": True,
-    "r2": True,
-    "mse": False,
-    "rmse": False,
-    "mae": False,
-    "exact_match": True,
-    "loss": False,
-    "perplexity": False,
-}
-"""Every metric's name, and whether more of it is better; ``loss`` is the training objective, for causal-lm per token."""
-
-HEADLINE: dict[str, tuple[str, ...]] = {
-    "single_label_classification": ("accuracy", "macro_f1"),
-    "binary_classification": ("accuracy", "macro_f1"),
-    "multi_label_classification": ("micro_f1", "macro_f1"),
-    "regression": ("spearman", "mse"),
-    "causal_lm": ("perplexity", "loss"),
-    "question_answering": ("f1", "exact_match"),
-    "entity_recognition": ("f1", "accuracy"),
-    "token_classification": ("accuracy", "macro_f1"),
-}
-"""The metrics of each problem type that get intervals and tests first; the verdict is about the first of them."""
 
 CALIBRATION_BINS = 15
 
 
-def greater_is_better(name: str) -> bool:
-    """Return whether more of the metric ``name`` is better; a leading ``eval_`` is allowed.
-
-    Raises:
-        LauncherError: no such metric; the text names a near one.
-    """
-    plain = name.removeprefix("eval_")
-    if plain in HIGHER_IS_BETTER:
-        return HIGHER_IS_BETTER[plain]
-    near = suggest(plain, HIGHER_IS_BETTER)
-    hint = f"did you mean {near!r}?" if near else f"known are {', '.join(HIGHER_IS_BETTER)}"
-    raise LauncherError(f"{name!r} is not a metric; {hint}")
-
-
-# --- what the problem types share ----------------------------------------------------------------------------------
-
-
-def is_multilabel(problem_type: str) -> bool:
-    """Return whether a row may have several labels."""
-    return problem_type == "multi_label_classification"
-
-
-def is_regression(problem_type: str) -> bool:
-    """Return whether the label is a number."""
-    return problem_type == "regression"
-
-
-def is_language(problem_type: str) -> bool:
-    """Return whether the tokens of a text are predicted."""
-    return problem_type == "causal_lm"
-
-
-def decide(predictions: Predictions, *, threshold: float = 0.5) -> np.ndarray:
-    """Return what is predicted, in the form of the labels: int64 [n], int64 0/1 [n, c], or float64 [n]."""
-    scores = np.asarray(predictions.scores, dtype=np.float64)
-    if is_regression(predictions.problem_type):
-        return np.asarray(scores.reshape(len(scores), -1)[:, 0])
-    if predictions.predicted is not None:
-        return predictions.predicted
-    if is_multilabel(predictions.problem_type):
-        return np.asarray(scores > threshold, dtype=np.int64)
-    return np.asarray(scores.argmax(axis=1), dtype=np.int64)
-
-
-def require_labels(predictions: Predictions) -> np.ndarray:
-    """Return the labels.
-
-    Raises:
-        DataError: there are no rows, no labels, or scores that are not finite.
-    """
-    if len(predictions.scores) == 0:
-        raise DataError("there are no rows to evaluate")
-    if predictions.labels is None:
-        raise DataError("the rows have no labels, so no metric can be computed; use predict for unlabelled rows")
-    if not np.isfinite(predictions.scores).all():
-        bad = int(np.flatnonzero(~np.isfinite(predictions.scores).reshape(len(predictions.scores), -1).all(axis=1))[0])
-        what = f"word {bad}" if predictions.words else f"row {predictions.row_ids[bad]}"
-        raise DataError(f"the model's output for {what} is not a finite number; its weights are broken")
-    return np.asarray(predictions.labels)
+# --- classification ------------------------------------------------------------------------------------------------
 
 
 def count_classes(predicted: np.ndarray, labels: np.ndarray, *, classes: int) -> Counts:
@@ -132,9 +23,6 @@ def count_classes(predicted: np.ndarray, labels: np.ndarray, *, classes: int) ->
     hits = np.bincount(labels[predicted == labels], minlength=classes)
     totals = (np.bincount(values, minlength=classes).astype(float) for values in (predicted, labels))
     return Counts(hits.astype(float), *totals)
-
-
-# --- classification ------------------------------------------------------------------------------------------------
 
 
 def classification_metrics(scores: np.ndarray, labels: np.ndarray) -> dict[str, float]:
@@ -283,9 +171,9 @@ def regression_metrics(predicted: np.ndarray, labels: np.ndarray) -> dict[str, f
     errors = predicted - labels
     mse = float((errors**2).mean())
     metrics = {"mse": mse, "rmse": mse**0.5, "mae": float(np.abs(errors).mean())}
-    if _varies(labels):
+    if varies(labels):
         metrics["r2"] = 1 - mse / float(labels.var())
-    if _varies(labels) and _varies(predicted):
+    if varies(labels) and varies(predicted):
         metrics["pearson"] = correlation(predicted, labels)
         metrics["spearman"] = correlation(average_ranks(predicted), average_ranks(labels))
     return _finite(metrics)
@@ -293,79 +181,15 @@ def regression_metrics(predicted: np.ndarray, labels: np.ndarray) -> dict[str, f
 
 def correlation(a: np.ndarray, b: np.ndarray) -> float:
     """Return Pearson's correlation of ``a`` and ``b`` [n]; NaN where one of them does not vary."""
-    if not (_varies(a) and _varies(b)):
+    if not (varies(a) and varies(b)):
         return float("nan")
     a, b = a - a.mean(), b - b.mean()
     return float(np.clip(a @ b / np.sqrt((a @ a) * (b @ b)), -1, 1))
 
 
-def _varies(values: np.ndarray) -> bool:
+def varies(values: np.ndarray) -> bool:
+    """Whether not all values [n] are the same, rounding aside."""
     return bool(len(values) > 1 and np.ptp(values) > 1e-12 * max(1.0, float(np.abs(values).max())))
-
-
-# --- by problem type -----------------------------------------------------------------------------------------------
-
-
-def metrics_for(predictions: Predictions) -> dict[str, float]:
-    """Return the metrics that fit the predictions' problem type.
-
-    Raises:
-        DataError: there are no rows, no labels, or scores that are not finite.
-    """
-    labels = require_labels(predictions)
-    if is_language(predictions.problem_type):
-        return language_metrics(predictions.scores[:, 0], labels)
-    if is_tagging(predictions.problem_type):
-        return tagging_metrics(predictions)
-    if is_answering(predictions.problem_type):
-        return answer_metrics(predictions)
-    if is_regression(predictions.problem_type):
-        return regression_metrics(decide(predictions), labels)
-    if is_multilabel(predictions.problem_type):
-        return multilabel_metrics(predictions.scores, labels)
-    return classification_metrics(predictions.scores, labels)
-
-
-def omitted_metrics(predictions: Predictions) -> dict[str, str]:
-    """Return the metrics that ``metrics_for`` leaves out for these rows, each with the reason in words."""
-    labels, found = require_labels(predictions), metrics_for(predictions)
-    if is_language(predictions.problem_type):
-        return {} if "perplexity" in found or not found else {"perplexity": "it is too large for a number"}
-    if is_tagging(predictions.problem_type) or is_answering(predictions.problem_type):
-        return {}
-    if is_regression(predictions.problem_type):
-        what = "labels" if not _varies(np.asarray(labels, dtype=float)) else "predictions"
-        return {name: f"all {what} are equal" for name in ("spearman", "pearson", "r2") if name not in found}
-    if "auroc" in found or len(predictions.label_names) < 2:
-        return {}
-    truth = labels == 1 if labels.ndim == 2 else labels[:, None] == np.arange(len(predictions.label_names))
-    lacking = [
-        name for name, column in zip(predictions.label_names, truth.T, strict=True) if column.all() or not column.any()
-    ]
-    return {"auroc": f"it needs rows with and without each label, which fails for {_some(lacking)}"}
-
-
-def _some(names: Iterable[str], most: int = 3) -> str:
-    names = list(names)
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
-
-
-def per_class(predictions: Predictions) -> list[dict[str, Any]]:
-    """Return one record per label, in the order of the names: name, support, predicted, precision, recall, f1.
-
-    Empty for regression. Raises DataError as ``metrics_for`` does.
-    """
-    labels = require_labels(predictions)
-    if is_regression(predictions.problem_type):
-        return []
-    if is_tagging(predictions.problem_type):
-        return per_type(predictions)
-    counts = count_classes(decide(predictions), labels, classes=len(predictions.label_names))
-    return [
-        {"name": name, "support": int(counts.support[k]), "predicted": int(counts.predicted[k]),
-         "precision": float(counts.precision[k]), "recall": float(counts.recall[k]), "f1": float(counts.f1[k])}
-        for k, name in enumerate(predictions.label_names)
-    ]  # fmt: skip
 
 
 def _finite(metrics: dict[str, float]) -> dict[str, float]:

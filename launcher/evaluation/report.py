@@ -10,18 +10,16 @@ from typing import Any
 
 from launcher.evaluation import plots, plots_training
 from launcher.evaluation.assessment import Evaluation, evaluate_predictions
-from launcher.evaluation.metrics import HIGHER_IS_BETTER, greater_is_better
-from launcher.evaluation.predictions_io import clean_text
+from launcher.evaluation.kinds import kind_of
+from launcher.evaluation.kinds.base import Words, clean_text
+from launcher.evaluation.metric_names import METRICS, greater_is_better
 from launcher.evaluation.verdict import (
-    METRIC_WORDS,
-    SHARES,
     Verdict,
     metric_text,
     number,
     p_value,
     signed,
     strongest_baseline,
-    unit_of,
     verdict,
     verdict_sentence,
 )
@@ -37,6 +35,7 @@ __all__ = [
 ]
 
 _TEMPLATES = Path(__file__).parent / "templates"
+_METRIC_WORDS = {name: metric.words for name, metric in METRICS.items()}
 
 
 @dataclass(frozen=True)
@@ -98,8 +97,8 @@ def render_report(facts: ReportFacts) -> str:
         facts=facts, e=evaluation, verdict=verdict(evaluation), tiles=_tiles(facts, evaluation),
         metric_rows=_metric_rows(evaluation), comparisons=_comparisons(evaluation), plots=_plots(facts, evaluation),
         splits=_splits(facts.data), other_data=_other_data(facts.data), tuning=[_tuning(table) for table in facts.tuning_tables], grids=_grids(facts.importance),
-        timing=_timing(facts.timing), comparison_plots=_comparison_plots(evaluation), metric_words=METRIC_WORDS,
-        unit=unit_of(evaluation.problem_type) if evaluation else "row",
+        timing=_timing(facts.timing), comparison_plots=_comparison_plots(evaluation), metrics=METRICS,
+        kind=kind_of(evaluation.problem_type).words if evaluation else Words(),
     )  # fmt: skip
     return clean_text(page)
 
@@ -110,7 +109,9 @@ def render_report(facts: ReportFacts) -> str:
 def _tiles(facts: ReportFacts, e: Evaluation | None) -> list[dict[str, str]]:
     tiles = _metric_tiles(e) if e else []
     if e:
-        tiles.append({"name": f"{e.split} {unit_of(e.problem_type)}s", "value": count(e.rows), "note": _label_note(e)})
+        tiles.append(
+            {"name": f"{e.split} {kind_of(e.problem_type).words.unit}s", "value": count(e.rows), "note": _label_note(e)}
+        )
     tiles += _trained_tile([table["rows"] for table in facts.tuning_tables if not table.get("is_probe")])
     timing = _timing(facts.timing)
     if timing:
@@ -136,7 +137,7 @@ def _metric_tiles(e: Evaluation) -> list[dict[str, str]]:
         if name in e.metrics:
             interval = e.intervals.get(name)
             note = f"{metric_text(name, interval['low'])} to {metric_text(name, interval['high'])}" if interval else ""
-            tiles.append({"name": METRIC_WORDS[name], "value": metric_text(name, e.metrics[name]), "note": note})
+            tiles.append({"name": METRICS[name].words, "value": metric_text(name, e.metrics[name]), "note": note})
     reference = strongest_baseline(e, e.headline[0]) if e.headline[0] in e.metrics else None
     if reference:
         differences = next(c["differences"] for c in e.comparisons if c["name"] == reference["name"])
@@ -147,8 +148,8 @@ def _metric_tiles(e: Evaluation) -> list[dict[str, str]]:
 def _difference_tile(metric: str, difference: Mapping[str, float], reference: Mapping[str, Any]) -> dict[str, str]:
     """Say the difference with its sign; the unit goes below, where there is room."""
     estimate, title = difference["estimate"], f"against {reference['title']}"
-    value = signed(100 * estimate, 1) if metric in SHARES else metric_text(metric, estimate)
-    unit = f"points of {METRIC_WORDS[metric]}" if metric in SHARES else METRIC_WORDS[metric]
+    value = signed(100 * estimate, 1) if METRICS[metric].in_points else metric_text(metric, estimate)
+    unit = f"points of {METRICS[metric].words}" if METRICS[metric].in_points else METRICS[metric].words
     rounds_to_zero = not any(digit in value for digit in "123456789")
     return {"name": title, "value": f"+{value}" if estimate > 0 and not rounds_to_zero else value, "note": unit}
 
@@ -172,7 +173,7 @@ def _metric_rows(e: Evaluation | None) -> list[dict[str, Any]]:
     hidden = (
         {n for n in e.metrics if n.startswith("micro_")} if e.problem_type.startswith(("single", "binary")) else set()
     )
-    names = [*e.headline, *(name for name in HIGHER_IS_BETTER if name in e.metrics and name not in e.headline)]
+    names = [*e.headline, *(name for name in METRICS if name in e.metrics and name not in e.headline)]
     systems: list[tuple[Mapping[str, float], Mapping[str, Any]]] = [(e.metrics, e.intervals)]
     systems += [(b["metrics"], b["intervals"]) for b in e.baselines]
     return [_metric_row(name, systems, e) for name in names if name in e.metrics and name not in hidden]
@@ -193,7 +194,7 @@ def _metric_row(
         for metrics, intervals in systems
     ]
     return {
-        "title": METRIC_WORDS[name],
+        "title": METRICS[name].words,
         "lower": not greater_is_better(name),
         "cells": cells,
         "headline": name in e.headline,
@@ -220,7 +221,7 @@ def _spoken_difference(metric: str, d: Mapping[str, float] | None) -> dict[str, 
         return None
 
     def say(value: float) -> str:
-        return signed(100 * value, 1) if metric in SHARES else metric_text(metric, value)
+        return signed(100 * value, 1) if METRICS[metric].in_points else metric_text(metric, value)
 
     return {"value": say(d["estimate"]), "range": f"{say(d['low'])} to {say(d['high'])}" if "low" in d else ""}
 
@@ -230,7 +231,7 @@ def _plots(facts: ReportFacts, e: Evaluation | None) -> dict[str, Any]:
 
     found = {
         "loss": plots.loss_curve(facts.progress),
-        "metric": plots.metric_curve(facts.progress, _followed(facts, e), titles=METRIC_WORDS),
+        "metric": plots.metric_curve(facts.progress, _followed(facts, e), titles=_METRIC_WORDS),
         # Where the plan's groups are known, the rates that were used stand beside the planned ones.
         "rate": "" if facts.rates.get("used") else plots.rate_curve(facts.progress),
         "norm": plots.gradient_norm_curve(facts.progress),
@@ -283,7 +284,7 @@ def _comparison_plots(e: Evaluation | None) -> list[Any]:
     for name in e.headline:
         able = [s for s in systems if name in s["metrics"]]
         dots = [{"name": s["name"], "value": s["metrics"][name], **s["intervals"].get(name, {})} for s in able]
-        found += [Markup(plots.comparison_plot(dots, title=METRIC_WORDS[name]))] if name in e.metrics else []
+        found += [Markup(plots.comparison_plot(dots, title=METRICS[name].words))] if name in e.metrics else []
     return found
 
 
@@ -293,7 +294,7 @@ def _followed(facts: ReportFacts, e: Evaluation | None) -> list[str]:
     names |= dict.fromkeys(
         name
         for name in (e.headline if e else ("accuracy", "macro_f1", "spearman"))
-        if name in SHARES | {"spearman", "perplexity"}
+        if METRICS[name].in_points or name in ("spearman", "perplexity")
     )
     return [name for name in names if name != "loss"]
 

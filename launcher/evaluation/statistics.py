@@ -7,22 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from launcher.contracts import Predictions
-from launcher.evaluation.answers import is_answering, row_scores
 from launcher.evaluation.counts import Counts
-from launcher.evaluation.language import text_losses
-from launcher.evaluation.metrics import (
-    average_ranks,
-    correlation,
-    decide,
-    is_language,
-    is_multilabel,
-    is_regression,
-    require_labels,
-    row_brier,
-    row_log_loss,
-)
-from launcher.evaluation.tagging import ENTITIES, count_rows, is_tagging, row_errors
+from launcher.evaluation.metrics import average_ranks, correlation
 
 Statistic = Callable[[np.ndarray], np.ndarray]
 """Row indices int64 [resamples, n] -> the metric of each resample, float64 [resamples]; NaN where it is undefined."""
@@ -178,86 +164,6 @@ def correlation_statistic(predicted: np.ndarray, labels: np.ndarray, *, ranks: b
     return lambda rows: np.array([one(row) for row in rows])
 
 
-def statistics_for(predictions: Predictions) -> dict[str, Statistic]:
-    """Return the metrics of a problem type that get intervals, by name; each agrees with ``metrics_for`` on all
-    rows.
-    """
-    if is_language(predictions.problem_type):
-        return _language_statistics(predictions)
-    if is_tagging(predictions.problem_type):
-        return _tagging_statistics(predictions)
-    if is_answering(predictions.problem_type):
-        exact, f1 = row_scores(predictions)
-        return {"f1": mean_statistic(f1), "exact_match": mean_statistic(exact)}
-    labels, predicted = require_labels(predictions), decide(predictions)
-    if is_regression(predictions.problem_type):
-        return _regression_statistics(predicted, np.asarray(labels, dtype=np.float64))
-    scores = np.asarray(predictions.scores, dtype=np.float64)
-    classes = scores.shape[1]
-    right = right_rows(predictions)
-    found = {"accuracy": mean_statistic(right), "macro_f1": f1_statistic(predicted, labels, classes=classes)}
-    if is_multilabel(predictions.problem_type):
-        found["micro_f1"] = f1_statistic(predicted, labels, classes=classes, average="micro")
-    found["log_loss"] = mean_statistic(row_log_loss(scores, labels))
-    found["brier"] = mean_statistic(row_brier(scores, labels))
-    return found
-
-
-def _tagging_statistics(predictions: Predictions) -> dict[str, Statistic]:
-    """Sentences are drawn, each with all its words and entities."""
-    counts = count_rows(predictions)
-    sums = summed_rows(np.concatenate([counts.hits, counts.predicted, counts.support], axis=1))
-    words = summed_rows(np.stack([counts.right_words, counts.words], axis=1))
-
-    def drawn(rows: np.ndarray) -> Counts:
-        return Counts(*np.split(sums(rows), 3, axis=1))
-
-    def macro(rows: np.ndarray) -> np.ndarray:
-        found = drawn(rows)
-        return found.macro(found.f1)
-
-    def accuracy(rows: np.ndarray) -> np.ndarray:
-        right, total = words(rows).T
-        return np.asarray(right / total)
-
-    found: dict[str, Statistic] = {"accuracy": accuracy, "macro_f1": macro}
-    return {"f1": lambda rows: drawn(rows).micro_f1(), **found} if predictions.problem_type == ENTITIES else found
-
-
-def _language_statistics(predictions: Predictions) -> dict[str, Statistic]:
-    """Texts are drawn, and each token of those drawn counts the same; a single text says nothing about other texts."""
-    summed, tokens = predictions.scores[:, 0], require_labels(predictions).astype(np.float64)
-    if len(tokens) < 2 or not tokens.any():
-        return {}
-
-    def loss(rows: np.ndarray) -> np.ndarray:
-        drawn = tokens[rows].sum(axis=1)
-        return np.asarray(np.divide(summed[rows].sum(axis=1), drawn, out=np.full(len(rows), np.nan), where=drawn > 0))
-
-    def perplexity(rows: np.ndarray) -> np.ndarray:
-        with np.errstate(over="ignore"):
-            return np.asarray(np.exp(loss(rows)))
-
-    return {"loss": loss, "perplexity": perplexity}
-
-
-def _regression_statistics(predicted: np.ndarray, labels: np.ndarray) -> dict[str, Statistic]:
-    squared = mean_statistic((predicted - labels) ** 2)
-    return {
-        "spearman": correlation_statistic(predicted, labels, ranks=True),
-        "pearson": correlation_statistic(predicted, labels, ranks=False),
-        "mse": squared,
-        "rmse": lambda rows: np.sqrt(squared(rows)),
-        "mae": mean_statistic(np.abs(predicted - labels)),
-    }
-
-
-def right_rows(predictions: Predictions) -> np.ndarray:
-    """Return which rows are right, bool [n]; for multi-label those whose whole set of labels is."""
-    same = decide(predictions) == require_labels(predictions)
-    return np.asarray(same.all(axis=1) if same.ndim == 2 else same)
-
-
 # --- exact tests ---------------------------------------------------------------------------------------------------
 
 
@@ -289,20 +195,3 @@ def _binomial_test(a_only: int, b_only: int) -> PairedTest:
     total = a_only + b_only
     p_value = min(1.0, 2 * float(bdtr(min(a_only, b_only), total, 0.5))) if total else 1.0
     return PairedTest(a_only, b_only, p_value)
-
-
-def paired_test_for(a: Predictions, b: Predictions) -> PairedTest:
-    """Return the exact test that fits the problem type: McNemar's on right rows, or the sign test on absolute
-    errors, on the texts' losses per token, or on the errors of each sentence.
-    """
-    labels = require_labels(a)
-    if is_language(a.problem_type):
-        has_tokens = labels > 0
-        return sign_test(text_losses(a)[has_tokens], text_losses(b)[has_tokens])
-    if is_answering(a.problem_type):
-        return exact_paired_test(row_scores(a)[0], row_scores(b)[0])
-    if is_tagging(a.problem_type):
-        return sign_test(row_errors(a), row_errors(b))
-    if is_regression(a.problem_type):
-        return sign_test(decide(a) - labels, decide(b) - labels)
-    return exact_paired_test(right_rows(a), right_rows(b))

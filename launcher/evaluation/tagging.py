@@ -132,12 +132,7 @@ def row_errors(predictions: Predictions) -> np.ndarray:
 def per_type(predictions: Predictions) -> list[dict[str, Any]]:
     """Return one record for each type of entity or tag: name, support, predicted, precision, recall, f1."""
     rows = count_rows(predictions)
-    counts = rows.total
-    return [
-        {"name": name, "support": int(counts.support[k]), "predicted": int(counts.predicted[k]),
-         "precision": float(counts.precision[k]), "recall": float(counts.recall[k]), "f1": float(counts.f1[k])}
-        for k, name in enumerate(rows.types)
-    ]  # fmt: skip
+    return rows.total.records(rows.types)
 
 
 def spans_in_words(predictions: Predictions, numbers: np.ndarray, row: int) -> list[dict[str, Any]]:
@@ -169,8 +164,3 @@ def differences_in_words(predictions: Predictions, row: int) -> tuple[str, str]:
 
 def _listed(items: Iterable[tuple[str, str]]) -> str:
     return ", ".join(f"{text} ({kind})" for text, kind in items)
-
-
-def is_tagging(problem_type: str) -> bool:
-    """Return whether each word of a text gets a tag."""
-    return problem_type in (ENTITIES, TAGS)

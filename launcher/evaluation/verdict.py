@@ -8,33 +8,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from launcher.evaluation.assessment import Evaluation
-from launcher.evaluation.metrics import greater_is_better
-
-METRIC_WORDS = {
-    "accuracy": "accuracy", "macro_f1": "macro F1", "micro_f1": "micro F1", "weighted_f1": "weighted F1", "f1": "F1",
-    "macro_precision": "macro precision", "micro_precision": "micro precision", "precision": "precision",
-    "macro_recall": "macro recall", "micro_recall": "micro recall", "recall": "recall", "mcc": "Matthews correlation",
-    "auroc": "AUROC", "log_loss": "log loss", "calibration_error": "calibration error", "brier": "Brier score",
-    "hamming_loss": "Hamming loss", "spearman": "Spearman correlation", "pearson": "Pearson correlation", "r2": "R²",
-    "mse": "mean squared error", "rmse": "root mean squared error", "mae": "mean absolute error", "loss": "loss",
-    "perplexity": "perplexity", "exact_match": "exact match",
-}  # fmt: skip
-"""How a metric is called in sentences and tables."""
-
-# Differences of these are said in points, that is hundredths.
-SHARES = {"accuracy", "macro_f1", "micro_f1", "weighted_f1", "f1", "exact_match"}
-
-_UNITS = {
-    "causal_lm": "text",
-    "entity_recognition": "sentence",
-    "token_classification": "sentence",
-    "question_answering": "question",
-}
-
-
-def unit_of(problem_type: str) -> str:
-    """Return what an evaluation's rows are called."""
-    return _UNITS.get(problem_type, "row")
+from launcher.evaluation.kinds import kind_of
+from launcher.evaluation.metric_names import METRICS, greater_is_better
 
 
 @dataclass(frozen=True)
@@ -82,7 +57,7 @@ def strongest_baseline(e: Evaluation, metric: str) -> dict[str, Any] | None:
 def _alone(e: Evaluation, metric: str) -> str:
     why = "no baseline was run" if not e.baselines else "no baseline has this metric"
     return (
-        f"The model reaches {METRIC_WORDS[metric]} {_value(e, metric)} on {_count(e)}; "
+        f"The model reaches {METRICS[metric].words} {_value(e, metric)} on {_count(e)}; "
         f"{why}, so whether a simpler model would do as well is not known.{_caution(e)}"
     )
 
@@ -92,7 +67,7 @@ def _against(e: Evaluation, metric: str, reference: dict[str, Any]) -> Verdict:
     difference = comparison["differences"][metric]
     state = _state(e, metric, comparison)
     evidence = (
-        f"{METRIC_WORDS[metric]} {_value(e, metric)} against {metric_text(metric, reference['metrics'][metric])}, "
+        f"{METRICS[metric].words} {_value(e, metric)} against {metric_text(metric, reference['metrics'][metric])}, "
         f"a difference of {_difference(metric, difference)} ({_certainty(e, comparison)})."
     )
     return Verdict(
@@ -133,18 +108,7 @@ def _state(e: Evaluation, metric: str, comparison: dict[str, Any]) -> Literal["b
 
 def _certainty(e: Evaluation, comparison: dict[str, Any]) -> str:
     test = comparison["test"]
-    if e.problem_type == "regression":
-        what = f"closer on {test['a_only']:,} rows, further off on {test['b_only']:,}; exact sign test"
-    elif e.problem_type == "causal_lm":
-        what = f"a lower loss on {test['a_only']:,} texts, a higher one on {test['b_only']:,}; exact sign test"
-    elif unit_of(e.problem_type) == "sentence":
-        what = f"fewer errors in {test['a_only']:,} sentences, more in {test['b_only']:,}; exact sign test"
-    elif e.problem_type == "question_answering":
-        what = "exact McNemar test on exact matches"
-    elif e.problem_type == "multi_label_classification":
-        what = "exact McNemar test on whole label sets"
-    else:
-        what = "exact McNemar test"
+    what = kind_of(e.problem_type).words.certainty.format(a=f"{test['a_only']:,}", b=f"{test['b_only']:,}")
     return f"{what}, {p_value(test['p_value'])}, {_count(e)}"
 
 
@@ -158,21 +122,21 @@ def _second(e: Evaluation, state: str, metric: str, comparison: dict[str, Any]) 
         gains = sorted((sign * d["low"], sign * d["high"]))
         if (state == "better" and gains[1] < 0) or (state == "worse" and gains[0] > 0):
             word = "worse" if state == "better" else "better"
-            return f" By {METRIC_WORDS[other]}, though, it is {word}: a difference of {_difference(other, d)}."
+            return f" By {METRICS[other].words}, though, it is {word}: a difference of {_difference(other, d)}."
     return ""
 
 
 def _caution(e: Evaluation) -> str:
     if e.split == "test":
         return ""
-    return f" These are {e.split} {unit_of(e.problem_type)}s, which helped to choose the model: the numbers are a little too good."
+    return f" These are {e.split} {kind_of(e.problem_type).words.unit}s, which helped to choose the model: the numbers are a little too good."
 
 
 # --- numbers in words ----------------------------------------------------------------------------------------------
 
 
 def _count(e: Evaluation) -> str:
-    return f"{e.rows:,} {e.split} {unit_of(e.problem_type)}{'' if e.rows == 1 else 's'}"
+    return f"{e.rows:,} {e.split} {kind_of(e.problem_type).words.unit}{'' if e.rows == 1 else 's'}"
 
 
 def _value(e: Evaluation, metric: str) -> str:
@@ -182,7 +146,7 @@ def _value(e: Evaluation, metric: str) -> str:
 
 
 def _difference(metric: str, d: Mapping[str, float]) -> str:
-    if metric in SHARES:
+    if METRICS[metric].in_points:
         interval = f" [{signed(100 * d['low'], 1)}, {signed(100 * d['high'], 1)}]" if "low" in d else ""
         return f"{signed(100 * d['estimate'], 1)} points{interval}"
     interval = f" [{metric_text(metric, d['low'])}, {metric_text(metric, d['high'])}]" if "low" in d else ""
@@ -203,7 +167,7 @@ def number(value: float) -> str:
 
 def metric_text(name: str, value: float) -> str:
     """Return a metric's value: three decimals, and significant digits for those that carry the labels' unit."""
-    return number(value) if name in ("mse", "rmse", "mae", "loss", "perplexity") else signed(value, 3)
+    return number(value) if METRICS[name].has_unit else signed(value, 3)
 
 
 def signed(value: float, decimals: int) -> str:

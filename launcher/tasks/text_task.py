@@ -144,7 +144,7 @@ class TextTask:
 
     def metrics(self, predictions: Predictions) -> dict[str, float]:
         """Return the metrics of predictions on labelled rows."""
-        from launcher.evaluation.metrics import metrics_for
+        from launcher.evaluation.kinds import metrics_for
 
         return metrics_for(predictions)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,21 +14,15 @@ from launcher.atomic import write_text
 from launcher.contracts import Predictions, Prepared
 from launcher.engine.predicting import predict_logits
 from launcher.errors import DataError, RunStateError
-from launcher.evaluation.answers import is_answering
 from launcher.evaluation.assessment import Evaluation
-from launcher.evaluation.language import text_losses, token_counts
-from launcher.evaluation.metrics import decide, is_language
+from launcher.evaluation.kinds import kind_of
 from launcher.evaluation.predictions_io import write_predictions
-from launcher.evaluation.tagging import ENTITIES, is_tagging, spans_in_words, tags_by_row
 from launcher.recipe.load import load_recipe
 from launcher.recipe.schema import Recipe
 from launcher.rundir import RunDir
 from launcher.workflows.evaluate import assess, final_split, save_evaluation
 from launcher.workflows.report import read_evaluation, write_report
 from launcher.workflows.verify import raise_if_it_differs
-
-# Beyond it, exp() is beyond any float.
-_LARGEST_EXPONENT = 709.0
 
 
 class FinishedModel:
@@ -103,59 +96,14 @@ def predict_file(finished: FinishedModel, source: str) -> Predictions:
 
 
 def prediction_rows(predictions: Predictions) -> list[dict[str, Any]]:
-    """Return a dict per row: text, prediction (a label, a list of labels, or a number), and scores by label; of a language
-    model text, tokens (that were predicted), loss (per token, nats) and perplexity; of tagged words text, words, prediction (a tag
-    for each word), of questions text, answer ("" for none) and score, and, where the tags are entities', entities: type, start, end (words, end exclusive), text.
-    """
-    if is_language(predictions.problem_type):
-        return _language_rows(predictions)
-    if is_tagging(predictions.problem_type):
-        return _tagged_rows(predictions)
-    if is_answering(predictions.problem_type):
-        rows_of = zip(predictions.texts, predictions.answers, predictions.scores, strict=True)
-        return [{"text": text, "answer": answer, "score": round(float(score), 6)} for text, answer, score in rows_of]
-    decided = decide(predictions)
-    rows = []
-    for i, text in enumerate(predictions.texts):
-        row: dict[str, Any] = {"text": text}
-        if predictions.problem_type == "regression":
-            row["prediction"] = float(predictions.scores[i, 0])
-        else:
-            names = predictions.label_names
-            several = predictions.problem_type == "multi_label_classification"
-            row["prediction"] = (
-                [n for n, on in zip(names, decided[i], strict=True) if on] if several else names[int(decided[i])]
-            )
-            row["scores"] = {n: round(float(s), 6) for n, s in zip(names, predictions.scores[i], strict=True)}
-        rows.append(row)
-    return rows
+    """Return a record for each row: text, and what its kind (``evaluation/kinds``) predicts."""
+    return kind_of(predictions).rows(predictions)
 
 
-def _language_rows(predictions: Predictions) -> list[dict[str, Any]]:
-    found = []
-    for text, tokens, loss in zip(predictions.texts, token_counts(predictions), text_losses(predictions), strict=True):
-        is_known = math.isfinite(loss)
-        found.append(
-            {
-                "text": text,
-                "tokens": int(tokens),
-                "loss": float(loss) if is_known else None,
-                "perplexity": math.exp(min(loss, _LARGEST_EXPONENT)) if is_known else None,
-            }
-        )
-    return found
-
-
-def _tagged_rows(predictions: Predictions) -> list[dict[str, Any]]:
-    tags = tags_by_row(predictions, decide(predictions))
-    rows: list[dict[str, Any]] = [
-        {"text": text, "words": list(words), "prediction": list(of_words)}
-        for text, words, of_words in zip(predictions.texts, predictions.words, tags, strict=True)
-    ]
-    if predictions.problem_type == ENTITIES:
-        for number, row in enumerate(rows):
-            row["entities"] = spans_in_words(predictions, decide(predictions), number)
-    return rows
+def prediction_lines(predictions: Predictions) -> Iterator[str]:
+    """Yield each row's prediction as a line of the terminal."""
+    kind = kind_of(predictions)
+    return map(kind.line, kind.rows(predictions))
 
 
 def write_rows(predictions: Predictions, path: Path) -> None:
@@ -165,32 +113,11 @@ def write_rows(predictions: Predictions, path: Path) -> None:
     elif path.suffix in (".jsonl", ".json"):
         write_text(path, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in prediction_rows(predictions)))
     elif path.suffix == ".csv":
-        write_text(path, _csv(prediction_rows(predictions)))
+        stream, kind = io.StringIO(), kind_of(predictions)
+        csv.writer(stream).writerows(kind.table(kind.rows(predictions)))
+        write_text(path, stream.getvalue())
     else:
         raise DataError(f"predictions cannot be written to {path}: its ending must be .jsonl, .csv or .parquet")
-
-
-def _words_and_tags(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    return zip(row["words"], row["prediction"], strict=True)
-
-
-def _csv(rows: list[dict[str, Any]]) -> str:
-    stream = io.StringIO()
-    writer = csv.writer(stream)
-    if rows and "words" in rows[0]:
-        writer.writerow(["text", "word", "prediction"])
-        writer.writerows((number + 1, *pair) for number, row in enumerate(rows) for pair in _words_and_tags(row))
-        return stream.getvalue()
-    if rows and ("perplexity" in rows[0] or "answer" in rows[0]):
-        writer.writerow(rows[0])
-        writer.writerows(row.values() for row in rows)
-        return stream.getvalue()
-    writer.writerow(["text", "prediction", "score"])
-    for row in rows:
-        prediction = row["prediction"]
-        shown = ",".join(prediction) if isinstance(prediction, list) else prediction
-        writer.writerow([row["text"], shown, max(row.get("scores", {"": ""}).values())])
-    return stream.getvalue()
 
 
 def _own_model(folder: Path) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from launcher.data import builtin_api_topics as api
 from launcher.data.builtin import BUILTIN_SOURCES, make_builtin
 from launcher.data.sources import load_splits
 from launcher.errors import DataError
-from launcher.recipe import schema
+from launcher.recipe import data_section
 from launcher.recipe.data_section import DataSection
 
 
@@ -26,7 +26,7 @@ def made():
 
 
 def test_the_schema_knows_the_same_names() -> None:
-    assert set(schema.BUILTIN_SOURCES) == set(BUILTIN_SOURCES)
+    assert set(data_section.BUILTIN_SOURCES) == set(BUILTIN_SOURCES)
 
 
 def test_sizes_and_balance(made) -> None:

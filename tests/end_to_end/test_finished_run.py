@@ -145,12 +145,11 @@ def test_the_model_loads_with_a_pipeline_and_agrees_with_predict(finished, predi
 
 
 def test_predict_agrees_with_the_runs_own_predictions(finished, predicted):
-    from launcher.evaluation.metrics import decide
     from launcher.evaluation.predictions_io import read_predictions
 
     own = read_predictions(finished.path / "evaluation/predictions.parquet")
     assert [row["text"] for row in predicted] == list(own.texts)
-    assert [row["prediction"] for row in predicted] == [own.label_names[int(k)] for k in decide(own)]
+    assert [row["prediction"] for row in predicted] == [own.label_names[int(k)] for k in own.scores.argmax(axis=1)]
 
 
 def test_predict_writes_csv_and_parquet_and_prints_json(finished, place, predicted, monkeypatch):

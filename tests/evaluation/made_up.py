@@ -10,7 +10,7 @@ import numpy as np
 from launcher.contracts import Predictions
 from launcher.evaluation.assessment import evaluate_predictions
 from launcher.evaluation.baselines import Baseline
-from launcher.evaluation.metrics import metrics_for
+from launcher.evaluation.kinds import metrics_for
 from launcher.evaluation.report import ReportFacts
 
 

@@ -15,9 +15,8 @@ from launcher.contracts import Predictions
 from launcher.evaluation.answers import ANSWERS, normalized, row_scores
 from launcher.evaluation.assessment import Evaluation, evaluate_predictions
 from launcher.evaluation.baselines import overlap_baseline
-from launcher.evaluation.metrics import metrics_for
+from launcher.evaluation.kinds import kind_of, metrics_for
 from launcher.evaluation.predictions_io import read_predictions, write_predictions
-from launcher.evaluation.statistics import statistics_for
 from launcher.evaluation.verdict import verdict_sentence
 
 WORDS = ["the", "a", "An", "red", "Red,", "house", "house.", "of", "7", "seven", "-", "É", "theatre", "(no)"]
@@ -76,7 +75,7 @@ def test_scores_are_those_of_the_official_rules(seed):
         f1.append(max(official_f1(one, answer) for one in gold))
     assert row_scores(found)[0].tolist() == exact and row_scores(found)[1].tolist() == pytest.approx(f1)
     assert metrics_for(found) == pytest.approx({"exact_match": np.mean(exact), "f1": np.mean(f1)})
-    for name, statistic in statistics_for(found).items():
+    for name, statistic in kind_of(found).statistics(found).items():
         assert statistic(np.arange(len(exact))[None])[0] == pytest.approx(metrics_for(found)[name])
 
 

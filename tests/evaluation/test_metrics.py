@@ -12,6 +12,8 @@ from sklearn import metrics as reference
 
 from launcher.errors import DataError, LauncherError
 from launcher.evaluation import metrics as m
+from launcher.evaluation.kinds import kind_of, metrics_for
+from launcher.evaluation.metric_names import METRICS, greater_is_better
 
 
 def averages(labels: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
@@ -30,7 +32,7 @@ def averages(labels: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
 def test_single_label_agrees_with_scikit_learn(classes: int, skill: float) -> None:
     p = single(300, [f"c{k}" for k in range(classes)], skill=skill)
     labels, predicted = p.labels, p.scores.argmax(axis=1)
-    found = m.metrics_for(p)
+    found = metrics_for(p)
     expected = averages(labels, predicted) | {
         "mcc": reference.matthews_corrcoef(labels, predicted),
         "log_loss": reference.log_loss(labels, p.scores, labels=range(classes)),
@@ -53,7 +55,7 @@ def test_single_label_agrees_with_scikit_learn(classes: int, skill: float) -> No
 def test_multi_label_agrees_with_scikit_learn() -> None:
     p = multi(skill=1.0)
     predicted = (p.scores > 0.5).astype(int)
-    found = m.metrics_for(p)
+    found = metrics_for(p)
     expected = averages(p.labels, predicted) | {
         "hamming_loss": reference.hamming_loss(p.labels, predicted),
         "auroc": reference.roc_auc_score(p.labels, p.scores, average="macro"),
@@ -74,7 +76,7 @@ def test_regression_agrees_with_scipy() -> None:
         "pearson": stats.pearsonr(p.labels, predicted)[0],
         "spearman": stats.spearmanr(p.labels, predicted)[0],
     }
-    assert m.metrics_for(p) == pytest.approx(expected, abs=1e-12)
+    assert metrics_for(p) == pytest.approx(expected, abs=1e-12)
 
 
 def test_ranks_of_ties_are_shared() -> None:
@@ -96,27 +98,27 @@ def test_calibration_error_by_hand() -> None:
 def test_a_class_without_rows_leaves_out_auroc_and_says_why() -> None:
     p = single(60, names=("a", "b", "c"))
     p = dataclasses.replace(p, labels=np.where(p.labels == 2, 0, p.labels))
-    assert "auroc" not in m.metrics_for(p)
-    assert "c" in m.omitted_metrics(p)["auroc"]
-    assert m.metrics_for(p)["macro_f1"] == pytest.approx(
+    assert "auroc" not in metrics_for(p)
+    assert "c" in kind_of(p).omitted(p, metrics_for(p))["auroc"]
+    assert metrics_for(p)["macro_f1"] == pytest.approx(
         reference.f1_score(p.labels, p.scores.argmax(axis=1), average="macro")
     )
-    assert m.omitted_metrics(single()) == {}
+    assert kind_of(single()).omitted(single(), metrics_for(single())) == {}
 
 
 def test_constant_predictions_have_no_correlation_and_no_nan() -> None:
     p = numbers(20)
     flat = dataclasses.replace(p, scores=np.full((20, 1), 2.5))
-    assert set(m.metrics_for(flat)) == {"mse", "rmse", "mae", "r2"}
-    assert set(m.omitted_metrics(flat)) == {"spearman", "pearson"}
+    assert set(metrics_for(flat)) == {"mse", "rmse", "mae", "r2"}
+    assert set(kind_of(flat).omitted(flat, metrics_for(flat))) == {"spearman", "pearson"}
     same = dataclasses.replace(p, labels=np.full(20, 1.0))
-    assert set(m.metrics_for(same)) == {"mse", "rmse", "mae"}
+    assert set(metrics_for(same)) == {"mse", "rmse", "mae"}
 
 
 def test_one_row_and_a_sure_mistake_give_finite_numbers() -> None:
     p = single(1, names=("a", "b"))
     sure = dataclasses.replace(p, scores=np.array([[1.0, 0.0]]), labels=np.array([1]))
-    assert all(np.isfinite(value) for value in m.metrics_for(sure).values())
+    assert all(np.isfinite(value) for value in metrics_for(sure).values())
 
 
 @pytest.mark.parametrize(
@@ -129,30 +131,30 @@ def test_one_row_and_a_sure_mistake_give_finite_numbers() -> None:
 )
 def test_what_cannot_be_evaluated_is_refused(change: dict, text: str) -> None:
     with pytest.raises(DataError, match=text):
-        m.metrics_for(dataclasses.replace(single(), **change))
+        metrics_for(dataclasses.replace(single(), **change))
 
 
 def test_per_class() -> None:
     p = single(names=("a", "b", "c"))
     predicted = p.scores.argmax(axis=1)
-    records = m.per_class(p)
+    records = kind_of(p).details(p)["per_class"]
     assert [r["name"] for r in records] == ["a", "b", "c"]
     assert [r["f1"] for r in records] == pytest.approx(reference.f1_score(p.labels, predicted, average=None).tolist())
     assert sum(r["support"] for r in records) == sum(r["predicted"] for r in records) == 200
-    assert m.per_class(numbers()) == []
+    assert "per_class" not in kind_of("regression").details(numbers())
 
 
 @pytest.mark.parametrize("p", [single(), single(names=("n", "y")), multi(), numbers()])
 def test_every_metric_says_which_way_is_better(p) -> None:  # type: ignore[no-untyped-def]
-    assert set(m.metrics_for(p)) <= set(m.HIGHER_IS_BETTER)
-    assert set(m.HEADLINE[p.problem_type]) <= set(m.metrics_for(p))
+    assert set(metrics_for(p)) <= set(METRICS)
+    assert set(kind_of(p).headline) <= set(metrics_for(p))
 
 
 def test_greater_is_better() -> None:
-    assert m.greater_is_better("eval_macro_f1")
-    assert not m.greater_is_better("loss")
+    assert greater_is_better("eval_macro_f1")
+    assert not greater_is_better("loss")
     with pytest.raises(LauncherError, match="did you mean 'macro_f1'"):
-        m.greater_is_better("macro_f")
+        greater_is_better("macro_f")
 
 
 def test_importing_metrics_is_cheap() -> None:

@@ -12,6 +12,7 @@ from made_up import multi, numbers, single
 from launcher.contracts import Predictions
 from launcher.errors import DataError
 from launcher.evaluation import predictions_io as io
+from launcher.evaluation.kinds.labels import TOP_LABELS
 
 
 def same(a: Predictions, b: Predictions) -> bool:
@@ -52,7 +53,7 @@ def test_many_labels_keep_the_best(tmp_path: Path) -> None:
     found = io.read_predictions(tmp_path / "p.parquet")
     assert np.array_equal(found.scores.argmax(axis=1), p.scores.argmax(axis=1))
     assert found.scores.sum(axis=1) == pytest.approx(1)
-    best = np.argsort(-p.scores, axis=1)[:, : io.TOP_LABELS]
+    best = np.argsort(-p.scores, axis=1)[:, :TOP_LABELS]
     assert np.array_equal(np.take_along_axis(found.scores, best, 1), np.take_along_axis(p.scores, best, 1))
 
 

@@ -8,14 +8,14 @@ from made_up import multi, numbers, single
 from scipy import stats
 
 from launcher.evaluation import statistics as s
-from launcher.evaluation.metrics import metrics_for
+from launcher.evaluation.kinds import kind_of, metrics_for
 
 
 @pytest.mark.parametrize("p", [single(), single(names=("n", "y")), multi(), numbers()])
 def test_statistics_agree_with_the_metrics(p) -> None:  # type: ignore[no-untyped-def]
     metrics, n = metrics_for(p), len(p.row_ids)
     everything = np.tile(np.arange(n), (2, 1))
-    for name, statistic in s.statistics_for(p).items():
+    for name, statistic in kind_of(p).statistics(p).items():
         assert statistic(everything) == pytest.approx([metrics[name]] * 2), name
 
 

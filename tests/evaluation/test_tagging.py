@@ -12,9 +12,8 @@ import seqeval.metrics
 from launcher.contracts import Predictions
 from launcher.evaluation.assessment import Evaluation, evaluate_predictions
 from launcher.evaluation.baselines import word_tag_baseline
-from launcher.evaluation.metrics import metrics_for, omitted_metrics
+from launcher.evaluation.kinds import kind_of, metrics_for
 from launcher.evaluation.predictions_io import read_predictions, write_predictions
-from launcher.evaluation.statistics import paired_test_for, statistics_for
 from launcher.evaluation.tagging import ENTITIES, TAGS, are_entity_tags, entities_of, row_errors, tags_by_row
 from launcher.evaluation.verdict import verdict_sentence
 
@@ -82,9 +81,9 @@ def test_which_tags_are_entities():
 def test_each_statistic_agrees_with_its_metric_on_all_sentences(kind):
     found = random_tags(SCHEMES["iob2"], kind=kind)
     metrics = metrics_for(found)
-    for name, statistic in statistics_for(found).items():
+    for name, statistic in kind_of(found).statistics(found).items():
         assert statistic(np.arange(60)[None])[0] == pytest.approx(metrics[name]), name
-    assert omitted_metrics(found) == {}
+    assert kind_of(found).omitted(found, metrics) == {}
 
 
 @pytest.mark.parametrize("kind", [ENTITIES, TAGS])
@@ -103,7 +102,7 @@ def test_an_evaluation_goes_to_json_and_back(kind):
         and "60 test sentences" in sentence
         and "points" in sentence
     )
-    assert paired_test_for(found, found).p_value == 1
+    assert kind_of(found).test(found, found).p_value == 1
     assert evaluation.mistakes[0]["errors"] >= evaluation.mistakes[-1]["errors"] > 0
     assert bool(evaluation.confusion) == (kind == TAGS)
 

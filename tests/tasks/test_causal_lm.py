@@ -16,8 +16,8 @@ import torch
 from launcher.contracts import Predictions
 from launcher.data.blocks import divide, make_blocks
 from launcher.errors import DataError, ModelError
+from launcher.evaluation.kinds import metrics_for
 from launcher.evaluation.language import unigram_losses
-from launcher.evaluation.metrics import metrics_for
 from launcher.recipe.schema import Recipe
 from launcher.tasks.causal_lm import IGNORED, CausalLM, Collator, next_tokens, predicted_tokens
 
@@ -472,8 +472,14 @@ def test_a_frozen_prefix_may_be_cached(tokenizer: Path, texts: Path, tmp_path: P
 @pytest.mark.timeout(900)
 def test_a_run_on_two_ranks_and_what_follows(tokenizer: Path, texts: Path, tmp_path: Path) -> None:
     """Ranks with other numbers of tokens each have the losses of one process; then the finished model is used."""
-    from launcher.cli.models import _prediction_line
-    from launcher.workflows.inference import FinishedModel, evaluate_run, predict_file, prediction_rows, write_rows
+    from launcher.workflows.inference import (
+        FinishedModel,
+        evaluate_run,
+        predict_file,
+        prediction_lines,
+        prediction_rows,
+        write_rows,
+    )
 
     changes: dict[str, Any] = {"training": {"learning_rate": 1e-2}, "model": from_numbers(tokenizer)}
     alone = in_process.prepare(tokenizer, texts, tmp_path / "alone", task="causal-lm", **changes)
@@ -490,9 +496,10 @@ def test_a_run_on_two_ranks_and_what_follows(tokenizer: Path, texts: Path, tmp_p
     before = json.loads((run / "evaluation" / "metrics.json").read_text())
     assert before["split"] == "test" and before["rows"] == 11 and before["baselines"][0]["name"] == "unigram"
     finished = FinishedModel(run)
-    first, second = prediction_rows(finished.predict_texts(["the apple is new", "zz"]))
+    read = finished.predict_texts(["the apple is new", "zz"])
+    first, second = prediction_rows(read)
     assert first["perplexity"] == pytest.approx(math.exp(first["loss"])) and first["tokens"] == 5 and second["loss"]
-    assert "perplexity" in _prediction_line(first)
+    assert "perplexity" in next(prediction_lines(read))
     predictions = predict_file(finished, str(texts / "test.txt"))
     assert metrics_for(predictions)["loss"] == pytest.approx(before["metrics"]["loss"], rel=1e-5)
     write_rows(predictions, tmp_path / "out.csv")

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from launcher.data.windows import NOWHERE, best_spans, make_windows
 from launcher.errors import DataError
-from launcher.evaluation.metrics import metrics_for
+from launcher.evaluation.kinds import metrics_for
 from launcher.recipe.schema import Recipe
 from launcher.recipe.task_checks import METRICS
 from launcher.tasks.question_answering import QuestionAnswering
@@ -225,8 +225,14 @@ def learn(place: Path, name: str, model: Path | str, data: Path | str, /, **chan
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_two_ranks_have_the_losses_of_one_and_the_model_is_used(bert, data, tmp_path):
-    from launcher.cli.models import _prediction_line
-    from launcher.workflows.inference import FinishedModel, evaluate_run, predict_file, prediction_rows, write_rows
+    from launcher.workflows.inference import (
+        FinishedModel,
+        evaluate_run,
+        predict_file,
+        prediction_lines,
+        prediction_rows,
+        write_rows,
+    )
 
     changes: dict[str, Any] = {
         "training": {"learning_rate": 5e-3, "num_train_epochs": 4, "per_device_train_batch_size": 2}
@@ -238,9 +244,10 @@ def test_two_ranks_have_the_losses_of_one_and_the_model_is_used(bert, data, tmp_
     assert found["headline"] == ["f1", "exact_match"] and found["baselines"][0]["name"] == "overlap"
     assert found["rows"] == 30 and "word-overlap" in (two / "report.html").read_text()
     finished = FinishedModel(two)
-    row = prediction_rows(finished.predict_texts(["near the fruit"], ["the very old plum is far"]))[0]
+    answered = finished.predict_texts(["near the fruit"], ["the very old plum is far"])
+    row = prediction_rows(answered)[0]
     assert row["answer"] == "" or row["answer"] in "the very old plum is far"
-    assert "\t" in _prediction_line(row)
+    assert "\t" in next(prediction_lines(answered))
     with pytest.raises(DataError, match="give it with --pair"):
         finished.predict_texts(["near the fruit"])
     predictions = predict_file(finished, str(data / "test.json"))

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from launcher.data.words import make_word_rows
 from launcher.errors import DataError
-from launcher.evaluation.metrics import metrics_for
+from launcher.evaluation.kinds import metrics_for
 from launcher.recipe.schema import Recipe
 from launcher.recipe.task_checks import METRICS
 from launcher.tasks.text_task import IGNORED
@@ -198,8 +198,14 @@ def learn(place: Path, name: str, model: Path | str, data: Path | str, /, **chan
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_two_ranks_have_the_losses_of_one_and_the_model_is_used(bert, data, tmp_path):
-    from launcher.cli.models import _prediction_line
-    from launcher.workflows.inference import FinishedModel, evaluate_run, predict_file, prediction_rows, write_rows
+    from launcher.workflows.inference import (
+        FinishedModel,
+        evaluate_run,
+        predict_file,
+        prediction_lines,
+        prediction_rows,
+        write_rows,
+    )
 
     changes: dict[str, Any] = {
         "training": {"learning_rate": 5e-3, "num_train_epochs": 4, "per_device_train_batch_size": 2}
@@ -211,9 +217,10 @@ def test_two_ranks_have_the_losses_of_one_and_the_model_is_used(bert, data, tmp_
     assert found["headline"] == ["f1", "accuracy"] and found["baselines"][0]["name"] == "word_tag"
     assert "Sentences with the most errors" in (two / "report.html").read_text() or found["metrics"]["f1"] == 1
     finished = FinishedModel(two)
-    row = prediction_rows(finished.predict_texts(["The apple, near far."]))[0]
+    tagged = finished.predict_texts(["The apple, near far."])
+    row = prediction_rows(tagged)[0]
     assert row["words"] == ["The", "apple", ",", "near", "far", "."] and len(row["prediction"]) == 6
-    assert "\t" in _prediction_line(row)
+    assert "\t" in next(prediction_lines(tagged))
     predictions = predict_file(finished, str(data / "test.conll"))
     for ending in ("csv", "jsonl", "parquet"):
         write_rows(predictions, tmp_path / f"out.{ending}")

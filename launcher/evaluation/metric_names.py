@@ -1,0 +1,66 @@
+"""The metrics by name: how each is called, whether more of it is better, and how its values and differences are written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from launcher.errors import LauncherError
+from launcher.registry import suggest
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One metric, as people read it."""
+
+    words: str
+    """How it is called in sentences and tables."""
+    higher_is_better: bool = True
+    in_points: bool = False
+    """Whether differences of it are said in points, that is hundredths."""
+    has_unit: bool = False
+    """Whether it is written with significant digits, as a quantity with a unit is, instead of three decimals."""
+
+
+METRICS: dict[str, Metric] = {
+    "accuracy": Metric("accuracy", in_points=True),
+    "macro_f1": Metric("macro F1", in_points=True),
+    "micro_f1": Metric("micro F1", in_points=True),
+    "weighted_f1": Metric("weighted F1", in_points=True),
+    "f1": Metric("F1", in_points=True),
+    "exact_match": Metric("exact match", in_points=True),
+    "macro_precision": Metric("macro precision"),
+    "micro_precision": Metric("micro precision"),
+    "precision": Metric("precision"),
+    "macro_recall": Metric("macro recall"),
+    "micro_recall": Metric("micro recall"),
+    "recall": Metric("recall"),
+    "mcc": Metric("Matthews correlation"),
+    "auroc": Metric("AUROC"),
+    "log_loss": Metric("log loss", higher_is_better=False),
+    "calibration_error": Metric("calibration error", higher_is_better=False),
+    "brier": Metric("Brier score", higher_is_better=False),
+    "hamming_loss": Metric("Hamming loss", higher_is_better=False),
+    "spearman": Metric("Spearman correlation"),
+    "pearson": Metric("Pearson correlation"),
+    "r2": Metric("R²"),
+    "mse": Metric("mean squared error", higher_is_better=False, has_unit=True),
+    "rmse": Metric("root mean squared error", higher_is_better=False, has_unit=True),
+    "mae": Metric("mean absolute error", higher_is_better=False, has_unit=True),
+    "loss": Metric("loss", higher_is_better=False, has_unit=True),
+    "perplexity": Metric("perplexity", higher_is_better=False, has_unit=True),
+}
+"""Every metric, in the order of tables; ``loss`` is the training objective, for causal-lm per token."""
+
+
+def greater_is_better(name: str) -> bool:
+    """Return whether more of the metric ``name`` is better; a leading ``eval_`` is allowed.
+
+    Raises:
+        LauncherError: no such metric; the text names a near one.
+    """
+    plain = name.removeprefix("eval_")
+    if plain in METRICS:
+        return METRICS[plain].higher_is_better
+    near = suggest(plain, METRICS)
+    hint = f"did you mean {near!r}?" if near else f"known are {', '.join(METRICS)}"
+    raise LauncherError(f"{name!r} is not a metric; {hint}")
