@@ -64,7 +64,7 @@ def train_adalora(
     run_steps(model, task, prepared, recipe, plan, head_rate=head_rate, say=say)
     say("adapter: trained")
     with autocast(plan):
-        logits, _ = predict_logits(model, prepared.test, task.collator(training=True), batch_size=64, device="cpu")
+        logits, _ = predict_logits(model, prepared.test, task.collator(), batch_size=64, device="cpu")
     return {
         "predictions": task.predictions(logits, prepared.test, prepared),
         "trainable": sum(tensor.numel() for tensor in model.parameters() if tensor.requires_grad),
