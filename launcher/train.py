@@ -22,6 +22,7 @@ from launcher.engine.tracking import Tracker
 from launcher.errors import Interrupted, RunStateError
 from launcher.launching.locks import hold_rank
 from launcher.rundir import RunDir
+from launcher.workflows.data_bar import data_bar
 from launcher.workflows.rank import (
     Place,
     Session,
@@ -136,7 +137,8 @@ def _prepare_once(session: Session, task: Any) -> Prepared:
     note = session.run.prepared(session.attempt)
     if session.rank == 0:
         session.heartbeat.beat("preparing data", may_be_silent=True)
-        folder, prepared = task.prepare_data()
+        with data_bar(session.terminal, also=session.stop.raise_if_set):
+            folder, prepared = task.prepare_data()
         write_json(note, {"folder": str(folder)})
         result: Prepared = prepared
         return result

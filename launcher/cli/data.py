@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -45,9 +46,11 @@ def data(
     The data are prepared for it, as `launcher prepare` does.
     """
     loaded = load_checked(recipe, overrides, quiet=as_json)
+    from launcher.workflows.data_bar import data_bar
     from launcher.workflows.data_view import view_data
 
-    found = view_data(loaded.recipe, base_folder=Path.cwd(), split=split, rows=rows)
+    with data_bar(None if as_json else sys.stderr):
+        found = view_data(loaded.recipe, base_folder=Path.cwd(), split=split, rows=rows)
     if as_json:
         print_json(found.to_json())
     else:
@@ -65,9 +68,11 @@ def prepare(recipe: RecipeName, overrides: Overrides = None, as_json: Json = Fal
     """
     loaded = load_checked(recipe, overrides, quiet=as_json)
     from launcher import registry
+    from launcher.workflows.data_bar import data_bar
 
     task = registry.load(registry.TASKS, loaded.recipe.task.type)(loaded.recipe, base_folder=Path.cwd())
-    folder, prepared = task.prepare_data()
+    with data_bar(None if as_json else sys.stderr):
+        folder, prepared = task.prepare_data()
     facts = prepared.facts
     if as_json:
         print_json(

@@ -6,6 +6,8 @@ import functools
 import hashlib
 import json
 import os
+import platform
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +16,12 @@ from typing import Any
 import numpy as np
 
 from launcher.atomic import make_folder, write_json
+from launcher.data.pieces import read_split
+from launcher.data.telling import tell
+from launcher.launching.locks import Lock, take_file
+
+FACTS = "facts.json"
+_LOOK_SECONDS = 0.2
 
 
 def cache_folder(chosen: str | None = None) -> Path:
@@ -39,38 +47,47 @@ def code_fingerprint() -> str:
     return digest.hexdigest()
 
 
-def prepared_folder(
-    root: Path, key: str, make: Callable[[], tuple[Mapping[str, Any], Mapping[str, Any]]]
-) -> tuple[Path, bool]:
+def prepared_folder(root: Path, key: str, make: Callable[[Path], Mapping[str, Any]]) -> tuple[Path, bool]:
     """Return the folder of ``key`` below ``root``, made by ``make`` where it is missing, and whether it was found.
 
-    ``make`` returns the data sets by split, and plain facts. Two makers at the same time both work; the one who is
-    later finds the folder taken and keeps the first.
+    ``make`` writes a file SPLIT.arrow for each split into the folder that it is given, and returns plain facts. Where another
+    process of this machine makes the same folder, it is waited for. One on another machine is not: both make it then, and the
+    first is kept.
     """
     folder = root / "prepared" / key[:32]
-    if (folder / "facts.json").is_file():
+    if (folder / FACTS).is_file():
         return folder, True
-    splits, facts = make()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = _our_turn(folder.parent / f".{folder.name}.lock")
+    try:
+        if (folder / FACTS).is_file():
+            return folder, True
+        make_folder(folder, lambda target: write_json(target / FACTS, dict(make(target))))
+        return folder, False
+    finally:
+        if lock is not None:
+            # Whoever has it open and takes it now finds the folder, or makes it while another may: the first is kept.
+            lock.path.unlink(missing_ok=True)
+            lock.release()
 
-    def fill(target: Path) -> None:
-        from datasets import disable_progress_bars
 
-        disable_progress_bars()
-        for name, rows in splits.items():
-            rows.save_to_disk(str(target / name))
-        write_json(target / "facts.json", dict(facts))
-
-    make_folder(folder, fill)
-    return folder, False
+def _our_turn(path: Path) -> Lock | None:
+    """Wait while a process of this machine holds a lock file; return the lock, or None where one on another machine holds it."""
+    waiting = False
+    while True:
+        lock, holder = take_file(path)
+        if lock is not None or holder.get("host", platform.node()) != platform.node():
+            return lock
+        if not waiting:
+            tell(f"waiting for process {holder.get('pid', '')}, which prepares the same data", 0, 0)
+        waiting = True
+        time.sleep(_LOOK_SECONDS)
 
 
 def load_prepared(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return (split -> datasets.Dataset, memory-mapped; facts) of a prepared folder."""
-    from datasets import Dataset
-
-    facts = json.loads((folder / "facts.json").read_text())
-    names = [path.parent.name for path in sorted(folder.glob("*/dataset_info.json"))]
-    return {name: Dataset.load_from_disk(str(folder / name)) for name in names}, facts
+    facts = json.loads((folder / FACTS).read_text())
+    return {path.stem: read_split(path) for path in sorted(folder.glob("*.arrow"))}, facts
 
 
 @dataclass(frozen=True)

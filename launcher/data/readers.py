@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from launcher.data.columns import Column, packed
 from launcher.data.readers_conll import read_conll, read_conllu
 from launcher.data.readers_csv import read_delimited
 from launcher.data.readers_squad import squad_columns
-from launcher.data.readers_text import DecodedText, read_text
+from launcher.data.readers_text import DecodedText, lines_of, read_text
+from launcher.data.telling import tell
 from launcher.errors import DataError
 
 if TYPE_CHECKING:
@@ -33,6 +36,7 @@ FORMATS = {
     ".iob2": "conll",
     ".conllu": "conllu",
 }
+_BATCH_ROWS = 4096
 _TEXT_FORMATS = ("csv", "tsv", "json", "jsonl", "labelled-text", "text", "paragraphs", "conll", "conllu")
 
 
@@ -82,17 +86,17 @@ class Table(Protocol):
         """Names of the classes of a column, where the source declares them."""
         ...
 
-    def column(self, name: str) -> list[Any]:
+    def column(self, name: str) -> Column:
         """Return the values of a column, in order."""
         ...
 
 
 @dataclass(frozen=True)
 class ColumnsTable:
-    """A table held as lists."""
+    """A table held as columns."""
 
     places: Places
-    columns: dict[str, list[Any]]
+    columns: Mapping[str, Sequence[Any]]
     facts: dict[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     class_names: dict[str, tuple[str, ...]] = field(default_factory=dict)
@@ -107,16 +111,16 @@ class ColumnsTable:
         """Number of rows."""
         return len(next(iter(self.columns.values()), []))
 
-    def column(self, name: str) -> list[Any]:
+    def column(self, name: str) -> Column:
         """Return the values of a column, in order."""
-        return self.columns[name]
+        return Column.of(self.columns[name])
 
 
 @dataclass(frozen=True)
 class _Read:
     """What a reader makes of a file's text."""
 
-    columns: dict[str, list[Any]]
+    columns: Mapping[str, Sequence[Any]]
     lines: Sequence[int] | None = None
     facts: dict[str, Any] = field(default_factory=dict)
 
@@ -146,11 +150,18 @@ class ArrowTable:
         found = {name: _names_of(feature) for name, feature in self.dataset.features.items()}
         return {name: names for name, names in found.items() if names}
 
-    def column(self, name: str) -> list[Any]:
+    def column(self, name: str) -> Column:
         """Return the values of a column, in order; class numbers as names."""
-        values = list(self.dataset[name][:])
         names = self.class_names.get(name)
-        return values if names is None else [_class_name(value, names=names) for value in values]
+        if names is None and _is_plain(self.dataset.features[name]):
+            return Column(self.dataset.select_columns([name]).with_format("arrow")[:].column(name).chunks)
+        values = (value for batch in self.dataset.select_columns([name]).iter(_BATCH_ROWS) for value in batch[name])
+        return Column.of(values if names is None else (_class_name(value, names=names) for value in values))
+
+
+def _is_plain(feature: Any) -> bool:
+    """Whether values of a feature are those of their Arrow array as they stand."""
+    return getattr(feature, "dtype", None) in ("string", "large_string", "int32", "int64", "float64")
 
 
 def _names_of(feature: Any) -> tuple[str, ...]:
@@ -246,34 +257,50 @@ def _read_json(text: str, path: Path, spec: SourceSpec) -> _Read:
     if not isinstance(rows, list):
         held = f"the keys {', '.join(map(repr, value))}" if isinstance(value, dict) else type(value).__name__
         raise DataError(f'{path}: needs a list of objects, or {{"data": [...]}}; it holds {held}')
-    return _Read(_columns_of(rows, places=[f"{path}, row {n}" for n in range(1, len(rows) + 1)]))
+    return _Read(_columns_of(iter(rows), total=len(rows), place=lambda row: f"{path}, row {row + 1}"))
 
 
 def _read_jsonl(text: str, path: Path, spec: SourceSpec) -> _Read:
-    rows, lines = [], []
-    # str.splitlines also cuts at U+2028 and U+0085, which JSON allows inside text.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise DataError(_broken_json(path, line=number, column=error.colno, fault=error.msg)) from None
-        lines.append(number)
-    return _Read(_columns_of(rows, places=[f"{path}:{number}" for number in lines]), lines)
+    # A line is packed away before the next ones are parsed: as objects, rows take many times their size.
+    lines = Column.of(number for number, line in lines_of(text) if line.strip())
+    objects = (_parsed(line, path=path, number=number) for number, line in lines_of(text) if line.strip())
+    return _Read(_columns_of(objects, total=len(lines), place=lambda row: f"{path}:{lines[row]}"), lines)
+
+
+def _parsed(line: str, *, path: Path, number: int) -> Any:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError as error:
+        raise DataError(_broken_json(path, line=number, column=error.colno, fault=error.msg)) from None
 
 
 def _broken_json(path: Path, *, line: int, column: int, fault: str) -> str:
     return f"{path}:{line}:{column}: broken JSON ({fault}); mend this line, or set `format` if the file is not JSON"
 
 
-def _columns_of(rows: list[Any], *, places: list[str]) -> dict[str, list[Any]]:
+def _columns_of(rows: Iterator[Any], *, total: int, place: Callable[[int], str]) -> dict[str, Column]:
     """Turn objects into columns; a key that a row lacks is None there."""
-    for row, place in zip(rows, places, strict=True):
-        if not isinstance(row, dict):
-            raise DataError(f'{place}: is {type(row).__name__}, not an object such as {{"text": ..., "label": ...}}')
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    return {name: [row.get(name) for row in rows] for name in names}
+    chunks: dict[str, list[Any]] = {}
+    read, odd = 0, ""
+    for batch in iter(lambda: list(itertools.islice(rows, _BATCH_ROWS)), []):
+        # A broken line, even a later one, is told first.
+        odd = odd or next(
+            (_no_object(row, place(read + n)) for n, row in enumerate(batch) if type(row) is not dict), ""
+        )
+        for name in dict.fromkeys(name for row in batch if not odd for name in row):
+            missing = [[None] * read] if read and name not in chunks else []
+            chunks.setdefault(name, []).extend(missing)
+        for name, found in chunks.items():
+            found.append([] if odd else packed([row.get(name) for row in batch]))
+        read += len(batch)
+        tell("reading rows", read, total)
+    if odd:
+        raise DataError(odd)
+    return {name: Column(found) for name, found in chunks.items()}
+
+
+def _no_object(row: Any, place: str) -> str:
+    return f'{place}: is {type(row).__name__}, not an object such as {{"text": ..., "label": ...}}'
 
 
 def _read_labelled(text: str, path: Path, spec: SourceSpec) -> _Read:
@@ -296,8 +323,8 @@ def _read_labelled(text: str, path: Path, spec: SourceSpec) -> _Read:
 
 def _read_lines(text: str, path: Path, spec: SourceSpec) -> _Read:
     """Each line that is not blank is a row."""
-    numbered = [(n, line.removesuffix("\r")) for n, line in enumerate(text.split("\n"), start=1) if line.strip()]
-    return _Read({"text": [line for _, line in numbered]}, [number for number, _ in numbered])
+    texts = Column.of(line.removesuffix("\r") for _, line in lines_of(text) if line.strip())
+    return _Read({"text": texts}, Column.of(number for number, line in lines_of(text) if line.strip()))
 
 
 def _read_paragraphs(text: str, path: Path, spec: SourceSpec) -> _Read:

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
+from typing import Any
 
+from launcher.data.columns import Column, packed
+from launcher.data.readers_text import lines_of
+from launcher.data.telling import tell
 from launcher.errors import DataError
 
 _DELIMITERS = (",", ";", "\t", "|")
 _NAMES = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
 _LOOK_AT = 200
+_BATCH_ROWS = 4096
+_BLOCK = 1 << 20
 # The module's own limit of 131,072 characters is below a long document.
 _LONGEST_FIELD = 2**31 - 1
 _QUOTED_FIELD = re.compile(r'(?:^|(?<=[\t\n]))"(?:[^"]|"")*"(?=\t|\r?\n|\r?$)')
@@ -25,8 +31,8 @@ _OPENING_QUOTE = re.compile(r'(?:^|(?<=[\t\n]))"')
 class DelimitedText:
     """Columns of text by name, the first line of every row (from 1), and how the file was read."""
 
-    columns: dict[str, list[str]]
-    lines: list[int]
+    columns: dict[str, Column]
+    lines: Column
     delimiter: str
     quoted: bool
 
@@ -54,15 +60,24 @@ def read_delimited(
 def _collect(
     records: Iterator[tuple[int, list[str]]], *, names: list[str], path: Path, delimiter: str, quoted: bool
 ) -> DelimitedText:
-    lines: list[int] = []
-    rows: list[list[str]] = []
+    lines: list[Any] = []
+    chunks: list[list[Any]] = [[] for _ in names]
+    fitting = _fitting(records, names=names, path=path, delimiter=delimiter)
+    for batch in iter(lambda: list(itertools.islice(fitting, _BATCH_ROWS)), []):
+        lines.append(packed([line for line, _ in batch]))
+        for found, values in zip(chunks, zip(*(fields for _, fields in batch), strict=True), strict=True):
+            found.append(packed(list(values)))
+    columns = dict(zip(names, map(Column, chunks), strict=True))
+    return DelimitedText(columns, Column(lines), delimiter, quoted)
+
+
+def _fitting(
+    records: Iterator[tuple[int, list[str]]], *, names: list[str], path: Path, delimiter: str
+) -> Iterator[tuple[int, list[str]]]:
     for line, fields in records:
         if len(fields) != len(names):
             raise DataError(_ragged(line, fields=fields, names=names, path=path, delimiter=delimiter))
-        lines.append(line)
-        rows.append(fields)
-    columns = [list(column) for column in zip(*rows, strict=True)] if rows else [[] for _ in names]
-    return DelimitedText(dict(zip(names, columns, strict=True)), lines, delimiter, quoted)
+        yield line, fields
 
 
 def _ragged(line: int, *, fields: list[str], names: list[str], path: Path, delimiter: str) -> str:
@@ -77,10 +92,10 @@ def _ragged(line: int, *, fields: list[str], names: list[str], path: Path, delim
 def _records(text: str, *, path: Path, delimiter: str, quoted: bool) -> Iterator[tuple[int, list[str]]]:
     """Yield (first line, fields) of every record that is not an empty line."""
     if not quoted:
-        lines = (line.removesuffix("\r") for line in text.split("\n"))
-        yield from ((number, line.split(delimiter)) for number, line in enumerate(lines, start=1) if line.strip())
+        lines = ((number, line.removesuffix("\r")) for number, line in lines_of(text))
+        yield from ((number, line.split(delimiter)) for number, line in lines if line.strip())
         return
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    reader = csv.reader(_csv_lines(text), delimiter=delimiter, strict=True)
     start = 1
     try:
         for fields in reader:
@@ -93,6 +108,16 @@ def _records(text: str, *, path: Path, delimiter: str, quoted: bool) -> Iterator
             f"{path}:{start}: {_quote_fault(error)} in the row that begins on this line; write a quotation mark "
             f'inside a quoted field twice (""){remedy}'
         ) from None
+
+
+def _csv_lines(text: str) -> Iterator[str]:
+    """Yield lines with their ends as a file does. All of the text in one StringIO would take four bytes for each character."""
+    start = 0
+    while start < len(text):
+        end = text.find("\n", start + _BLOCK) + 1 or len(text)
+        yield from io.StringIO(text[start:end], newline="")
+        start = end
+        tell("reading rows", start, len(text))
 
 
 def _quote_fault(error: csv.Error) -> str:
@@ -136,7 +161,8 @@ def _find_delimiter(text: str, *, path: Path, header: list[str] | None) -> str:
 def _fit(text: str, *, path: Path, delimiter: str, header: list[str] | None) -> tuple[float, int] | None:
     """Return (share of the first rows with as many fields as the first line, fields), or None for a single column."""
     try:
-        widths = [len(f) for _, f in islice(_records(text, path=path, delimiter=delimiter, quoted=True), _LOOK_AT)]
+        records = _records(text, path=path, delimiter=delimiter, quoted=True)
+        widths = [len(fields) for _, fields in itertools.islice(records, _LOOK_AT)]
     except DataError:
         # A faulty quote further down must not decide the delimiter: count in the header alone.
         widths = [text.split("\n", 1)[0].count(delimiter) + 1]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import codecs
 import gzip
+import itertools
 import re
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,6 +54,21 @@ def read_text(path: Path, *, encoding: str | None = None) -> DecodedText:
         return DecodedText(data.decode("utf-8"), "utf-8", guessed=False)
     except UnicodeDecodeError as error:
         return _decode_by_detection(data, path=path, error=error)
+
+
+def lines_of(text: str) -> Iterator[tuple[int, str]]:
+    """Yield (number from 1, line without its line feed), one at a time: a list of them takes as much as the text once more.
+
+    str.splitlines also cuts at U+2028 and U+0085, which JSON allows inside text.
+    """
+    start = 0
+    for number in itertools.count(1):
+        end = text.find("\n", start)
+        if end < 0:
+            yield number, text[start:]
+            return
+        yield number, text[start:end]
+        start = end + 1
 
 
 def _read_bytes(path: Path) -> bytes:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from launcher.data.columns import Column
 from launcher.data.readers import Places, Table
 from launcher.errors import DataError
 from launcher.registry import suggest
@@ -153,17 +154,16 @@ def _flow(given: list[str]) -> str:
 # --- values --------------------------------------------------------------------------------------------------------
 
 
-def text_values(table: Table, *, columns: list[str], rows: Sequence[int], join: str, ours: str) -> list[str]:
+def text_values(table: Table, *, columns: list[str], rows: Sequence[int], join: str, ours: str) -> Column:
     """Return the texts of ``rows``, several columns joined. Raises DataError naming the first row that is not text."""
     parts = []
     for column in columns:
-        values = table.column(column)
-        picked = [values[row] for row in rows]
-        for row, value in zip(rows, picked, strict=True):
+        picked = table.column(column).take(rows)
+        for row, value in () if picked.is_text else zip(rows, picked, strict=True):
             if not isinstance(value, str):
                 raise DataError(_not_text(value, column=column, ours=ours, place=table.places(row)))
         parts.append(picked)
-    return parts[0] if len(parts) == 1 else [join.join(row) for row in zip(*parts, strict=True)]
+    return parts[0] if len(parts) == 1 else Column.of(join.join(row) for row in zip(*parts, strict=True))
 
 
 def _not_text(value: Any, *, column: str, ours: str, place: str) -> str:
@@ -174,20 +174,19 @@ def _not_text(value: Any, *, column: str, ours: str, place: str) -> str:
     )
 
 
-def token_values(table: Table, *, column: str, rows: Sequence[int]) -> list[list[str]]:
+def token_values(table: Table, *, column: str, rows: Sequence[int]) -> Column:
     """Return the words of ``rows``. Raises DataError naming the first row that is not a list of words, or an empty one."""
-    values = table.column(column)
-    for row in rows:
-        value = values[row]
+    values = table.column(column).take(rows)
+    for row, value in zip(rows, values, strict=True):
         if not isinstance(value, list) or not value or not all(isinstance(word, str) for word in value):
             raise DataError(
                 f"{table.places(row)}: column {column!r} (tokens) holds {value!r}, which is no list of words; mend or remove the "
                 "row, or name another column under data.columns"
             )
-    return [list(values[row]) for row in rows]
+    return values
 
 
-def check_tags(table: Table, *, tokens: list[list[str]], tags: list[Any], rows: Sequence[int]) -> None:
+def check_tags(table: Table, *, tokens: Sequence[list[str]], tags: Sequence[Any], rows: Sequence[int]) -> None:
     """Raise DataError naming the first row that does not have a tag for each word; a row without any may be one to predict."""
     for row, words, given in zip(rows, tokens, tags, strict=True):
         if given is not None and (not isinstance(given, list) or len(given) != len(words)):
@@ -198,17 +197,16 @@ def check_tags(table: Table, *, tokens: list[list[str]], tags: list[Any], rows: 
             )
 
 
-def answer_values(
-    table: Table, *, column: str, rows: Sequence[int], contexts: Sequence[str]
-) -> list[dict[str, list[Any]] | None]:
+def answer_values(table: Table, *, column: str, rows: Sequence[int], contexts: Sequence[str]) -> Column:
     """Return the answers of ``rows`` as {text: [...], answer_start: [...]}, empty lists where a question has none; None: unknown.
 
     Raises DataError naming the first row whose answer does not stand in its context where it says so.
     """
-    values = table.column(column)
-    return [
-        _answers(values[row], context, table.places(row), column) for row, context in zip(rows, contexts, strict=True)
-    ]
+    values = table.column(column).take(rows)
+    return Column.of(
+        _answers(value, context, table.places(row), column)
+        for row, value, context in zip(rows, values, contexts, strict=True)
+    )
 
 
 def _answers(value: Any, context: str, place: str, column: str) -> dict[str, list[Any]] | None:
@@ -245,16 +243,18 @@ def _is_place(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
-def id_values(table: Table, *, column: str, rows: Sequence[int]) -> list[str]:
+def id_values(table: Table, *, column: str, rows: Sequence[int]) -> Column:
     """Return the ids of ``rows`` as text."""
-    values = table.column(column)
-    return [str(values[row]) for row in rows]
+    return Column.of(map(str, table.column(column).take(rows)))
 
 
-def label_values(table: Table, *, column: str, rows: Sequence[int]) -> list[Any]:
+def label_values(table: Table, *, column: str, rows: Sequence[int]) -> Column:
     """Return the labels of ``rows``: text, numbers, lists of text, or None. Raises DataError for anything else."""
-    values = table.column(column)
-    return [_plain_label(values[row], column=column, places=table.places, row=row) for row in rows]
+    values = table.column(column).take(rows)
+    return Column.of(
+        _plain_label(value, column=column, places=table.places, row=row)
+        for row, value in zip(rows, values, strict=True)
+    )
 
 
 def _plain_label(value: Any, *, column: str, places: Places, row: int) -> Any:
@@ -271,13 +271,12 @@ def _plain_label(value: Any, *, column: str, places: Places, row: int) -> Any:
     )
 
 
-def uniform_labels(values: list[Any]) -> list[Any]:
+def uniform_labels(values: Column) -> Column:
     """Give all labels of a split one type: lists, else whole numbers, else numbers, else text; None stays None."""
-    known = [value for value in values if value is not None]
-    if any(isinstance(value, list) for value in known):
-        return [value if value is None or isinstance(value, list) else [str(value)] for value in values]
-    if any(isinstance(value, str) for value in known):
-        return [value if value is None else str(value) for value in values]
-    if any(isinstance(value, float) for value in known):
-        return [value if value is None else float(value) for value in values]
-    return values
+    kinds = set(map(type, values)) - {type(None)}
+    if len(kinds) < 2:
+        return values
+    if list in kinds:
+        return Column.of(value if value is None or isinstance(value, list) else [str(value)] for value in values)
+    one_type = str if str in kinds else float
+    return Column.of(value if value is None else one_type(value) for value in values)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 from bisect import bisect_right
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from launcher.data.columns import Column, dataset_of, joined_columns
 from launcher.data.readers import Places, Table
 from launcher.data.sources_columns import (
     answer_values,
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 class RowSet:
     """The rows of one split, in our columns."""
 
-    columns: dict[str, list[Any]]
+    columns: dict[str, Column]
     """text[, text_pair][, tokens][, label][, id] and row_id, each [rows]; tokens are lists of words, and text is then those words."""
     segments: tuple[tuple[int, Places], ...]
     """(first row_id, places of the rows from there on) of every source, ascending."""
@@ -56,8 +57,8 @@ class RowSet:
         return places(row_id - start)
 
     def select(self, rows: Sequence[int]) -> RowSet:
-        """Return the given rows, in the given order."""
-        return replace(self, columns={name: [values[row] for row in rows] for name, values in self.columns.items()})
+        """Return the given rows, which ascend."""
+        return replace(self, columns={name: values.take(rows) for name, values in self.columns.items()})
 
     def without_labels(self) -> RowSet:
         """Return the rows without their labels."""
@@ -67,16 +68,18 @@ class RowSet:
         """Return the rows without what they hold: enough for ``place``."""
         return replace(self, columns={"row_id": self.columns["row_id"]})
 
-    def keys(self) -> list[tuple[str, ...]]:
-        """Return what makes two rows the same text: [rows] text and pair, case and spacing folded."""
+    def text_keys(self) -> Iterator[tuple[str, ...]]:
+        """Yield what makes two rows the same text: text and pair, case and spacing folded."""
         texts = [self.columns[name] for name in ("text", "text_pair") if name in self.columns]
-        return [tuple(" ".join(text.casefold().split()) for text in row) for row in zip(*texts, strict=True)]
+        return (tuple(" ".join(text.casefold().split()) for text in row) for row in zip(*texts, strict=True))
 
     def dataset(self) -> Dataset:
         """Return the rows as a Dataset."""
-        from datasets import Dataset
+        return dataset_of(self.columns)
 
-        return Dataset.from_dict(self.columns)
+    def lists(self) -> dict[str, list[Any]]:
+        """Return the columns as lists."""
+        return {name: list(values) for name, values in self.columns.items()}
 
 
 @dataclass(frozen=True)
@@ -138,7 +141,7 @@ def _read_table(
     rows = _kept_rows(table, spec=part.spec)[:limit]
     facts = {"source": part.spec.source, "place": table.places.shown, **table.facts}
     counts = {"rows_read": table.rows, "rows": len(rows)}
-    columns: dict[str, list[Any]] = {"row_id": [start + row for row in rows]}
+    columns = {"row_id": Column.of(start + row for row in rows)}
     names: tuple[str, ...] = ()
     if chosen:
         facts["columns"] = {ours: theirs[0] if len(theirs) == 1 else theirs for ours, theirs in chosen.items()}
@@ -147,10 +150,8 @@ def _read_table(
     return RowSet(columns, ((start, table.places),), ({**facts, **counts},), table.warnings, names)
 
 
-def _our_columns(
-    table: Table, *, chosen: Mapping[str, list[str]], rows: Sequence[int], join: str
-) -> dict[str, list[Any]]:
-    columns: dict[str, list[Any]] = {}
+def _our_columns(table: Table, *, chosen: Mapping[str, list[str]], rows: Sequence[int], join: str) -> dict[str, Column]:
+    columns: dict[str, Column] = {}
     for ours in sorted(chosen, key=_ORDER.index):
         theirs = chosen[ours]
         if ours in _TEXTS:
@@ -161,7 +162,7 @@ def _our_columns(
             columns[ours] = _VALUES[ours](table, column=theirs[0], rows=rows)
     if "tokens" in columns:
         # What people read, and what makes two rows the same.
-        columns["text"] = [" ".join(words) for words in columns["tokens"]]
+        columns["text"] = Column.of(" ".join(words) for words in columns["tokens"])
         if "label" in columns:
             check_tags(table, tokens=columns["tokens"], tags=columns["label"], rows=rows)
     return columns
@@ -170,7 +171,7 @@ def _our_columns(
 _ORDER = ("text", "question", "text_pair", "context", "tokens", "label", "answers", "id")
 # A question is a text, and what may answer it the second one.
 _TEXTS = {"text": "text", "question": "text", "text_pair": "text_pair", "context": "text_pair"}
-_VALUES: dict[str, Callable[..., list[Any]]] = {"tokens": token_values, "label": label_values, "id": id_values}
+_VALUES: dict[str, Callable[..., Column]] = {"tokens": token_values, "label": label_values, "id": id_values}
 
 
 def _join(split: str, *, pieces: Sequence[RowSet], warnings: Sequence[str]) -> RowSet:
@@ -185,7 +186,7 @@ def _join(split: str, *, pieces: Sequence[RowSet], warnings: Sequence[str]) -> R
                 "name the columns under data.columns, or make the files alike"
             )
     names = [name for name in names if all(name in piece.columns for piece in pieces)]
-    columns = {name: [value for piece in pieces for value in piece.columns[name]] for name in names}
+    columns = {name: joined_columns([piece.columns[name] for piece in pieces]) for name in names}
     if "label" in columns:
         columns["label"] = uniform_labels(columns["label"])
     return RowSet(
@@ -200,8 +201,8 @@ def _join(split: str, *, pieces: Sequence[RowSet], warnings: Sequence[str]) -> R
 # --- filters -------------------------------------------------------------------------------------------------------
 
 
-def _kept_rows(table: Table, *, spec: SourceSpec) -> list[int]:
-    rows = list(range(table.rows))
+def _kept_rows(table: Table, *, spec: SourceSpec) -> Sequence[int]:
+    rows: Sequence[int] = range(table.rows)
     for name, wanted in (spec.filter or {}).items():
         if name not in table.names:
             near = suggest(name, table.names)
@@ -210,9 +211,9 @@ def _kept_rows(table: Table, *, spec: SourceSpec) -> list[int]:
                 f"{table.places.shown}: has no column {name!r} to filter by; "
                 f"its columns are {', '.join(map(repr, table.names))}{hint}"
             )
-        values = table.column(name)
+        values = table.column(name).take(rows)
         accepted = wanted if isinstance(wanted, list) else [wanted]
-        rows = [row for row in rows if any(_equal(values[row], value) for value in accepted)]
+        rows = [row for row, held in zip(rows, values, strict=True) if any(_equal(held, value) for value in accepted)]
     return rows
 
 
@@ -276,12 +277,11 @@ def check_alike(sets: Mapping[str, RowSet]) -> None:
 
 def recurring(sets: Mapping[str, RowSet]) -> list[str]:
     """Return a warning, with an example, for validation and for test rows whose text also stands in train."""
-    train = {key: row for row, key in reversed(list(enumerate(sets["train"].keys())))}
+    wanted = {split: list(sets[split].text_keys()) for split in ("validation", "test") if split in sets}
+    train = _first_rows(sets["train"], wanted={key for keys in wanted.values() for key in keys})
     notes = []
-    for split in ("validation", "test"):
-        if split not in sets:
-            continue
-        again = [(row, train[key]) for row, key in enumerate(sets[split].keys()) if key in train]
+    for split, keys in wanted.items():
+        again = [(row, train[key]) for row, key in enumerate(keys) if key in train]
         if again:
             row, first = again[0]
             text = " ".join(sets[split].columns["text"][row].split())
@@ -292,12 +292,22 @@ def recurring(sets: Mapping[str, RowSet]) -> list[str]:
     return notes
 
 
+def _first_rows(rows: RowSet, *, wanted: set[tuple[str, ...]]) -> dict[tuple[str, ...], int]:
+    """Return each wanted key that stands in ``rows``, with its first row. The keys of all rows would take more than the texts."""
+    found: dict[tuple[str, ...], int] = {}
+    for row, key in enumerate(rows.text_keys()):
+        if key in wanted:
+            found.setdefault(key, row)
+    return found
+
+
 def fingerprint(sets: Mapping[str, RowSet]) -> str:
     """Return the sha256 (hex) over every row of every split, in order, by our column names."""
     digest = hashlib.sha256()
+    write = json.JSONEncoder(ensure_ascii=False).encode
     for split, rows in sets.items():
         names = list(rows.columns)
         digest.update(json.dumps([split, names, rows.rows]).encode())
         for row in zip(*rows.columns.values(), strict=True):
-            digest.update(json.dumps(row, ensure_ascii=False).encode("utf-8", "surrogatepass"))
+            digest.update(write(row).encode("utf-8", "surrogatepass"))
     return digest.hexdigest()

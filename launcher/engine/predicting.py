@@ -37,7 +37,7 @@ def predict_logits(
     """
     rank, world = rank_and_world()
     rows = Rows(split)
-    batches = evaluation_batches(split["length"], batch_size=batch_size)
+    batches = evaluation_batches(split["length"][:], batch_size=batch_size)
     mine = batches[rank::world]
     passes = -(-len(batches) // world)
     found: list[tuple[np.ndarray, np.ndarray]] = []

@@ -217,7 +217,7 @@ class _Filler:
 
     def fill(self, split: Any, folder: Path | None) -> Entries:
         """Return the entries of a split: read from ``folder`` where it is complete, else computed."""
-        lengths = np.asarray(split["length"], dtype=np.int64)
+        lengths = np.asarray(split["length"][:], dtype=np.int64)
         entry_lengths = lengths if self.plan.reads == "tokens" else np.ones_like(lengths)
         manifest = folder / "manifest.json" if folder else None
         if folder and manifest and share(manifest.is_file):

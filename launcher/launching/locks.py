@@ -1,4 +1,4 @@
-"""One holder for each part of a run at a time: the launcher that starts attempts, and each rank.
+"""One holder at a time for each part of a run (the launcher that starts attempts, and each rank), or for other work.
 
 The kernel releases a lock when its process ends, however it ends. On file systems where flock does nothing (some mounts of
 Lustre and GPFS), what the holder has written into the lock file, and whether it lives, decides.
@@ -82,7 +82,14 @@ def hold_rank(run: RunDir, rank: int) -> Lock:
 
 def _take(run: RunDir, name: str) -> Lock:
     run.locks.mkdir(exist_ok=True)
-    path = run.locks / name
+    lock, record = take_file(run.locks / name)
+    if lock is None:
+        raise RunStateError(_in_use(run, name, record))
+    return lock
+
+
+def take_file(path: Path) -> tuple[Lock | None, dict[str, Any]]:
+    """Take a lock file; (None, pid, host and time of the holder as far as they are known) where somebody holds it."""
     handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o664)
     try:
         is_free = _flock(handle)
@@ -90,7 +97,8 @@ def _take(run: RunDir, name: str) -> Lock:
         if not is_free and not record:
             record = _awaited(handle)
         if not is_free or _lives(record, path):
-            raise RunStateError(_in_use(run, name, record))
+            os.close(handle)
+            return None, record
     except BaseException:
         os.close(handle)
         raise
@@ -100,7 +108,7 @@ def _take(run: RunDir, name: str) -> Lock:
     # A child of a fork shares the lock and would keep it beyond this process.
     os.register_at_fork(after_in_child=lambda: _close(lock))
     lock = Lock(path, handle)
-    return lock
+    return lock, {}
 
 
 def _close(lock: Lock) -> None:

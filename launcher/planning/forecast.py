@@ -91,7 +91,7 @@ def _longest(prepared: Prepared, name: str) -> int:
         return 0
     if not len(split):
         return int(prepared.facts["max_length"])
-    return int(max(split["length"]))
+    return int(max(split["length"][:]))
 
 
 def _rounded_up(value: int, multiple: int) -> int:

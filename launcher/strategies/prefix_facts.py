@@ -42,7 +42,7 @@ def cache_facts(
         hidden=int(getattr(model.config, "hidden_size", 0)),
         # Under autocast hidden states stay in the dtype of the weights; DeepSpeed casts weights and all.
         itemsize=2 if halved else torch.finfo(model.dtype).bits // 8,
-        lengths={name: np.asarray(split["length"]).tolist() for name, split in splits.items()},
+        lengths={name: np.asarray(split["length"][:]).tolist() for name, split in splits.items()},
         epochs=epochs,
         launch=launch,
         phases=phases,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,14 +11,14 @@ from typing import Any
 import numpy as np
 
 from launcher.contracts import Baseline, Predictions, Prepared, ShownRow
-from launcher.data.blocks import Blocks, make_blocks
+from launcher.data.blocks import make_blocks
 from launcher.data.sources import SplitSet, load_rows, load_splits
 from launcher.errors import DataError, ModelError, ModelUnreachable
 from launcher.recipe.schema import Recipe
 from launcher.recipe.task_options import CausalLMOptions
 from launcher.tasks.models import LoadedModel, load_config, load_model
 from launcher.tasks.padding import MULTIPLE
-from launcher.tasks.text_task import IGNORED, SPLITS, TextTask, token_losses
+from launcher.tasks.text_task import IGNORED, SPLITS, TextTask, token_losses, write_features
 
 PROBLEM = "causal_lm"
 _OPTIONAL = ("id",)
@@ -54,22 +55,21 @@ class CausalLM(TextTask):
             return []
         return ["the model is not pretrained: model.name_or_path is null, so its weights are random, by training.seed"]
 
-    def prepare_splits(self, splits: SplitSet, *, max_length: int) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Return split -> Dataset of tokens, and facts."""
-        prepared, counts = {}, {}
+    def prepare_splits(self, splits: SplitSet, folder: Path, *, max_length: int) -> dict[str, Any]:
+        """Write the tokens of each split into ``folder``; return facts."""
+        counts: dict[str, dict[str, Any]] = {}
         for name in SPLITS:
-            rows = getattr(splits, name)
-            if rows is None:
+            if getattr(splits, name) is None:
                 continue
-            texts, row_ids = list(rows["text"]), list(rows["row_id"])
-            blocks = self._blocks(texts, max_length=max_length)
-            if not blocks.input_ids:
+            counts[name] = {
+                **write_features(splits, name, folder, self._maker(max_length=max_length)),
+                "labelled": True,
+            }
+            if not counts[name]["rows"]:
                 raise DataError(
                     f"no {name} text has two tokens, so there is nothing to predict; check data.columns: {{text: ...}}"
                 )
-            prepared[name] = _dataset(blocks, texts, row_ids)
-            counts[name] = _counts(blocks, texts)
-        facts = {
+        return {
             "fingerprint": splits.fingerprint,
             "problem_type": PROBLEM,
             "label_names": [],
@@ -77,11 +77,10 @@ class CausalLM(TextTask):
             "pairs": False,
             "splits": counts,
         }
-        return prepared, facts
 
-    def _blocks(self, texts: list[str], *, max_length: int, least_tokens: int = 2) -> Blocks:
+    def _maker(self, *, max_length: int) -> Any:
         end = self.tokenizer.eos_token_id if self.options.append_end else None
-        return make_blocks(self.tokenizer, texts, max_length=max_length, end=end, least_tokens=least_tokens)
+        return functools.partial(block_features, tokenizer=self.tokenizer, max_length=max_length, end=end)
 
     def show_row(self, row: Mapping[str, Any], prepared: Prepared) -> ShownRow:
         """Return a prepared row as the model sees it: each token but the first is learned."""
@@ -91,21 +90,24 @@ class CausalLM(TextTask):
 
     def prepare_rows(self, columns: Mapping[str, list[Any]], facts: Mapping[str, Any]) -> tuple[Any, Prepared]:
         """Return rows of tokens for new texts, and what they are to be read with. Raises DataError for pairs or no token."""
-        texts = columns["text"]
+        from datasets import Dataset
+
+        numbers = list(range(len(columns["text"])))
         if "text_pair" in columns:
             raise DataError("a language model reads single texts; give it no second ones")
-        blocks = self._blocks(texts, max_length=facts["max_length"], least_tokens=1)
-        if blocks.empty:
-            present = set(blocks.texts.tolist())
-            first = next(number for number in range(len(texts)) if number not in present)
+        make = self._maker(max_length=facts["max_length"])
+        features, counts = make({**columns, "row_id": numbers}, least_tokens=1)
+        if counts["empty"]:
+            present = set(features["row_id"])
+            first = next(number for number in numbers if number not in present)
             raise DataError(f"text {first + 1} has no token; remove it")
-        rows = _dataset(blocks, texts, list(range(len(texts))))
+        rows = Dataset.from_dict(features)
         return rows, Prepared(rows, rows, rows, "", (), PROBLEM)
 
     def read_rows(self, source: str) -> dict[str, list[Any]]:
         """Return the columns of a file under our names. Raises DataError."""
         rows = load_rows(source, data=self.recipe.data, base_folder=Path(), optional=_OPTIONAL, plain_text=True)
-        return rows.columns
+        return rows.lists()
 
     # --- model -----------------------------------------------------------------------------------------------------
 
@@ -191,7 +193,7 @@ class CausalLM(TextTask):
 
     def predictions(self, logits: np.ndarray, split: Any, prepared: Prepared) -> Predictions:
         """Add the rows of each text up: ``logits`` are ``row_outputs`` [rows, 2]; Predictions have a row for each text."""
-        row_ids, places = np.unique(np.asarray(split["row_id"], dtype=np.int64), return_inverse=True)
+        row_ids, places = np.unique(np.asarray(split["row_id"][:], dtype=np.int64), return_inverse=True)
         firsts = np.unique(places, return_index=True)[1]
         totals = np.zeros((len(row_ids), 2))
         np.add.at(totals, places, logits.astype(np.float64))
@@ -280,31 +282,33 @@ class Collator:
 # --- rows ----------------------------------------------------------------------------------------------------------
 
 
-def _dataset(blocks: Blocks, texts: Sequence[str], row_ids: Sequence[int]) -> Any:
-    """Return the rows as a Dataset; a text stands with the first of its rows only."""
-    from datasets import Dataset
-
+def block_features(
+    rows: Mapping[str, list[Any]],
+    *,
+    tokenizer: Any,
+    max_length: int,
+    end: int | None,
+    least_tokens: int = 2,
+    origin: Any = None,
+) -> tuple[dict[str, Any], dict[str, int]]:
+    """Return columns of tokens for texts, and counts; a text stands with the first of its rows only."""
+    texts = rows["text"]
+    blocks = make_blocks(tokenizer, texts, max_length=max_length, end=end, least_tokens=least_tokens)
     owners = blocks.texts.tolist()
     is_first = [number == 0 or owners[number - 1] != owner for number, owner in enumerate(owners)]
-    return Dataset.from_dict(
-        {
-            "input_ids": blocks.input_ids,
-            "length": blocks.lengths,
-            "row_id": [row_ids[owner] for owner in owners],
-            "text": [texts[owner] if first else "" for owner, first in zip(owners, is_first, strict=True)],
-        }
-    )
-
-
-def _counts(blocks: Blocks, texts: Sequence[str]) -> dict[str, Any]:
-    return {
+    columns = {
+        "input_ids": blocks.input_ids,
+        "length": blocks.lengths,
+        "row_id": [rows["row_id"][owner] for owner in owners],
+        "text": [texts[owner] if first else "" for owner, first in zip(owners, is_first, strict=True)],
+    }
+    return columns, {
         "rows": len(blocks.input_ids),
         "texts": len(texts),
         "tokens": int(blocks.lengths.sum()),
         "divided": blocks.divided,
         "empty": blocks.empty,
         "cut": 0,
-        "labelled": True,
     }
 
 

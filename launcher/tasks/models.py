@@ -55,6 +55,17 @@ def folder_on_disk(name_or_path: str) -> Path | None:
     return snapshots[-1] if snapshots else None
 
 
+def model_folders(section: ModelSection) -> list[Path] | None:
+    """Return the folders that a model's configuration and tokenizer are read from; None where one is a hub's, or runs code."""
+    found = []
+    for name in dict.fromkeys((section.name_or_path, section.tokenizer_name_or_path)):
+        folder = Path(locate(name)) if name is not None else None
+        if folder is not None and (not folder.is_dir() or section.trust_remote_code):
+            return None
+        found += [folder] if folder is not None else []
+    return found
+
+
 def _package_folder(name: str) -> Path:
     package, _, inside = name.partition("/")
     spec = importlib.util.find_spec(package)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,14 @@ import numpy as np
 
 from launcher.contracts import Baseline, Predictions, Prepared, ShownRow
 from launcher.data.sources import SplitSet, load_rows, load_splits
-from launcher.data.windows import Windows, best_spans, make_windows, span_of
+from launcher.data.windows import best_spans, make_windows, span_of
 from launcher.errors import DataError, ModelError
 from launcher.evaluation.answers import ANSWERS
 from launcher.recipe.schema import Recipe
 from launcher.recipe.task_options import QuestionAnsweringOptions
 from launcher.tasks.models import LoadedModel, load_config, load_model, load_tokenizer
 from launcher.tasks.padding import pad_inputs
-from launcher.tasks.text_task import SPLITS, TextTask, joined
+from launcher.tasks.text_task import SPLITS, TextTask, joined, write_features
 
 _NEEDS, _OPTIONAL = ("question", "context"), ("answers", "id")
 
@@ -72,18 +73,16 @@ class QuestionAnswering(TextTask):
             if counts["divided"]
         ]
 
-    def prepare_splits(self, splits: SplitSet, *, max_length: int) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Return split -> Dataset of features, and facts."""
+    def prepare_splits(self, splits: SplitSet, folder: Path, *, max_length: int) -> dict[str, Any]:
+        """Write the features of each split into ``folder``; return facts."""
         if "label" not in splits.train.column_names:
             raise DataError("the training questions have no answers; name their column in data.columns: {answers: ...}")
-        prepared, counts = {}, {}
-        for name in SPLITS:
-            if getattr(splits, name) is not None:
-                prepared[name], counts[name] = self._features(splits, name, max_length=max_length)
+        make = self._maker(max_length=max_length)
+        counts = {name: _write(splits, name, folder, make) for name in SPLITS if getattr(splits, name)}
         unanswered = counts["train"]["without_answer"]
         if unanswered == counts["train"]["questions"]:
             raise DataError("no training question has an answer; check data.columns: {answers: ...}")
-        facts = {
+        return {
             "fingerprint": splits.fingerprint,
             "problem_type": ANSWERS,
             "label_names": [],
@@ -92,49 +91,15 @@ class QuestionAnswering(TextTask):
             "may_have_no_answer": unanswered > 0,
             "splits": counts,
         }
-        return prepared, facts
+
+    def _maker(self, *, max_length: int) -> Any:
+        return functools.partial(
+            window_features, tokenizer=self.tokenizer, max_length=max_length, stride=self.options.doc_stride
+        )
 
     def model_facts(self, prepared: Prepared) -> dict[str, Any]:
         """Return what has to be known to use the saved model without its run."""
         return {**super().model_facts(prepared), "may_have_no_answer": prepared.facts["may_have_no_answer"]}
-
-    def _features(self, splits: SplitSet, name: str, *, max_length: int) -> tuple[Any, dict[str, Any]]:
-        split = getattr(splits, name)
-        answers = list(split["label"]) if "label" in split.column_names else None
-        windows = self._windows(
-            list(split["text"]),
-            list(split["text_pair"]),
-            answers=answers,
-            max_length=max_length,
-            origin=splits.origin(name),
-        )
-        counts = {
-            "rows": len(windows.questions),
-            "questions": len(split),
-            "tokens": sum(windows.lengths),
-            "divided": windows.divided,
-            "cut": 0,
-            "labelled": answers is not None,
-            "without_answer": 0 if answers is None else sum(not answer["text"] for answer in answers),
-        }
-        rows = _dataset(
-            windows, list(split["text"]), list(split["text_pair"]), answers=answers, row_ids=list(split["row_id"])
-        )
-        return rows, counts
-
-    def _windows(
-        self, questions: list[str], contexts: list[str], *, answers: list[Any] | None, max_length: int, origin: Any
-    ) -> Windows:
-        spans = None if answers is None else [span_of(answer) for answer in answers]
-        return make_windows(
-            self.tokenizer,
-            questions,
-            contexts,
-            spans=spans,
-            max_length=max_length,
-            stride=self.options.doc_stride,
-            origin=origin,
-        )
 
     def show_row(self, row: Mapping[str, Any], prepared: Prepared) -> ShownRow:
         """Return a prepared row as the model sees it, the answer's tokens learned."""
@@ -153,12 +118,13 @@ class QuestionAnswering(TextTask):
         """Return rows of features for new questions, and what they are to be read with. Raises DataError where texts are missing."""
         if "text_pair" not in columns:
             raise DataError("a question is answered from a text; give it with --pair, or both in a file")
-        questions, contexts = columns["text"], columns["text_pair"]
+        from datasets import Dataset
+
         self.may_have_no_answer = facts["may_have_no_answer"]
-        windows = self._windows(
-            questions, contexts, answers=None, max_length=facts["max_length"], origin=lambda row: f"question {row + 1}"
-        )
-        rows = _dataset(windows, questions, contexts, answers=None, row_ids=list(range(len(questions))))
+        questions = {**columns, "row_id": list(range(len(columns["text"])))}
+        make = self._maker(max_length=facts["max_length"])
+        features, _ = make(questions, origin=lambda row: f"question {row + 1}")
+        rows = Dataset.from_dict(features)
         return rows, Prepared(rows, rows, rows, "", (), ANSWERS, facts)
 
     def read_rows(self, source: str) -> dict[str, list[Any]]:
@@ -166,7 +132,7 @@ class QuestionAnswering(TextTask):
         data = self.recipe.data
         kept = {ours: theirs for ours, theirs in data.columns.items() if ours != "answers"}
         reading = data.model_copy(update={"columns": kept})
-        return load_rows(source, data=reading, base_folder=Path(), needs=_NEEDS, optional=("id",)).columns
+        return load_rows(source, data=reading, base_folder=Path(), needs=_NEEDS, optional=("id",)).lists()
 
     # --- model -----------------------------------------------------------------------------------------------------
 
@@ -303,15 +269,21 @@ class Collator:
 
 def _first_rows(split: Any) -> np.ndarray:
     """Return the numbers of the rows that begin a question, int64 [questions]."""
-    return np.flatnonzero(np.diff(np.asarray(split["row_id"]), prepend=-1))
+    return np.flatnonzero(np.diff(np.asarray(split["row_id"][:]), prepend=-1))
 
 
-def _dataset(
-    windows: Windows, questions: list[str], contexts: list[str], *, answers: list[Any] | None, row_ids: Sequence[int]
-) -> Any:
-    """Return the windows as a Dataset; what is of a question stands with the first of its windows only."""
-    from datasets import Dataset
+def window_features(
+    rows: Mapping[str, list[Any]], *, tokenizer: Any, max_length: int, stride: int, origin: Callable[[int], str]
+) -> tuple[dict[str, Any], dict[str, int]]:
+    """Return columns of features for questions and texts, with labels where there are ``answers``; and counts.
 
+    What is of a question stands with the first of its windows only.
+    """
+    questions, contexts, answers = rows["text"], rows["text_pair"], rows.get("answers")
+    windows = make_windows(
+        tokenizer, questions, contexts, spans=None if answers is None else [span_of(answer) for answer in answers],
+        max_length=max_length, stride=stride, origin=origin,
+    )  # fmt: skip
     owners = windows.questions
     is_first = [number == 0 or owners[number - 1] != owner for number, owner in enumerate(owners)]
 
@@ -321,7 +293,7 @@ def _dataset(
     columns: dict[str, Any] = {
         **windows.features,
         "length": windows.lengths,
-        "row_id": [row_ids[owner] for owner in owners],
+        "row_id": [rows["row_id"][owner] for owner in owners],
         "text": of_first(joined(questions, contexts), ""),
         "context": of_first(contexts, ""),
         "places": windows.places,
@@ -329,4 +301,19 @@ def _dataset(
     if answers is not None:
         columns["labels"] = [list(pair) for pair in windows.answers]
         columns["references"] = of_first([list(answer["text"]) for answer in answers], [])
-    return Dataset.from_dict(columns)
+    counts = {
+        "rows": len(owners),
+        "questions": len(questions),
+        "tokens": sum(windows.lengths),
+        "divided": windows.divided,
+    }
+    unanswered = 0 if answers is None else sum(not answer["text"] for answer in answers)
+    return columns, {**counts, "cut": 0, "without_answer": unanswered}
+
+
+def _write(splits: SplitSet, name: str, folder: Path, make: Any) -> dict[str, Any]:
+    """Write a split's features and answers; return counts."""
+    split = getattr(splits, name)
+    labelled = "label" in split.column_names
+    more = {"answers": split["label"]} if labelled else {}
+    return {**write_features(splits, name, folder, make, more=more), "labelled": labelled}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from launcher.recipe.task_options import TextClassificationOptions
 from launcher.tasks.class_weights import class_weights
 from launcher.tasks.models import LoadedModel, load_config, load_model
 from launcher.tasks.padding import pad_inputs
-from launcher.tasks.text_task import SPLITS, TextTask, joined
+from launcher.tasks.text_task import SPLITS, TextTask, joined, write_features
 
 # Fields by which configurations name the dropout before the classifier.
 _HEAD_DROPOUT = ("classifier_dropout", "classifier_dropout_prob", "seq_classif_dropout", "cls_dropout")
@@ -64,23 +65,22 @@ class TextClassification(TextTask):
             self.class_weights = class_weights(self.options.class_weights, names=prepared.label_names, counts=counts)
         return prepared
 
-    def prepare_splits(self, splits: SplitSet, *, max_length: int) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Return split -> Dataset of features, and facts."""
+    def prepare_splits(self, splits: SplitSet, folder: Path, *, max_length: int) -> dict[str, Any]:
+        """Write the features of each split into ``folder``; return facts."""
         rows = {name: getattr(splits, name) for name in SPLITS if getattr(splits, name) is not None}
         if "label" not in rows["train"].column_names:
             raise DataError("the training rows have no labels; name their column in data.columns: {label: ...}")
         labels = make_labels(
-            rows["train"]["label"],
+            list(rows["train"]["label"][:]),
             problem_type=self.options.problem_type,
             declared=self.recipe.data.labels or (list(splits.label_names) or None),
             base_folder=self.base_folder,
             delimiter=self.options.label_delimiter,
             origin=splits.origin("train"),
         )
-        prepared, counts = {}, {}
-        for name in rows:
-            prepared[name], counts[name] = self._features(splits, name, labels, max_length)
-        facts = {
+        make = functools.partial(text_features, tokenizer=self.tokenizer, max_length=max_length)
+        counts = {name: _write(splits, name, labels, folder, make) for name in rows}
+        return {
             "fingerprint": splits.fingerprint,
             "label_warnings": list(labels.warnings),
             "problem_type": labels.problem_type,
@@ -89,36 +89,6 @@ class TextClassification(TextTask):
             "pairs": "text_pair" in splits.train.column_names,
             "splits": counts,
         }
-        return prepared, facts
-
-    def tokenize_rows(
-        self, texts: list[str], pairs: list[str] | None, *, row_ids: list[int], max_length: int
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Return columns of features for texts, and counts: rows, tokens, cut."""
-        tokens = tokenize(self.tokenizer, texts, pairs, max_length=max_length)
-        columns: dict[str, Any] = dict(tokens.features)
-        columns["length"] = tokens.lengths
-        columns["row_id"] = row_ids
-        columns["text"] = joined(texts, pairs)
-        return columns, {"rows": len(texts), "tokens": int(tokens.lengths.sum()), "cut": tokens.cut}
-
-    def _features(self, splits: SplitSet, name: str, labels: LabelSet, max_length: int) -> tuple[Any, dict[str, Any]]:
-        from datasets import Dataset
-
-        split = getattr(splits, name)
-        pairs = list(split["text_pair"]) if "text_pair" in split.column_names else None
-        columns, counts = self.tokenize_rows(
-            list(split["text"]), pairs, row_ids=list(split["row_id"]), max_length=max_length
-        )
-        counts["labelled"] = "label" in split.column_names
-        if counts["labelled"]:
-            encoded = labels.encode(split["label"], split=name, origin=splits.origin(name))
-            columns["labels"] = encoded.tolist()
-            if encoded.ndim == 1 and labels.names:
-                counts["labels"] = np.bincount(encoded.astype(int), minlength=len(labels.names)).tolist()
-            elif labels.names:
-                counts["labels"] = encoded.sum(axis=0).astype(int).tolist()
-        return Dataset.from_dict(columns), counts
 
     def show_row(self, row: Mapping[str, Any], prepared: Prepared) -> ShownRow:
         """Return a prepared row as the model sees it, and its label by name."""
@@ -139,13 +109,14 @@ class TextClassification(TextTask):
         """
         from datasets import Dataset
 
-        texts, pairs = columns["text"], columns.get("text_pair")
+        pairs, count = columns.get("text_pair"), len(columns["text"])
         if (pairs is not None) != facts["pairs"]:
             wanted = "pairs of texts" if facts["pairs"] else "single texts"
             raise DataError(f"this model was trained on {wanted}; give it {wanted}")
-        features, _ = self.tokenize_rows(texts, pairs, row_ids=list(range(len(texts))), max_length=facts["max_length"])
+        texts = {**columns, "row_id": list(range(count))}
+        features, _ = text_features(texts, tokenizer=self.tokenizer, max_length=facts["max_length"])
         self.problem_type = facts["problem_type"]
-        rows = Dataset.from_dict(features)
+        rows = Dataset.from_dict(dict(features))
         return rows, Prepared(rows, rows, rows, "", tuple(facts["label_names"]), facts["problem_type"])
 
     def read_rows(self, source: str) -> dict[str, list[Any]]:
@@ -153,7 +124,7 @@ class TextClassification(TextTask):
         data = self.recipe.data
         kept = {ours: theirs for ours, theirs in data.columns.items() if ours != "label"}
         reading = data.model_copy(update={"columns": kept})
-        return load_rows(source, data=reading, base_folder=Path(), optional=("text_pair", "id")).columns
+        return load_rows(source, data=reading, base_folder=Path(), optional=("text_pair", "id")).lists()
 
     def load_trained(self, folder: Path, facts: Mapping[str, Any]) -> Any:
         """Return a saved model in evaluation mode."""
@@ -273,14 +244,14 @@ class TextClassification(TextTask):
         labels = None
         if "labels" in split.column_names:
             dtype = np.float64 if prepared.problem_type == "regression" else np.int64
-            labels = np.asarray(split["labels"]).astype(dtype)
+            labels = np.asarray(split["labels"][:]).astype(dtype)
         return Predictions(
             problem_type=prepared.problem_type,
             scores=probabilities(logits.astype(np.float64), prepared.problem_type),
             labels=labels,
             label_names=prepared.label_names,
-            texts=tuple(split["text"]),
-            row_ids=tuple(split["row_id"]),
+            texts=tuple(split["text"][:]),
+            row_ids=tuple(split["row_id"][:]),
         )
 
     def baselines(
@@ -291,12 +262,42 @@ class TextClassification(TextTask):
 
         def rows(of: Any) -> TextRows:
             dtype = np.float64 if prepared.problem_type == "regression" else np.int64
-            return TextRows(list(of["text"]), np.asarray(of["labels"]).astype(dtype), list(of["row_id"]))
+            return TextRows(list(of["text"][:]), np.asarray(of["labels"][:]).astype(dtype), list(of["row_id"][:]))
 
         train, validation = rows(prepared.train), rows(prepared.validation)
         test = TextRows(predictions.texts, predictions.labels, predictions.row_ids)
         kind: Any = {"problem_type": prepared.problem_type, "label_names": prepared.label_names}
         return [fit_baseline(name, train, validation, test, **kind) for name in names]
+
+
+def text_features(
+    rows: Mapping[str, list[Any]], *, tokenizer: Any, max_length: int, origin: Any = None
+) -> tuple[dict[str, Any], dict[str, int]]:
+    """Return columns of features for texts, and counts: rows, tokens, cut."""
+    texts, pairs = rows["text"], rows.get("text_pair")
+    tokens = tokenize(tokenizer, texts, pairs, max_length=max_length)
+    columns: dict[str, Any] = {
+        **tokens.features,
+        "length": tokens.lengths,
+        "row_id": rows["row_id"],
+        "text": joined(texts, pairs),
+        **({"labels": rows["labels"]} if "labels" in rows else {}),
+    }
+    return columns, {"rows": len(texts), "tokens": int(tokens.lengths.sum()), "cut": tokens.cut}
+
+
+def _write(splits: SplitSet, name: str, labels: LabelSet, folder: Path, make: Any) -> dict[str, Any]:
+    """Write a split's features and labels; return counts."""
+    split = getattr(splits, name)
+    if "label" not in split.column_names:
+        return {**write_features(splits, name, folder, make), "labelled": False}
+    encoded = labels.encode(list(split["label"][:]), split=name, origin=splits.origin(name))
+    counts: dict[str, Any] = {**write_features(splits, name, folder, make, more={"labels": encoded}), "labelled": True}
+    if encoded.ndim == 1 and labels.names:
+        counts["labels"] = np.bincount(encoded.astype(int), minlength=len(labels.names)).tolist()
+    elif labels.names:
+        counts["labels"] = encoded.sum(axis=0).astype(int).tolist()
+    return counts
 
 
 def probabilities(logits: np.ndarray, problem_type: str) -> np.ndarray:

@@ -10,11 +10,20 @@ from pathlib import Path
 from typing import Any
 
 from launcher.contracts import Predictions, Prepared, ShownRow
+from launcher.data.known import Known, sources_on_disk
+from launcher.data.pieces import MakeRows, Source, write_split
 from launcher.data.prepare import cache_folder, code_fingerprint, fingerprint_of, load_prepared, prepared_folder
 from launcher.data.sources import SplitSet
 from launcher.errors import DataError
 from launcher.recipe.schema import Recipe
-from launcher.tasks.models import load_config, load_tokenizer, revision_of, token_limit, tokenizer_fingerprint
+from launcher.tasks.models import (
+    load_config,
+    load_tokenizer,
+    model_folders,
+    revision_of,
+    token_limit,
+    tokenizer_fingerprint,
+)
 
 SPLITS = ("train", "validation", "test")
 IGNORED = -100
@@ -45,8 +54,8 @@ class TextTask:
         """Return the rows of every split. Raises DataError."""
         raise NotImplementedError
 
-    def prepare_splits(self, splits: SplitSet, *, max_length: int) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Return split -> Dataset of features, and facts: fingerprint, problem_type, label_names, max_length, pairs, splits."""
+    def prepare_splits(self, splits: SplitSet, folder: Path, *, max_length: int) -> dict[str, Any]:
+        """Write SPLIT.arrow for each split into ``folder``; return fingerprint, problem_type, label_names, max_length, pairs, splits."""
         raise NotImplementedError
 
     def key_parts(self, splits: SplitSet) -> dict[str, Any]:
@@ -65,6 +74,11 @@ class TextTask:
         Raises:
             DataError: a fault in the data, or ``data.max_length`` beyond what the model takes.
         """
+        root = cache_folder(self.recipe.data.cache_dir)
+        known = Known(root, self._read_from(), self._known_parts())
+        found = known.find()
+        if found is not None:
+            return self._with_told(*found, was_cached=True)
         splits = self.load_splits()
         max_length = self.max_length()
         key = fingerprint_of(
@@ -76,16 +90,30 @@ class TextTask:
                 **self.key_parts(splits),
             }
         )
-        folder, found = prepared_folder(
-            cache_folder(self.recipe.data.cache_dir), key, lambda: self.prepare_splits(splits, max_length=max_length)
+        folder, was_cached = prepared_folder(
+            root, key, lambda target: self.prepare_splits(splits, target, max_length=max_length)
         )
-        prepared = self.load_data(folder)
         # Equal rows may have come from elsewhere when they were prepared; what is told is about these files.
-        here = {
-            "was_cached": found,
-            "provenance": splits.provenance,
-            "warnings": [*splits.warnings, *self.notes(prepared.facts)],
-        }
+        told = {"provenance": splits.provenance, "warnings": list(splits.warnings)}
+        known.keep(folder, told)
+        return self._with_told(folder, told, was_cached=was_cached)
+
+    def _read_from(self) -> list[Path] | None:
+        """Return the files and folders that rows and tokens come from; None where they are not all on this machine's disks."""
+        model = model_folders(self.recipe.model)
+        sources = sources_on_disk(self.recipe.data, base_folder=self.base_folder)
+        return None if model is None or sources is None else [*sources, *model]
+
+    def _known_parts(self) -> dict[str, Any]:
+        recipe = self.recipe
+        parts = {"task": recipe.task, "data": recipe.data, "model": recipe.model}
+        # Paths are told as the recipe has them, and count from here.
+        return {"base": str(self.base_folder.resolve()), **{name: part.model_dump() for name, part in parts.items()}}
+
+    def _with_told(self, folder: Path, told: Mapping[str, Any], *, was_cached: bool) -> tuple[Path, Prepared]:
+        prepared = self.load_data(folder)
+        warnings = [*told["warnings"], *self.notes(prepared.facts)]
+        here = {"was_cached": was_cached, "provenance": told["provenance"], "warnings": warnings}
         return folder, replace(prepared, facts={**prepared.facts, **here})
 
     def load_data(self, folder: Path) -> Prepared:
@@ -147,6 +175,16 @@ class TextTask:
         from launcher.evaluation.kinds import metrics_for
 
         return metrics_for(predictions)
+
+
+def write_features(
+    splits: SplitSet, name: str, folder: Path, make: MakeRows, *, more: Mapping[str, Any] | None = None
+) -> dict[str, int]:
+    """Write the features of a split's rows, made by ``make`` from its columns and ``more``; return the sums of their counts."""
+    split = getattr(splits, name)
+    columns = {column: split[column] for column in split.column_names if column != "label"}
+    source = Source({**columns, **(more or {})}, len(split), splits.origin(name))
+    return write_split(folder / f"{name}.arrow", source, make)
 
 
 def joined(texts: Sequence[str], pairs: Sequence[str] | None) -> list[str]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from launcher.recipe.task_options import TokenClassificationOptions
 from launcher.tasks.class_weights import class_weights
 from launcher.tasks.models import LoadedModel, load_config, load_model, load_tokenizer
 from launcher.tasks.padding import pad_inputs
-from launcher.tasks.text_task import IGNORED, SPLITS, TextTask, token_losses
+from launcher.tasks.text_task import IGNORED, SPLITS, TextTask, token_losses, write_features
 
 _NEEDS, _OPTIONAL = ("tokens",), ("label", "id")
 # A text that a person types: words, and each mark on its own, as corpora divide them.
@@ -87,25 +88,23 @@ class TokenClassification(TextTask):
         ]
         return [*facts["label_warnings"], *divided]
 
-    def prepare_splits(self, splits: SplitSet, *, max_length: int) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Return split -> Dataset of features, and facts."""
+    def prepare_splits(self, splits: SplitSet, folder: Path, *, max_length: int) -> dict[str, Any]:
+        """Write the features of each split into ``folder``; return facts."""
         if "label" not in splits.train.column_names:
             raise DataError(
                 "the training rows have no tags that can be told from the names of their columns: "
                 f"{_columns(splits)}; name the column in data.columns: {{label: ...}}"
             )
         labels = make_labels(
-            splits.train["label"],
+            list(splits.train["label"][:]),
             problem_type=TAGS,
             declared=self.recipe.data.labels or (list(splits.label_names) or None),
             base_folder=self.base_folder,
             origin=splits.origin("train"),
         )
-        prepared, counts = {}, {}
-        for name in SPLITS:
-            if getattr(splits, name) is not None:
-                prepared[name], counts[name] = self._features(splits, name, labels, max_length=max_length)
-        facts = {
+        make = functools.partial(word_features, tokenizer=self.tokenizer, max_length=max_length)
+        counts = {name: _write(splits, name, labels, folder, make) for name in SPLITS if getattr(splits, name)}
+        return {
             "fingerprint": splits.fingerprint,
             "label_warnings": list(labels.warnings),
             "problem_type": self._scored_as(labels.names),
@@ -114,7 +113,6 @@ class TokenClassification(TextTask):
             "pairs": False,
             "splits": counts,
         }
-        return prepared, facts
 
     def _scored_as(self, names: Sequence[str]) -> str:
         wanted = self.options.evaluate_as
@@ -124,27 +122,6 @@ class TokenClassification(TextTask):
                 f"task.evaluate_as is entities, but the tag {odd!r} is neither O nor a prefix and a type such as B-PER; write tags"
             )
         return ENTITIES if wanted == "entities" or (wanted == "auto" and are_entity_tags(names)) else TAGS
-
-    def _features(
-        self, splits: SplitSet, name: str, labels: LabelSet, *, max_length: int
-    ) -> tuple[Any, dict[str, Any]]:
-        split, origin = getattr(splits, name), splits.origin(name)
-        rows = make_word_rows(self.tokenizer, list(split["tokens"]), max_length=max_length, origin=origin)
-        tags = None
-        if "label" in split.column_names:
-            tags = labels.encode_lists(split["label"], split=name, origin=origin)
-        counts = {
-            "rows": len(rows.sentences),
-            "sentences": len(split),
-            "tokens": sum(rows.lengths),
-            "divided": rows.divided,
-            "cut": 0,
-            "labelled": tags is not None,
-        }
-        if tags is not None:
-            flat = np.concatenate([np.asarray(numbers, dtype=np.int64) for numbers in tags])
-            counts["labels"] = np.bincount(flat, minlength=len(labels.names)).tolist()
-        return _dataset(rows, row_ids=list(split["row_id"]), tags=tags), counts
 
     def show_row(self, row: Mapping[str, Any], prepared: Prepared) -> ShownRow:
         """Return a prepared row as the model sees it: the first token of each word is learned, with its tag behind it."""
@@ -163,6 +140,8 @@ class TokenClassification(TextTask):
         Raises:
             DataError: there are pairs of texts, or a text without a word.
         """
+        from datasets import Dataset
+
         if "text_pair" in columns:
             raise DataError("words of single texts are tagged; give no second ones")
         sentences = columns.get("tokens") or [_WORD.findall(text) for text in columns["text"]]
@@ -170,10 +149,13 @@ class TokenClassification(TextTask):
         if empty is not None:
             raise DataError(f"text {empty + 1} has no word; remove it")
         self.problem_type = facts["problem_type"]
-        made = make_word_rows(
-            self.tokenizer, sentences, max_length=facts["max_length"], origin=lambda number: f"text {number + 1}"
+        features, _ = word_features(
+            {"tokens": sentences, "row_id": list(range(len(sentences)))},
+            tokenizer=self.tokenizer,
+            max_length=facts["max_length"],
+            origin=lambda number: f"text {number + 1}",
         )
-        rows = _dataset(made, row_ids=list(range(len(sentences))), tags=None)
+        rows = Dataset.from_dict(features)
         return rows, Prepared(rows, rows, rows, "", tuple(facts["label_names"]), facts["problem_type"])
 
     def read_rows(self, source: str) -> dict[str, list[Any]]:
@@ -181,7 +163,7 @@ class TokenClassification(TextTask):
         data = self.recipe.data
         kept = {ours: theirs for ours, theirs in data.columns.items() if ours != "label"}
         reading = data.model_copy(update={"columns": kept})
-        return load_rows(source, data=reading, base_folder=Path(), needs=_NEEDS, optional=("id",)).columns
+        return load_rows(source, data=reading, base_folder=Path(), needs=_NEEDS, optional=("id",)).lists()
 
     # --- model -----------------------------------------------------------------------------------------------------
 
@@ -261,7 +243,7 @@ class TokenClassification(TextTask):
         labels = None
         if "tags" in split.column_names:
             labels = np.concatenate([np.asarray(tags, dtype=np.int64) for tags in split["tags"]])
-        row_ids = np.asarray(split["row_id"])[is_first]
+        row_ids = np.asarray(split["row_id"][:])[is_first]
         return Predictions(
             problem_type=prepared.problem_type,
             scores=found[:, 1].astype(np.float64),
@@ -304,30 +286,47 @@ class Collator:
         return batch
 
 
-def _dataset(rows: WordRows, *, row_ids: Sequence[int], tags: Sequence[Sequence[int]] | None) -> Any:
-    """Return the rows as a Dataset; ``tags``: [sentences][words]."""
-    from datasets import Dataset
-
+def word_features(
+    rows: Mapping[str, list[Any]], *, tokenizer: Any, max_length: int, origin: Callable[[int], str]
+) -> tuple[dict[str, Any], dict[str, int]]:
+    """Return columns of features for sentences of words (``tokens``), with labels where they have ``tags``; and counts."""
+    made = make_word_rows(tokenizer, rows["tokens"], max_length=max_length, origin=origin)
     columns: dict[str, Any] = {
-        **rows.features,
-        "length": rows.lengths,
-        "row_id": [row_ids[sentence] for sentence in rows.sentences],
-        "text": [" ".join(words) for words in rows.words],
-        "words": rows.words,
-        "word_starts": rows.starts,
-        "first_word": rows.first_words,
+        **made.features,
+        "length": made.lengths,
+        "row_id": [rows["row_id"][sentence] for sentence in made.sentences],
+        "text": [" ".join(words) for words in made.words],
+        "words": made.words,
+        "word_starts": made.starts,
+        "first_word": made.first_words,
+        **(_label_columns(made, rows["tags"]) if "tags" in rows else {}),
     }
-    if tags is not None:
-        of_rows = [
-            list(tags[sentence][first : first + len(words)])
-            for sentence, first, words in zip(rows.sentences, rows.first_words, rows.words, strict=True)
-        ]
-        columns["tags"] = of_rows
-        columns["labels"] = [
-            _by_token(numbers, starts=starts, length=length)
-            for numbers, starts, length in zip(of_rows, rows.starts, rows.lengths, strict=True)
-        ]
-    return Dataset.from_dict(columns)
+    counts = {"rows": len(made.sentences), "sentences": len(rows["tokens"])}
+    return columns, {**counts, "tokens": sum(made.lengths), "divided": made.divided, "cut": 0}
+
+
+def _label_columns(made: WordRows, tags: Sequence[Sequence[int]]) -> dict[str, Any]:
+    """Return the tags of each row's words, and a label for each token; ``tags``: [sentences][words]."""
+    of_rows = [
+        list(tags[sentence][first : first + len(words)])
+        for sentence, first, words in zip(made.sentences, made.first_words, made.words, strict=True)
+    ]
+    labels = [
+        _by_token(numbers, starts=starts, length=length)
+        for numbers, starts, length in zip(of_rows, made.starts, made.lengths, strict=True)
+    ]
+    return {"tags": of_rows, "labels": labels}
+
+
+def _write(splits: SplitSet, name: str, labels: LabelSet, folder: Path, make: Any) -> dict[str, Any]:
+    """Write a split's features and tags; return counts."""
+    split = getattr(splits, name)
+    if "label" not in split.column_names:
+        return {**write_features(splits, name, folder, make), "labelled": False}
+    tags = labels.encode_lists(list(split["label"][:]), split=name, origin=splits.origin(name))
+    flat = np.concatenate([np.asarray(numbers, dtype=np.int64) for numbers in tags])
+    counts = write_features(splits, name, folder, make, more={"tags": tags})
+    return {**counts, "labelled": True, "labels": np.bincount(flat, minlength=len(labels.names)).tolist()}
 
 
 def _by_token(tags: Sequence[int], *, starts: Sequence[int], length: int) -> list[int]:

@@ -89,7 +89,7 @@ def view_data(recipe: Recipe, *, base_folder: Path, split: str = "train", rows: 
     batch = plan_batch(
         global_batch_size=training.global_batch_size, world_size=1, cap=training.per_device_train_batch_size
     )
-    lengths = np.asarray(prepared.train["length"], dtype=np.int64)
+    lengths = np.asarray(prepared.train["length"][:], dtype=np.int64)
     return DataView(
         task=recipe.task.type,
         problem_type=prepared.problem_type,
@@ -107,7 +107,7 @@ def view_data(recipe: Recipe, *, base_folder: Path, split: str = "train", rows: 
 
 
 def _view(rows: Any, prepared: Prepared, name: str) -> SplitView:
-    facts, lengths = prepared.facts["splits"][name], np.asarray(rows["length"], dtype=np.int64)
+    facts, lengths = prepared.facts["splits"][name], np.asarray(rows["length"][:], dtype=np.int64)
     middle = {f"{quantile:.0%}": int(np.quantile(lengths, quantile, method="higher")) for quantile in _QUANTILES}
     return SplitView(
         rows=len(rows),
@@ -117,7 +117,7 @@ def _view(rows: Any, prepared: Prepared, name: str) -> SplitView:
         lengths={"shortest": int(lengths.min()), **middle, "longest": int(lengths.max())},
         histogram=histogram(lengths),
         labels=dict(zip(prepared.label_names, facts.get("labels", ()), strict=False)),
-        repeated=_repeated(rows["text"]),
+        repeated=_repeated(rows["text"][:]),
     )
 
 

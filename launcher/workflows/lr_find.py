@@ -130,7 +130,7 @@ def _batches(setting: _Setting, phase: Phase, prepared: Prepared, *, steps: int)
     training, batch, count = setting.recipe.training, setting.launch.batch, len(prepared.train)
     size = batch.global_batch_size
     order = PhaseBatches(
-        lengths=np.asarray(prepared.train["length"]),
+        lengths=np.asarray(prepared.train["length"][:]),
         phase=PlannedPhase(phase, first_step=0, steps=steps, batch=batch, rows=count, epoch_batch_size=size),
         seed=training.passthrough.get("data_seed", training.seed),
         order=training.train_sampling_strategy,

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import tiny
 
+from launcher.data.pieces import Source, write_split
 from launcher.data.prepare import cache_folder, fingerprint_of, load_prepared, prepared_folder, tokenize
 from launcher.recipe.schema import Recipe
 
@@ -62,18 +63,17 @@ def test_the_cache_lies_where_it_was_asked_for(monkeypatch, tmp_path):
     assert cache_folder() == Path.home() / ".cache/launcher"
 
 
-def make_rows():
-    from datasets import Dataset
-
-    return {"train": Dataset.from_dict({"a": [1, 2]})}, {"warnings": []}
+def make_rows(folder: Path):
+    write_split(folder / "train.arrow", Source({"a": [1, 2]}, 2, str), lambda rows, origin: (rows, {}))
+    return {"warnings": []}
 
 
 def test_a_folder_is_made_once(tmp_path):
     calls = []
 
-    def make():
+    def make(folder):
         calls.append(1)
-        return make_rows()
+        return make_rows(folder)
 
     first, found = prepared_folder(tmp_path, "k" * 64, make)
     assert not found
@@ -84,7 +84,7 @@ def test_a_folder_is_made_once(tmp_path):
 
 
 def test_a_failing_maker_leaves_nothing(tmp_path):
-    def make():
+    def make(folder):
         raise ValueError("bad row")
 
     with pytest.raises(ValueError, match="bad row"):
@@ -95,29 +95,47 @@ def test_a_failing_maker_leaves_nothing(tmp_path):
 MAKER = """
 import sys, time
 from pathlib import Path
-from datasets import Dataset
+from launcher.data.pieces import Source, write_split
 from launcher.data.prepare import load_prepared, prepared_folder
+from launcher.data.telling import listening
 root = Path(sys.argv[1])
-def make():
-    (root / f"ready-{sys.argv[2]}").touch()
-    while len(list(root.glob("ready-*"))) < 2:
-        time.sleep(0.005)
-    return {"train": Dataset.from_dict({"a": list(range(1000))})}, {"warnings": []}
-folder, _ = prepared_folder(root, "k" * 64, make)
-for _ in range(20):
-    assert load_prepared(folder)[0]["train"]["a"][:] == list(range(1000))
+def make(folder):
+    print("making", flush=True)
+    while not (root / "go").exists():
+        time.sleep(0.05)
+    write_split(folder / "train.arrow", Source({"a": list(range(1000))}, 1000, str), lambda rows, origin: (rows, {}))
+    return {"warnings": []}
+with listening(lambda what, done, total: total or print(what, flush=True)):
+    folder, found = prepared_folder(root, "k" * 64, make)
+assert load_prepared(folder)[0]["train"]["a"][:] == list(range(1000))
+print("found" if found else "made")
 """
 
 
-def test_two_makers_at_the_same_time_leave_one_whole_folder(tmp_path):
-    """Both have found nothing and begin; each then reads what stands, whoever was first."""
-    makers = [
-        subprocess.Popen([sys.executable, "-c", MAKER, str(tmp_path), str(n)], stderr=subprocess.PIPE, text=True)
-        for n in range(2)
-    ]
-    ends = [(maker.communicate(timeout=120)[1], maker.returncode) for maker in makers]
-    assert [code for _, code in ends] == [0, 0], ends
+def start_maker(root: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", MAKER, str(root)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=tiny.environment())
+
+
+def test_of_two_makers_at_the_same_time_one_works_and_the_other_waits(tmp_path):
+    first = start_maker(tmp_path)
+    assert first.stdout.readline() == "making\n"
+    second = start_maker(tmp_path)
+    assert second.stdout.readline() == f"waiting for process {first.pid}, which prepares the same data\n"
+    (tmp_path / "go").touch()
+    assert (second.communicate(timeout=120)[0], second.returncode) == ("found\n", 0)
+    assert (first.communicate(timeout=120)[0], first.returncode) == ("made\n", 0)
     assert [p.name for p in (tmp_path / "prepared").iterdir()] == ["k" * 32], "something is left beside it"
+
+
+def test_a_maker_that_died_blocks_nobody(tmp_path):
+    first = start_maker(tmp_path)
+    assert first.stdout.readline() == "making\n"
+    first.kill()
+    first.wait()
+    first.stdout.close()
+    _, found = prepared_folder(tmp_path, "k" * 64, make_rows)
+    assert found is False
 
 
 # --- a task's use of the cache ---------------------------------------------------------------------------------------
@@ -140,7 +158,7 @@ def test_the_second_run_does_not_tokenize(bert, data, tmp_path, monkeypatch):
     folder, prepared = task_for(bert, data, tmp_path / "cache").prepare_data()
     assert prepared.facts["was_cached"] is False
     again = task_for(bert, data, tmp_path / "cache")
-    monkeypatch.setattr(type(again), "tokenize_rows", lambda *_, **__: pytest.fail("tokenized again"))
+    monkeypatch.setattr(type(again), "prepare_splits", lambda *_, **__: pytest.fail("tokenized again"))
     same_folder, same = again.prepare_data()
     assert same_folder == folder and same.facts["was_cached"] is True
     assert same.train[:] == prepared.train[:] and same.label_names == prepared.label_names
