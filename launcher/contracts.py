@@ -259,9 +259,20 @@ class BuiltModel(Protocol):
 class Task(Protocol):
     """What a model learns: its data, its model, its loss and its metrics. Made as ``Task(recipe, base_folder=...)``."""
 
-    tokenizer: Any
-    inputs_vary: bool
-    """Whether a row's input differs between epochs."""
+    @property
+    def inputs_vary(self) -> bool:
+        """Whether a row's input differs between epochs."""
+        ...
+
+    @property
+    def processor(self) -> Any:
+        """What turns rows into inputs, and is saved with the model: a tokenizer, or an image processor."""
+        ...
+
+    @property
+    def padding_side(self) -> str:
+        """Where shorter rows of a batch are padded: left or right."""
+        ...
 
     @property
     def default_metric(self) -> str:
@@ -341,6 +352,10 @@ class Task(Protocol):
 
     def read_rows(self, source: str) -> dict[str, list[Any]]:
         """Return the columns of a file under our names; labels are not needed. Raises DataError."""
+        ...
+
+    def example_row(self) -> Mapping[str, Any] | None:
+        """Return a row like the prepared ones, for plans without data; None: a row of tokens does."""
         ...
 
     def load_trained(self, folder: Path, facts: Mapping[str, Any]) -> Any:

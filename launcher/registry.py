@@ -14,6 +14,7 @@ TASKS = {
     "token-classification": "launcher.tasks.token_classification:TokenClassification",
     "question-answering": "launcher.tasks.question_answering:QuestionAnswering",
     "causal-lm": "launcher.tasks.causal_lm:CausalLM",
+    "image-classification": "launcher.tasks.image_classification:ImageClassification",
 }
 STRATEGIES = {
     "full": "launcher.strategies.full:Full",
@@ -47,6 +48,8 @@ NEAR_MISSES = {
     "qa": "question-answering",
     "squad": "question-answering",
     "extractive-question-answering": "question-answering",
+    "image_classification": "image-classification",
+    "vision": "image-classification",
     "causal_lm": "causal-lm",
     "clm": "causal-lm",
     "language-modeling": "causal-lm",

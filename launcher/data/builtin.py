@@ -16,6 +16,7 @@ PREFIX = "builtin:"
 BUILTIN_SOURCES = {
     "api-topics": "launcher.data.builtin_api_topics:make_api_topics",
     "default-values": "launcher.data.builtin_default_values:make_default_values",
+    "digits": "launcher.data.builtin_digits:make_digits",
     "code-roles": "launcher.data.builtin_code_roles:make_code_roles",
 }
 

@@ -18,7 +18,7 @@ _WHOLE = 2**63
 
 
 class Column(Sequence[Any]):
-    """Values in their order. A chunk is an Arrow array where all its values are text, or all are numbers of a kind; else a list."""
+    """Values in their order. A chunk is an Arrow array where all its values are text, bytes, or numbers of a kind; else a list."""
 
     def __init__(self, chunks: Sequence[Any]) -> None:
         self.chunks = [chunk for chunk in chunks if len(chunk)]
@@ -98,6 +98,8 @@ def packed(values: list[Any]) -> Any:
             return values
     if kinds == {int} and min(values) >= -_WHOLE and max(values) < _WHOLE:
         return pyarrow.array(values, pyarrow.int64())
+    if kinds == {bytes}:
+        return pyarrow.array(values, pyarrow.large_binary())
     if kinds == {float}:
         return pyarrow.array(values, pyarrow.float64(), from_pandas=False)
     return values

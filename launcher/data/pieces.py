@@ -114,5 +114,9 @@ def _types() -> dict[str, pyarrow.DataType]:
     import pyarrow
 
     texts, numbers = pyarrow.list_(pyarrow.string()), pyarrow.list_(pyarrow.int64())
-    small = {"input_ids": pyarrow.list_(pyarrow.int32()), "token_type_ids": pyarrow.list_(pyarrow.int8())}
+    small = {
+        "image": pyarrow.large_binary(),
+        "input_ids": pyarrow.list_(pyarrow.int32()),
+        "token_type_ids": pyarrow.list_(pyarrow.int8()),
+    }
     return {**small, "words": texts, "references": texts, "word_starts": numbers, "tags": numbers, "places": numbers}

@@ -46,6 +46,8 @@ class Places:
 
     shown: str
     lines: Sequence[int] | None = None
+    folder: Path | None = None
+    """What paths in the rows count from; None: they are whole."""
 
     def __call__(self, row: int) -> str:
         """Return the place of ``row`` (from 0), for an error message."""
@@ -153,10 +155,19 @@ class ArrowTable:
     def column(self, name: str) -> Column:
         """Return the values of a column, in order; class numbers as names."""
         names = self.class_names.get(name)
+        if type(self.dataset.features[name]).__name__ == "Image":
+            return Column.of(self._undecoded(name))
         if names is None and _is_plain(self.dataset.features[name]):
             return Column(self.dataset.select_columns([name]).with_format("arrow")[:].column(name).chunks)
         values = (value for batch in self.dataset.select_columns([name]).iter(_BATCH_ROWS) for value in batch[name])
         return Column.of(values if names is None else (_class_name(value, names=names) for value in values))
+
+    def _undecoded(self, name: str) -> Iterator[Any]:
+        """Yield images as {bytes, path}: who needs their pixels decodes them."""
+        from datasets import Image
+
+        one = self.dataset.select_columns([name]).cast_column(name, Image(decode=False))
+        return (value for batch in one.iter(_BATCH_ROWS) for value in batch[name])
 
 
 def _is_plain(feature: Any) -> bool:
@@ -198,7 +209,7 @@ def read_file(path: Path, *, spec: SourceSpec, shown: str | None = None, plain_t
     read = _READERS[kind](decoded.text, path, spec)
     warnings = (_guess(decoded, shown=label),) if decoded.guessed else ()
     facts = {"format": kind, "encoding": decoded.encoding, **read.facts}
-    return ColumnsTable(Places(label, read.lines), read.columns, facts, warnings)
+    return ColumnsTable(Places(label, read.lines, path.parent), read.columns, facts, warnings)
 
 
 def file_format(path: Path) -> str | None:
@@ -359,14 +370,14 @@ def _read_parquet(path: Path, *, shown: str) -> Table:
     except (OSError, pyarrow.ArrowException) as error:
         reason = str(error).splitlines()[0]
         raise DataError(f"{path}: is not a readable parquet file ({reason}); write it again, or set `format`") from None
-    return table_of_arrow(arrow, shown=shown, facts={"format": "parquet"})
+    return table_of_arrow(arrow, shown=shown, facts={"format": "parquet"}, folder=path.parent)
 
 
-def table_of_arrow(arrow: Any, *, shown: str, facts: dict[str, Any]) -> Table:
+def table_of_arrow(arrow: Any, *, shown: str, facts: dict[str, Any], folder: Path | None = None) -> Table:
     """Return a pyarrow table as a Table: dictionary columns decoded, names of classes from the metadata of ``datasets``."""
     from datasets import Dataset
 
-    return ArrowTable(Places(shown), Dataset(_without_dictionaries(arrow)), facts)
+    return ArrowTable(Places(shown, folder=folder), Dataset(_without_dictionaries(arrow)), facts)
 
 
 def _without_dictionaries(arrow: Any) -> Any:

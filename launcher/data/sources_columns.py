@@ -25,6 +25,7 @@ _TEXT_NAMES = (
 )
 _LABEL_NAMES = ("labels", "category", "class", "intent", "target")
 _TOKENS_NAMES = ("words",)
+_IMAGE_NAMES = ("img", "file_name", "image_path", "filename", "path", "file")
 # Of words: CoNLL-U has upos beside tags of other kinds; a file with two of these is asked about.
 _TAGS_NAMES = ("tags", "ner_tags", "pos_tags", "labels", "upos", "ner", "pos")
 _ID_NAMES = ("idx", "index", "guid")
@@ -94,7 +95,12 @@ def _find(names: Sequence[str], *, taken: dict[str, list[str]], ours: Sequence[s
     found = {}
     if "text" not in taken:
         found.update(_find_texts(free))
-    common = {"tokens": _TOKENS_NAMES, "label": _TAGS_NAMES if "tokens" in ours else _LABEL_NAMES, "id": _ID_NAMES}
+    common = {
+        "image": _IMAGE_NAMES,
+        "tokens": _TOKENS_NAMES,
+        "label": _TAGS_NAMES if "tokens" in ours else _LABEL_NAMES,
+        "id": _ID_NAMES,
+    }
     for name, likely in common.items():
         match = name if name in free else _only(free, likely)
         if name not in taken and match:

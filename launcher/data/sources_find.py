@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from launcher.data.builtin import PREFIX, make_builtin
+from launcher.data.image_folders import holds_images, metadata_file, read_image_folder
 from launcher.data.readers import FORMATS, ArrowTable, ColumnsTable, Places, Table, bare_stem, file_format, read_file
 from launcher.errors import DataError, DataUnreachable
 from launcher.registry import suggest
@@ -118,6 +119,9 @@ def _open_folder(path: Path, *, spec: SourceSpec, plain_text: bool) -> OpenSourc
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         return _open_saved(path, spec=spec)
     files = _split_files(path) or _split_files(path / "data")
+    images = None if files else _open_images(path, spec=spec, plain_text=plain_text)
+    if images is not None:
+        return images
     if not files:
         raise DataError(_no_splits(path))
 
@@ -126,6 +130,24 @@ def _open_folder(path: Path, *, spec: SourceSpec, plain_text: bool) -> OpenSourc
 
     ordered = sorted(files, key=SPLITS.index)
     return OpenSource(str(path), {split: reader(files[split]) for split in ordered}, single=False)
+
+
+def _open_images(path: Path, *, spec: SourceSpec, plain_text: bool) -> OpenSource | None:
+    """Return the images of a folder: its folders named for splits, or the whole of it as one; None where there are none."""
+    named = {split_name(inner.name): inner for inner in sorted(path.iterdir()) if inner.is_dir()}
+    splits = {split: named[split] for split in SPLITS if split in named}
+    folders = splits or {"train": path}
+    if not all(metadata_file(folder) or holds_images(folder) for folder in folders.values()):
+        return None
+
+    def reader(folder: Path) -> Reader:
+        described = metadata_file(folder)
+        if described is not None:
+            return lambda: [read_file(described, spec=spec, plain_text=plain_text)]
+        return lambda: [read_image_folder(folder)]
+
+    found = {split: reader(folder) for split, folder in folders.items()}
+    return OpenSource(str(path), found, single=not splits)
 
 
 def _split_files(folder: Path) -> dict[str, list[Path]]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from launcher.data.columns import Column, dataset_of, joined_columns
+from launcher.data.images import image_values
 from launcher.data.readers import Places, Table
 from launcher.data.sources_columns import (
     answer_values,
@@ -36,7 +37,7 @@ class RowSet:
     """The rows of one split, in our columns."""
 
     columns: dict[str, Column]
-    """text[, text_pair][, tokens][, label][, id] and row_id, each [rows]; tokens are lists of words, and text is then those words."""
+    """text[, text_pair][, tokens][, image, image_hash][, label][, id] and row_id, each [rows]; tokens are lists of words, and text is then those words."""
     segments: tuple[tuple[int, Places], ...]
     """(first row_id, places of the rows from there on) of every source, ascending."""
     provenance: tuple[dict[str, Any], ...]
@@ -69,7 +70,9 @@ class RowSet:
         return replace(self, columns={"row_id": self.columns["row_id"]})
 
     def text_keys(self) -> Iterator[tuple[str, ...]]:
-        """Yield what makes two rows the same text: text and pair, case and spacing folded."""
+        """Yield what makes two rows the same: text and pair, case and spacing folded, or an image's bytes."""
+        if "image_hash" in self.columns:
+            return ((key,) for key in self.columns["image_hash"])
         texts = [self.columns[name] for name in ("text", "text_pair") if name in self.columns]
         return (tuple(" ".join(text.casefold().split()) for text in row) for row in zip(*texts, strict=True))
 
@@ -158,6 +161,8 @@ def _our_columns(table: Table, *, chosen: Mapping[str, list[str]], rows: Sequenc
             columns[_TEXTS[ours]] = text_values(table, columns=theirs, rows=rows, join=join, ours=ours)
         elif ours == "answers":
             columns["label"] = answer_values(table, column=theirs[0], rows=rows, contexts=columns["text_pair"])
+        elif ours == "image":
+            columns |= image_values(table, column=theirs[0], rows=rows)
         else:
             columns[ours] = _VALUES[ours](table, column=theirs[0], rows=rows)
     if "tokens" in columns:
@@ -168,7 +173,7 @@ def _our_columns(table: Table, *, chosen: Mapping[str, list[str]], rows: Sequenc
     return columns
 
 
-_ORDER = ("text", "question", "text_pair", "context", "tokens", "label", "answers", "id")
+_ORDER = ("image", "text", "question", "text_pair", "context", "tokens", "label", "answers", "id")
 # A question is a text, and what may answer it the second one.
 _TEXTS = {"text": "text", "question": "text", "text_pair": "text_pair", "context": "text_pair"}
 _VALUES: dict[str, Callable[..., Column]] = {"tokens": token_values, "label": label_values, "id": id_values}
@@ -306,8 +311,9 @@ def fingerprint(sets: Mapping[str, RowSet]) -> str:
     digest = hashlib.sha256()
     write = json.JSONEncoder(ensure_ascii=False).encode
     for split, rows in sets.items():
-        names = list(rows.columns)
+        # An image is known by the hash of its bytes, wherever it lies.
+        names = [name for name in rows.columns if name != "image"]
         digest.update(json.dumps([split, names, rows.rows]).encode())
-        for row in zip(*rows.columns.values(), strict=True):
+        for row in zip(*(rows.columns[name] for name in names), strict=True):
             digest.update(write(row).encode("utf-8", "surrogatepass"))
     return digest.hexdigest()

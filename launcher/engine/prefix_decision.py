@@ -44,7 +44,7 @@ def open_cache(context: Any, model: Any, device: Any) -> PrefixCache | None:
         epochs=context.planned.epochs_at(context.planned.last_step),
         phases=len(context.plan.phases),
         free=_least_room(folder),
-        padding_side=context.task.tokenizer.padding_side,
+        padding_side=context.task.padding_side,
         inputs_vary=context.task.inputs_vary,
     )
     decided = share(lambda: _decided(context.run))

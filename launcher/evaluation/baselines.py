@@ -38,6 +38,7 @@ TITLES = {
     "word_tag": "most-frequent-tag",
     "overlap": "word-overlap",
     "unigram": "unigram",
+    "pixels": "linear-on-pixels",
 }
 """How a baseline is called in sentences and tables."""
 
@@ -252,7 +253,7 @@ def _linear_models(
             columns = [_one_label(features, labels[:, k], c) for k in range(classes)]
             yield c, functools.partial(_stacked, columns)
     else:
-        yield from _logistic_models(features, labels, classes, choices)
+        yield from logistic_models(features, labels, classes, choices)
 
 
 def _ridge_models(features: Any, labels: np.ndarray, choices: Sequence[float]) -> Iterator[tuple[float, Predict]]:
@@ -271,9 +272,10 @@ def _stacked(columns: Sequence[Predict], features: Any) -> np.ndarray:
     return np.stack([column(features) for column in columns], axis=1)
 
 
-def _logistic_models(
+def logistic_models(
     features: Any, labels: np.ndarray, classes: int, choices: Sequence[float]
 ) -> Iterator[tuple[float, Predict]]:
+    """Yield (C, features [n, d] -> probabilities [n, classes]) of logistic regression for each C; valid until the next is asked for."""
     from sklearn.linear_model import LogisticRegression
 
     # One model warmed up from the weaker fit before it: about half the steps of fresh starts.

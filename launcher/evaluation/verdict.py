@@ -86,6 +86,7 @@ def _opening(state: str, reference: dict[str, Any]) -> str:
             "overlap": "words near those that question and text share",
             "word_tag": "the tag that each word has most often",
             "unigram": "how often each token occurs",
+            "pixels": "a linear model on the pixels of small copies",
         }
         return f"The model is worse than {name}, {what.get(reference['name'], 'which is simpler')}"
     return f"No clear difference between the model and {name} was found"

@@ -139,7 +139,7 @@ def _prefix_cache(
         epochs=plan.phases[-1].epochs_at(plan.total_steps),
         phases=len(plan.phases),
         free=free_room(base_folder),
-        padding_side=task.tokenizer.padding_side,
+        padding_side=task.padding_side,
         inputs_vary=task.inputs_vary,
     )
     cache = plan_cache(parameters, plan.phases[0].phase, recipe, facts)

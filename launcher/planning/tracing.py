@@ -192,9 +192,10 @@ def compute_of(setting: MemorySetting) -> Literal["fp32", "autocast_bf16", "auto
 
 def example_batch(task: Any, prepared: Any, *, rows: int, length: int) -> dict[str, Any]:
     """Return a batch as the task's collator makes it, of rows that are all ``length`` tokens long."""
-    if prepared is None or prepared.train is None or not len(prepared.train):
+    has_rows = prepared is not None and prepared.train is not None and len(prepared.train)
+    row = dict(prepared.train[0]) if has_rows else task.example_row()
+    if row is None:
         return _batch_without_rows(prepared, rows=rows, length=length)
-    row = dict(prepared.train[0])
     own = len(row["input_ids"]) if "input_ids" in row else 0
     stretched = {
         name: [value[0]] * length if isinstance(value, list) and own and len(value) == own else value

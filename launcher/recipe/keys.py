@@ -25,7 +25,8 @@ LATER = {
         "translation",
         "sft",
         "dpo",
-        "image-classification",
+        "object-detection",
+        "semantic-segmentation",
     },
 }
 

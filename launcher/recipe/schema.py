@@ -181,9 +181,10 @@ class EvaluationSection(Section):
     """Resamples of the test rows for intervals; 0: no intervals."""
     confidence: float = Field(0.95, gt=0.5, lt=1)
     """Coverage of the intervals."""
-    baselines: list[Literal["majority", "tfidf", "word_tag", "overlap", "unigram"]] | None = None
+    baselines: list[Literal["majority", "tfidf", "word_tag", "overlap", "unigram", "pixels"]] | None = None
     """Simple models trained on the same rows and shown beside the model; null: majority and tfidf, for token-classification word_tag
-    (the most frequent tag of each word), for question-answering overlap (words near those that question and text share), for causal-lm unigram (how often each token occurs in train)."""
+    (the most frequent tag of each word), for question-answering overlap (words near those that question and text share), for causal-lm unigram (how often each token occurs in train), for image-classification
+    majority and pixels (a linear model on the pixels of small copies)."""
     verify_saved: bool = True
     """Whether the saved model is loaded in a process of its own and compared with the trained one; a difference ends the run
     with an error. It needs room for the weights once more, after the trained model has left."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from launcher.recipe.keys import shown
-from launcher.recipe.task_options import BASELINES
+from launcher.recipe.task_options import BASELINES, IMAGE_TASKS
 from launcher.recipe.view import Finding, View
 
 # Metrics of tasks that do not have those of classified texts; a test holds them to what is computed.
@@ -56,7 +56,7 @@ def random_model_fits(v: View) -> Iterator[Finding]:
     if not (model.config or {}).get("model_type"):
         remedy = "name a model, or give an architecture's numbers: config: {model_type: llama, hidden_size: ...}"
         yield Finding(key, f"{key} is null but model.config has no model_type", remedy)
-    if model.tokenizer_name_or_path is None:
+    if model.tokenizer_name_or_path is None and v.recipe.task.type not in IMAGE_TASKS:
         yield Finding(key, f"{key} is null but tokenizer_name_or_path is not given", "add model.tokenizer_name_or_path")
     if v.recipe.strategy.type in _NEED_PRETRAINED:
         message = f"strategy.type is {v.recipe.strategy.type}, which keeps pretrained weights, but {key} is null"

@@ -14,6 +14,7 @@ COLUMNS = {
     "token-classification": ("tokens", "label", "id"),
     "question-answering": ("question", "context", "answers", "id"),
     "causal-lm": ("text", "id"),
+    "image-classification": ("image", "label", "id"),
 }
 
 # The baselines that a task can have, those that it has by default.
@@ -22,7 +23,12 @@ BASELINES = {
     "token-classification": ("word_tag",),
     "question-answering": ("overlap",),
     "causal-lm": ("unigram",),
+    "image-classification": ("majority", "pixels"),
 }
+
+
+# Tasks whose rows are images.
+IMAGE_TASKS = ("image-classification",)
 
 
 class TextClassificationOptions(Section):
@@ -69,6 +75,41 @@ class QuestionAnsweringOptions(Section):
     """Where training has questions without an answer: by how much "no answer" has to score above the best answer to be chosen."""
 
 
+class ImageAugmentation(Section):
+    """Random changes of the images in training: the same for a seed, an epoch and a row, on any number of processes."""
+
+    crop_area: float | None = Field(None, gt=0, lt=1)
+    """A random crop keeps at least this share of the area, with a ratio of its sides of up to 4/3 more or less; null: no crop."""
+    horizontal_flip: float = Field(0.0, ge=0, le=1)
+    """Probability of a mirror image. Not for what reads from left to right."""
+    vertical_flip: float = Field(0.0, ge=0, le=1)
+    """Probability of an image upside down."""
+    rotation: float = Field(0.0, ge=0, le=180)
+    """Largest rotation, in degrees."""
+    shift: float = Field(0.0, ge=0, lt=1)
+    """Largest shift, as a share of width and height."""
+    brightness: float = Field(0.0, ge=0, le=1)
+    """Largest change of the brightness, as a share of it."""
+    contrast: float = Field(0.0, ge=0, le=1)
+    """Largest change of the contrast, as a share of it."""
+    saturation: float = Field(0.0, ge=0, le=1)
+    """Largest change of the saturation, as a share of it."""
+    erasing: float = Field(0.0, ge=0, le=1)
+    """Probability that a rectangle of 2 to 20 % of the area is painted over."""
+
+
+class ImageClassificationOptions(Section):
+    """One label for an image."""
+
+    type: Literal["image-classification"]
+    image_size: int | None = Field(None, ge=1)
+    """Width and height in pixels that images are resized to; null: what the model's own image processor does."""
+    augmentation: ImageAugmentation | None = None
+    """Random changes in training; null: none."""
+    class_weights: Literal["none", "balanced"] | dict[str, float] = "none"
+    """Weight of each class in the loss: ``balanced`` is rows / (classes * rows of the class), a mapping names its own."""
+
+
 class CausalLMOptions(Section):
     """Language modelling: each token of a text from those before it."""
 
@@ -87,6 +128,7 @@ TaskOptions = Annotated[
     Annotated[TextClassificationOptions, Tag("text-classification")]
     | Annotated[TokenClassificationOptions, Tag("token-classification")]
     | Annotated[QuestionAnsweringOptions, Tag("question-answering")]
-    | Annotated[CausalLMOptions, Tag("causal-lm")],
+    | Annotated[CausalLMOptions, Tag("causal-lm")]
+    | Annotated[ImageClassificationOptions, Tag("image-classification")],
     Discriminator(_task_type),
 ]

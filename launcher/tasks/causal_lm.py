@@ -18,7 +18,8 @@ from launcher.recipe.schema import Recipe
 from launcher.recipe.task_options import CausalLMOptions
 from launcher.tasks.models import LoadedModel, load_config, load_model
 from launcher.tasks.padding import MULTIPLE
-from launcher.tasks.text_task import IGNORED, SPLITS, TextTask, token_losses, write_features
+from launcher.tasks.prepared_task import SPLITS, write_features
+from launcher.tasks.text_task import IGNORED, TextTask, token_losses
 
 PROBLEM = "causal_lm"
 _OPTIONAL = ("id",)

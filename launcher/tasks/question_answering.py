@@ -19,7 +19,8 @@ from launcher.recipe.schema import Recipe
 from launcher.recipe.task_options import QuestionAnsweringOptions
 from launcher.tasks.models import LoadedModel, load_config, load_model, load_tokenizer
 from launcher.tasks.padding import pad_inputs
-from launcher.tasks.text_task import SPLITS, TextTask, joined, write_features
+from launcher.tasks.prepared_task import SPLITS, write_features
+from launcher.tasks.text_task import TextTask, joined
 
 _NEEDS, _OPTIONAL = ("question", "context"), ("answers", "id")
 

@@ -20,7 +20,8 @@ from launcher.recipe.task_options import TextClassificationOptions
 from launcher.tasks.class_weights import class_weights
 from launcher.tasks.models import LoadedModel, load_config, load_model
 from launcher.tasks.padding import pad_inputs
-from launcher.tasks.text_task import SPLITS, TextTask, joined, write_features
+from launcher.tasks.prepared_task import SPLITS, write_features
+from launcher.tasks.text_task import TextTask, joined
 
 # Fields by which configurations name the dropout before the classifier.
 _HEAD_DROPOUT = ("classifier_dropout", "classifier_dropout_prob", "seq_classif_dropout", "cls_dropout")

@@ -22,7 +22,8 @@ from launcher.recipe.task_options import TokenClassificationOptions
 from launcher.tasks.class_weights import class_weights
 from launcher.tasks.models import LoadedModel, load_config, load_model, load_tokenizer
 from launcher.tasks.padding import pad_inputs
-from launcher.tasks.text_task import IGNORED, SPLITS, TextTask, token_losses, write_features
+from launcher.tasks.prepared_task import SPLITS, write_features
+from launcher.tasks.text_task import IGNORED, TextTask, token_losses
 
 _NEEDS, _OPTIONAL = ("tokens",), ("label", "id")
 # A text that a person types: words, and each mark on its own, as corpora divide them.

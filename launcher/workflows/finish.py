@@ -31,7 +31,7 @@ def save_model(trainer: Any, check: SavedModelCheck) -> None:
         # These are whole tensors of our own, whatever the engine had.
         state, zero_stage = None, None
     save_model_folder(
-        model, context.task.tokenizer, context.run.model,
+        model, context.task.processor, context.run.model,
         state_dict=state, zero_stage=zero_stage, facts=context.task.model_facts(context.prepared),
     )  # fmt: skip
     context.progress.say(f"model: {context.run.model}")

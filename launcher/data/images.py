@@ -1,0 +1,96 @@
+"""Images as they lie in files and tables: their bytes, what makes two the same, and whether they can be read at all."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from launcher.data.columns import Column
+from launcher.errors import DataError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from launcher.data.readers import Table
+
+ENDINGS = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"))
+_SHOWN = 80
+
+
+def is_image_file(path: Path) -> bool:
+    """Whether a name ends as an image's does; hidden files are none."""
+    return path.suffix.lower() in ENDINGS and not path.name.startswith(".")
+
+
+def image_values(table: Table, *, column: str, rows: Sequence[int]) -> dict[str, Column]:
+    """Return of ``rows`` the columns image (a file's path, or an image's bytes), image_hash (sha256 of the bytes) and text (the name).
+
+    A path counts from the folder of the file that names it. Raises DataError naming the first row without an image, or whose file is
+    not there.
+    """
+    images: list[Any] = []
+    hashes, names = [], []
+    for row, value in zip(rows, table.column(column).take(rows), strict=True):
+        image, name = _image(value, folder=table.places.folder, place=table.places(row), column=column)
+        images.append(image)
+        hashes.append(hashlib.sha256(image_bytes(image)).hexdigest())
+        names.append(name or table.places(row))
+    return {"image": Column.of(images), "image_hash": Column.of(hashes), "text": Column.of(names)}
+
+
+def _image(value: Any, *, folder: Path | None, place: str, column: str) -> tuple[str | bytes, str]:
+    """Return an image's path or bytes, and its name; "" where it has none."""
+    held, name = value, ""
+    if isinstance(value, Mapping):
+        name = Path(value.get("path") or "").name
+        held = value.get("bytes") or value.get("path")
+    if isinstance(held, bytes) and held:
+        return held, name
+    if not isinstance(held, str) or not held:
+        raise DataError(
+            f"{place}: column {column!r} (image) holds {str(value)[:_SHOWN]!r}, which is neither an image nor the path of one; mend or "
+            "remove the row, or name another column under data.columns"
+        )
+    path = Path(held).expanduser() if folder is None else folder / Path(held).expanduser()
+    if not path.is_file():
+        raise DataError(f"{place}: there is no image {path}; restore it, or remove the row")
+    return str(path), held
+
+
+def image_bytes(image: str | bytes) -> bytes:
+    """Return the bytes of an image, from its file where ``image`` is a path."""
+    return image if isinstance(image, bytes) else Path(image).read_bytes()
+
+
+def open_image(data: bytes, *, mode: str = "RGB") -> Image:
+    """Return an image, upright as its EXIF note says, in Pillow's ``mode`` (RGB, L).
+
+    Raises:
+        OSError: it cannot be read: no image, cut off, or of more pixels than Pillow takes for harmless.
+    """
+    import PIL.Image
+    import PIL.ImageOps
+
+    try:
+        with PIL.Image.open(io.BytesIO(data)) as image:
+            return PIL.ImageOps.exif_transpose(image).convert(mode)
+    except (PIL.Image.DecompressionBombError, ValueError, SyntaxError, EOFError, IndexError) as error:
+        # Pillow's readers raise these for files that are damaged in ways of their formats.
+        raise OSError(str(error) or type(error).__name__) from error
+
+
+def checked_bytes(image: str | bytes, *, place: Callable[[], str]) -> bytes:
+    """Return an image's bytes, once they were read as an image. Raises DataError where they are none."""
+    data = image_bytes(image)
+    try:
+        open_image(data)
+    except OSError as error:
+        what = f"{len(data):,} bytes" if isinstance(image, bytes) else image
+        reason = " ".join(str(error).split())[:120]
+        raise DataError(
+            f"{place()}: {what} cannot be read as an image ({reason}); mend it, or remove the row"
+        ) from None
+    return data

@@ -1,0 +1,256 @@
+"""Image classification: one label for an image."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from launcher.contracts import Baseline, Predictions, Prepared, ShownRow
+from launcher.data.augmentation import augmented
+from launcher.data.chance import row_generator
+from launcher.data.images import image_bytes
+from launcher.data.labels import LabelSet, make_labels
+from launcher.data.sources import SplitSet, load_rows, load_splits
+from launcher.errors import DataError
+from launcher.recipe.schema import Recipe
+from launcher.tasks.class_weights import class_weights
+from launcher.tasks.image_task import ImageTask, image_features
+from launcher.tasks.models import LoadedModel, load_config, load_model
+from launcher.tasks.prepared_task import SPLITS, write_features
+
+PROBLEM = "single_label_classification"
+
+_NEEDS = ("image", "label")
+_OPTIONAL = ("id",)
+
+
+class ImageClassification(ImageTask):
+    """One label for each image, by an AutoModelForImageClassification."""
+
+    def __init__(self, recipe: Recipe, *, base_folder: Path = Path()) -> None:
+        super().__init__(recipe, base_folder=base_folder)
+        self.class_weights: Any = None
+
+    # --- data ------------------------------------------------------------------------------------------------------
+
+    def load_splits(self) -> SplitSet:
+        """Return the images of every split. Raises DataError."""
+        return load_splits(
+            self.recipe.data, base_folder=self.base_folder, needs=_NEEDS, optional=_OPTIONAL, problem_type=PROBLEM
+        )
+
+    def load_data(self, folder: Path) -> Prepared:
+        """Return the prepared data in ``folder``: what every rank does after rank 0 has prepared them."""
+        prepared = super().load_data(folder)
+        counts = prepared.facts["splits"]["train"]["labels"]
+        self.class_weights = class_weights(self.options.class_weights, names=prepared.label_names, counts=counts)
+        return prepared
+
+    def notes(self, facts: Mapping[str, Any]) -> list[str]:
+        """Return what a reader should know of the labels."""
+        return list(facts["label_warnings"])
+
+    def write_splits(self, splits: SplitSet, folder: Path) -> dict[str, Any]:
+        """Write the images and labels of each split into ``folder``, each image once it was read; return facts."""
+        labels = make_labels(
+            list(splits.train["label"][:]), problem_type=PROBLEM,
+            declared=self.recipe.data.labels or (list(splits.label_names) or None),
+            base_folder=self.base_folder, delimiter=",", origin=splits.origin("train"),
+        )  # fmt: skip
+        names = [name for name in SPLITS if getattr(splits, name) is not None]
+        return {
+            "fingerprint": splits.fingerprint,
+            "label_warnings": list(labels.warnings),
+            "problem_type": PROBLEM,
+            "label_names": list(labels.names),
+            "max_length": 1,
+            "splits": {name: _write(splits, name, labels, folder) for name in names},
+        }
+
+    def key_parts(self, splits: SplitSet) -> dict[str, Any]:
+        """Return what prepared rows depend on: the labels; not how images are resized, or changed in training."""
+        return {"labels": [self.declared_labels(), splits.label_names], "task": self.options.type}
+
+    def show_row(self, row: Mapping[str, Any], prepared: Prepared) -> ShownRow:
+        """Return an image's name, its size, what the model gets of it, and its label."""
+        (image,) = self.images_of([row])
+        channels, height, width = self.pixels([image]).shape[1:]
+        parts = f"{row['text']}: {image.width} x {image.height} pixels, resized to {width} x {height} of {channels} channels"
+        label = prepared.label_names[row["labels"]] if "labels" in row else ""
+        return ShownRow(row["row_id"], 1, ((parts, "read"),), label)
+
+    def read_rows(self, source: str) -> dict[str, list[Any]]:
+        """Return the images of a folder or a file; labels are not needed. Raises DataError."""
+        kept = {ours: theirs for ours, theirs in self.recipe.data.columns.items() if ours != "label"}
+        reading = self.recipe.data.model_copy(update={"columns": kept})
+        return load_rows(source, data=reading, base_folder=Path(), needs=("image",), optional=_OPTIONAL).lists()
+
+    def prepare_rows(self, columns: Mapping[str, list[Any]], facts: Mapping[str, Any]) -> tuple[Any, Prepared]:
+        """Return rows of images: those that were read, or the files that ``text`` names. Raises DataError where one is none."""
+        from datasets import Dataset
+
+        found = dict(columns) if "image" in columns else _named(columns["text"])
+        found["row_id"] = list(range(len(found["image"])))
+        features, _ = image_features(found, origin=lambda row: found["text"][row])
+        rows = Dataset.from_dict(features)
+        return rows, Prepared(rows, rows, rows, "", tuple(facts["label_names"]), PROBLEM)
+
+    # --- model -----------------------------------------------------------------------------------------------------
+
+    def build_model(
+        self, prepared: Prepared | None, *, skeleton: bool = False, quantization: Any = None
+    ) -> LoadedModel:
+        """Return the model with a head for these labels; without data, for those of the recipe, or two. Raises ModelError."""
+        from transformers import AutoModelForImageClassification
+
+        declared = self.recipe.data.labels
+        names = list(prepared.label_names) if prepared else declared if isinstance(declared, list) else ["0", "1"]
+        labels = {"id2label": dict(enumerate(names)), "label2id": {name: number for number, name in enumerate(names)}}
+        config = load_config(self.recipe.model, skeleton=skeleton, problem_type=PROBLEM, **labels)
+        loaded = load_model(
+            AutoModelForImageClassification, self.recipe.model, config, skeleton=skeleton, quantization=quantization
+        )
+        loaded.model.accepts_loss_kwargs = False
+        return loaded
+
+    def load_trained(self, folder: Path, facts: Mapping[str, Any]) -> Any:
+        """Return a saved model in evaluation mode."""
+        from transformers import AutoModelForImageClassification
+
+        config = load_config(self.recipe.model.model_copy(update={"config": None}))
+        return load_model(AutoModelForImageClassification, self.recipe.model, config).model.eval()
+
+    def model_facts(self, prepared: Prepared) -> dict[str, Any]:
+        """Return what has to be known to use the saved model without its run."""
+        return {"task": self.options.type, "problem_type": PROBLEM, "label_names": list(prepared.label_names)}
+
+    # --- loss ------------------------------------------------------------------------------------------------------
+
+    def collator(self, *, training: bool = False) -> Any:
+        """Return a callable: list of rows -> pixel_values [rows, channels, height, width], labels, and sample_weight."""
+        return Collator(self, training=training)
+
+    def row_outputs(self, outputs: Any, batch: Mapping[str, Any]) -> Any:
+        """Return the logits [rows, labels]."""
+        return outputs["logits"]
+
+    def items(self, batch: Mapping[str, Any]) -> Any:
+        """Return the batch's total weight, a scalar tensor: rows, or with class weights the sum of the rows' weights."""
+        weights = batch["sample_weight"]
+        if self.class_weights is not None:
+            weights = weights * self.class_weights.to(weights.device)[batch["labels"]]
+        return weights.sum()
+
+    def loss(self, outputs: Any, batch: Mapping[str, Any], *, label_smoothing: float = 0.0) -> Any:
+        """Return the weighted sum of the rows' cross entropy, a float32 scalar tensor."""
+        import torch.nn.functional as F
+
+        logits = outputs["logits"].float()
+        classes = None if self.class_weights is None else self.class_weights.to(logits.device)
+        rows = F.cross_entropy(
+            logits, batch["labels"], weight=classes, reduction="none", label_smoothing=label_smoothing
+        )
+        return (rows * batch["sample_weight"]).sum()
+
+    # --- evaluation ------------------------------------------------------------------------------------------------
+
+    @property
+    def default_metric(self) -> str:
+        """The validation metric that chooses the best checkpoint unless the recipe names one."""
+        return "macro_f1"
+
+    def predictions(self, logits: np.ndarray, split: Any, prepared: Prepared) -> Predictions:
+        """Turn logits [rows, labels] into Predictions for the rows of ``split``."""
+        powers = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
+        return Predictions(
+            problem_type=PROBLEM,
+            scores=powers / powers.sum(axis=1, keepdims=True),
+            labels=np.asarray(split["labels"][:], dtype=np.int64) if "labels" in split.column_names else None,
+            label_names=prepared.label_names,
+            texts=tuple(split["text"][:]),
+            row_ids=tuple(split["row_id"][:]),
+        )
+
+    def baselines(
+        self, names: Sequence[str], prepared: Prepared, predictions: Predictions, *, split: str
+    ) -> list[Baseline]:
+        """Return the named baselines, trained on the images of train and tuned on those of validation."""
+        from launcher.evaluation.baselines import TextRows, fit_baseline
+        from launcher.evaluation.baselines_images import pixels_baseline
+
+        found = []
+        for name in names:
+            if name == "pixels":
+                rows = {part: getattr(prepared, part) for part in ("train", "validation", split)}
+                small = {part: (small_copies(of), np.asarray(of["labels"][:])) for part, of in rows.items()}
+                found.append(pixels_baseline(*small["train"], *small["validation"], small[split][0], predictions))
+            else:
+                train = TextRows(prepared.train["text"][:], np.asarray(prepared.train["labels"][:]))
+                test = TextRows(predictions.texts, predictions.labels, predictions.row_ids)
+                kind: Any = {"problem_type": PROBLEM, "label_names": prepared.label_names}
+                found.append(fit_baseline(name, train, None, test, **kind))
+        return found
+
+
+def small_copies(rows: Any, *, size: int = 32) -> np.ndarray:
+    """Return grey copies of images as float32 [rows, pixels] from 0 to 1, at most ``size`` pixels wide and high."""
+    from launcher.data.images import open_image
+
+    return np.stack([_small(open_image(data, mode="L"), size) for data in rows["image"]])
+
+
+def _small(image: Any, size: int) -> np.ndarray:
+    return np.asarray(image.resize((size, size)), dtype=np.float32).ravel() / 255
+
+
+def _write(splits: SplitSet, name: str, labels: LabelSet, folder: Path) -> dict[str, Any]:
+    """Write a split's images and labels; return counts."""
+    split = getattr(splits, name)
+    make = functools.partial(image_features)
+    if "label" not in split.column_names:
+        return {**write_features(splits, name, folder, make), "labelled": False}
+    encoded = labels.encode(list(split["label"][:]), split=name, origin=splits.origin(name))
+    counts = np.bincount(encoded, minlength=len(labels.names)).tolist()
+    written = write_features(splits, name, folder, make, more={"labels": encoded})
+    return {**written, "labelled": True, "labels": counts}
+
+
+def _named(paths: Sequence[str]) -> dict[str, list[Any]]:
+    missing = next((path for path in paths if not Path(path).expanduser().is_file()), None)
+    if missing is not None:
+        raise DataError(
+            f"there is no image {missing}; give paths of image files, or --file with a folder or a file of rows"
+        )
+    images = [image_bytes(str(Path(path).expanduser())) for path in paths]
+    return {"image": images, "text": list(paths)}
+
+
+class Collator:
+    """Decodes, in training changes, and resizes images; a row's ``sample_weight`` is 0 for padding rows."""
+
+    def __init__(self, task: ImageClassification, *, training: bool) -> None:
+        self.task = task
+        self.augmentation = task.options.augmentation if training else None
+        self.seed = task.recipe.training.seed
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Return pixel_values, ``labels`` where there are any, and ``sample_weight``."""
+        import torch
+
+        images = self.task.images_of(rows)
+        if self.augmentation is not None and "epoch" in rows[0]:
+            images = [
+                augmented(image, self.augmentation, row_generator(row, seed=self.seed))
+                for image, row in zip(images, rows, strict=True)
+            ]
+        result = {
+            "pixel_values": self.task.pixels(images),
+            "sample_weight": torch.tensor([float(row.get("weight", 1.0)) for row in rows]),
+        }
+        if "labels" in rows[0]:
+            result["labels"] = torch.tensor([row["labels"] for row in rows], dtype=torch.long)
+        return result

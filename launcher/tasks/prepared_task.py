@@ -1,0 +1,141 @@
+"""What all tasks share: data that are prepared once, under a key of everything that they depend on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from launcher.contracts import Predictions, Prepared
+from launcher.data.known import Known, sources_on_disk
+from launcher.data.pieces import MakeRows, Source, write_split
+from launcher.data.prepare import cache_folder, code_fingerprint, fingerprint_of, load_prepared, prepared_folder
+from launcher.data.sources import SplitSet
+from launcher.recipe.schema import Recipe
+from launcher.tasks.models import revision_of
+
+SPLITS = ("train", "validation", "test")
+
+
+class PreparedTask:
+    """A task; a subclass says how its rows are read, what of them is kept, and what is learned from it."""
+
+    def __init__(self, recipe: Recipe, *, base_folder: Path = Path()) -> None:
+        self.recipe = recipe
+        self.base_folder = base_folder
+
+    @property
+    def inputs_vary(self) -> bool:
+        """Whether a row's input differs between epochs."""
+        return False
+
+    # --- for a subclass to give ------------------------------------------------------------------------------------
+
+    def load_splits(self) -> SplitSet:
+        """Return the rows of every split. Raises DataError."""
+        raise NotImplementedError
+
+    def write_splits(self, splits: SplitSet, folder: Path) -> dict[str, Any]:
+        """Write SPLIT.arrow for each split into ``folder``; return fingerprint, problem_type, label_names, max_length, splits."""
+        raise NotImplementedError
+
+    def input_parts(self) -> dict[str, Any]:
+        """Return what prepared rows depend on of what turns them into inputs, such as a tokenizer."""
+        return {}
+
+    def key_parts(self, splits: SplitSet) -> dict[str, Any]:
+        """Return what prepared rows depend on beside rows, inputs and code."""
+        return {"task": self.recipe.task.model_dump()}
+
+    def model_files(self) -> list[Path] | None:
+        """Return the files of the model that prepared rows depend on; None where they are not all on this machine's disks."""
+        raise NotImplementedError
+
+    def notes(self, facts: Mapping[str, Any]) -> list[str]:
+        """Return what a reader should know of how sources became rows."""
+        return []
+
+    def example_row(self) -> Mapping[str, Any] | None:
+        """Return a row like the prepared ones, for plans without data; None: tokens do."""
+        return None
+
+    # --- data ------------------------------------------------------------------------------------------------------
+
+    def prepare_data(self) -> tuple[Path, Prepared]:
+        """Read, check, split and prepare the rows, or find them in the cache; return their folder too.
+
+        Raises:
+            DataError: a fault in the data, or ``data.max_length`` beyond what the model takes.
+        """
+        root = cache_folder(self.recipe.data.cache_dir)
+        known = Known(root, self._read_from(), self._known_parts())
+        found = known.find()
+        if found is not None:
+            return self._with_told(*found, was_cached=True)
+        splits = self.load_splits()
+        parts = {"code": code_fingerprint(), "data": splits.fingerprint, **self.input_parts(), **self.key_parts(splits)}
+        folder, was_cached = prepared_folder(
+            root, fingerprint_of(parts), lambda target: self.write_splits(splits, target)
+        )
+        # Equal rows may have come from elsewhere when they were prepared; what is told is about these files.
+        told = {"provenance": splits.provenance, "warnings": list(splits.warnings)}
+        known.keep(folder, told)
+        return self._with_told(folder, told, was_cached=was_cached)
+
+    def _read_from(self) -> list[Path] | None:
+        """Return the files and folders that prepared rows come from; None where they are not all on this machine's disks."""
+        model = self.model_files()
+        sources = sources_on_disk(self.recipe.data, base_folder=self.base_folder)
+        return None if model is None or sources is None else [*sources, *model]
+
+    def _known_parts(self) -> dict[str, Any]:
+        recipe = self.recipe
+        parts = {"task": recipe.task, "data": recipe.data, "model": recipe.model}
+        # Paths are told as the recipe has them, and count from here.
+        return {"base": str(self.base_folder.resolve()), **{name: part.model_dump() for name, part in parts.items()}}
+
+    def _with_told(self, folder: Path, told: Mapping[str, Any], *, was_cached: bool) -> tuple[Path, Prepared]:
+        prepared = self.load_data(folder)
+        warnings = [*told["warnings"], *self.notes(prepared.facts)]
+        here = {"was_cached": was_cached, "provenance": told["provenance"], "warnings": warnings}
+        return folder, replace(prepared, facts={**prepared.facts, **here})
+
+    def load_data(self, folder: Path) -> Prepared:
+        """Return the prepared data in ``folder``: what every rank does after rank 0 has prepared them."""
+        splits, facts = load_prepared(folder)
+        return Prepared(
+            train=splits["train"],
+            validation=splits.get("validation"),
+            test=splits.get("test"),
+            fingerprint=facts["fingerprint"],
+            label_names=tuple(facts["label_names"]),
+            problem_type=facts["problem_type"],
+            facts=facts,
+        )
+
+    def declared_labels(self) -> list[str] | str | None:
+        """Return the recipe's label names; those of a file by what it says, not by its name."""
+        labels = self.recipe.data.labels
+        path = self.base_folder / labels if isinstance(labels, str) else None
+        return path.read_bytes().hex() if path is not None and path.is_file() else labels
+
+    def model_revision(self, model: Any) -> str:
+        """Return what identifies the pretrained weights."""
+        return revision_of(model, self.recipe.model)
+
+    def metrics(self, predictions: Predictions) -> dict[str, float]:
+        """Return the metrics of predictions on labelled rows."""
+        from launcher.evaluation.kinds import metrics_for
+
+        return metrics_for(predictions)
+
+
+def write_features(
+    splits: SplitSet, name: str, folder: Path, make: MakeRows, *, more: Mapping[str, Any] | None = None
+) -> dict[str, int]:
+    """Write the features of a split's rows, made by ``make`` from its columns and ``more``; return the sums of their counts."""
+    split = getattr(splits, name)
+    columns = {column: split[column] for column in split.column_names if column != "label"}
+    source = Source({**columns, **(more or {})}, len(split), splits.origin(name))
+    return write_split(folder / f"{name}.arrow", source, make)
