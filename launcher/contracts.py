@@ -227,6 +227,8 @@ class Prepared:
     label_names: tuple[str, ...]
     problem_type: str
     facts: Mapping[str, Any] = field(default_factory=dict)
+    draws: np.ndarray | None = None
+    """float64 [rows of train]: how often each is drawn in an epoch on average, with the number of rows as their sum; None: each once."""
 
 
 @dataclass(frozen=True)

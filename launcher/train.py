@@ -157,6 +157,8 @@ def _tell_data(progress: Any, prepared: Prepared) -> None:
     cut = prepared.facts["splits"]["train"]["cut"]
     cut_text = f"; {cut} training texts cut at {prepared.facts['max_length']} tokens" if cut else ""
     progress.say(f"data: {counts} rows{labels}{cut_text}")
+    if "class_sampling" in prepared.facts:
+        progress.say(f"class sampling: {prepared.facts['class_sampling']}")
 
 
 def _begin(session: Session, progress: Any, plan: Any, task: Any, model: Any) -> threading.Thread:

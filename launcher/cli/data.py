@@ -149,7 +149,12 @@ def _show_labels(found: DataView) -> None:
         ]
         for label in ordered[:_MOST_LABELS]
     ]
-    print_table(["label", *labelled], table, right=set(range(1, len(labelled) + 1)))
+    drawn = found.splits["train"].drawn
+    if drawn:
+        rows = sum(drawn.values())
+        table = [[*row, f"{drawn[row[0]]:,.1f} ({drawn[row[0]] / rows:.1%})"] for row in table]
+    head = ["label", *labelled, *(["drawn in an epoch"] if drawn else [])]
+    print_table(head, table, right=set(range(1, len(head))))
     if len(names) > _MOST_LABELS:
         typer.echo(f"  and {len(names) - _MOST_LABELS} rarer ones; --json has them all")
 

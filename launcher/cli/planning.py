@@ -169,6 +169,8 @@ def _plan_lines(whole: WholePlan) -> list[tuple[str, str]]:
             ("data", f"not read: {found.unread}"),
             ("", f"rows count as {found.facts['max_length']:,} tokens each"),
         ]
+    if "class_sampling" in found.facts:
+        lines.append(("sampling", found.facts["class_sampling"]))
     lines += [("", f"warning: {text}") for text in found.facts["warnings"]]
     launch = found.launch
     stage = f" ZeRO-{launch.zero_stage}" if launch.zero_stage is not None else ""

@@ -1,4 +1,4 @@
-"""The order of rows: global batches that are the same on any number of ranks, each row exactly once an epoch."""
+"""The order of rows: global batches that are the same on any number of ranks, each row once an epoch, or as often as it is drawn."""
 
 from __future__ import annotations
 
@@ -27,27 +27,28 @@ class Drawn(NamedTuple):
 
 @dataclass(frozen=True)
 class GlobalBatches:
-    """The batches of every epoch, a pure function of lengths, batch size, seed and epoch.
+    """The batches of every epoch, a pure function of lengths, batch size, seed, epoch and how often rows are drawn.
 
-    ``lengths``: int [rows], tokens of each row.
+    ``lengths``: int [rows], tokens of each row. ``draws``: as in ``contracts.Prepared``; an epoch has as many rows with it as without.
     """
 
     lengths: np.ndarray
     global_batch_size: int
     seed: int
     order: Order = "group_by_length"
+    draws: np.ndarray | None = None
 
     def __len__(self) -> int:
         """Batches in an epoch; the last may be smaller."""
         return -(-len(self.lengths) // self.global_batch_size)
 
     def epoch(self, number: int) -> list[np.ndarray]:
-        """Return the batches of an epoch: int64 arrays of row numbers, together each row once.
+        """Return the batches of an epoch: int64 arrays of row numbers, together each row once, or as ``draw_rows`` has them.
 
         All are full but the last, so that the rows that are used follow from the number of steps.
         """
         generator = np.random.default_rng([self.seed, number])
-        rows = np.arange(len(self.lengths))
+        rows = np.arange(len(self.lengths)) if self.draws is None else draw_rows(self.draws, generator)
         if self.order == "sequential":
             return self._cut(rows)
         rows = generator.permutation(rows)
@@ -67,7 +68,9 @@ class GlobalBatches:
         return [rows[start : start + size] for start in range(0, len(rows), size)]
 
     def _sort_chunks(self, rows: np.ndarray) -> np.ndarray:
-        batches = min(_CHUNK_BATCHES, max(1, len(rows) // (self.global_batch_size * 4)))
+        # A row that is drawn often must not meet itself: its copies are of one length, and a sorted chunk would put them into one batch.
+        copies = 1 if self.draws is None else int(np.bincount(rows).max(initial=1))
+        batches = min(_CHUNK_BATCHES, max(1, len(rows) // (self.global_batch_size * max(4, copies))))
         chunk = batches * self.global_batch_size
         parts = [rows[start : start + chunk] for start in range(0, len(rows), chunk)]
         return np.concatenate([part[np.argsort(-self.lengths[part], kind="stable")] for part in parts])
@@ -78,7 +81,7 @@ class PhaseBatches:
     """The global batches of a phase from a step of the run on, one for each optimizer step.
 
     Where a phase begins inside an epoch, it goes on in that epoch's order, cut into batches of its own size: each row is
-    still used exactly once an epoch.
+    still used exactly once an epoch, or as often as it was drawn for it.
     """
 
     lengths: np.ndarray
@@ -87,6 +90,7 @@ class PhaseBatches:
     order: Order = "group_by_length"
     after: int | None = None
     """Steps of the run that are done; None: those before the phase."""
+    draws: np.ndarray | None = None
 
     @property
     def _done(self) -> int:
@@ -113,9 +117,24 @@ class PhaseBatches:
     def _epoch(self, number: int, used: int) -> list[np.ndarray]:
         phase, size = self.phase, self.phase.batch.global_batch_size
         made_for = phase.epoch_batch_size if number == phase.epoch else size
-        batches = GlobalBatches(self.lengths, made_for, self.seed, self.order).epoch(number)
+        batches = GlobalBatches(self.lengths, made_for, self.seed, self.order, self.draws).epoch(number)
         rows = np.concatenate(batches)[used:]
         return [rows[start : start + size] for start in range(0, len(rows), size)]
+
+
+def draw_rows(draws: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """Return the rows of an epoch in no order, int64 [rows]: row i as often as ``draws[i]`` says, rounded up or down by chance.
+
+    Systematic resampling (Kitagawa 1996, J. Comput. Graph. Stat. 5): one random number for all rows. Drawing each row anew would have the same
+    means, but leave out a third of the rows by chance even where all weights are equal. Rows of equal draws, such as those of a
+    class, lie together, so that their share of an epoch is right to about a row.
+    """
+    order = generator.permutation(len(draws))
+    order = order[np.argsort(draws[order], kind="stable")]
+    ends = np.cumsum(draws[order]) * (len(draws) / draws.sum())
+    places = np.searchsorted(ends, generator.random() + np.arange(len(draws)), side="right")
+    # The last end may lie a rounding error below the number of rows.
+    return np.asarray(order[np.minimum(places, len(draws) - 1)])
 
 
 class RankBatches:

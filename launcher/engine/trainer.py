@@ -79,6 +79,7 @@ class RunMixin(CheckpointMixin):
             seed=training.passthrough.get("data_seed", training.seed),
             order=training.train_sampling_strategy,
             after=after,
+            draws=context.prepared.draws,
         )
         # Ranks that share rows read batches of their own too, and take them on together, one after the other, at one size.
         sharing = context.launch.sequence_parallel_size

@@ -78,6 +78,8 @@ RULES = (
     Rule("training.metric_for_best_model", "flag", "the best checkpoint so far was chosen by another metric"),
     Rule("task", "never", "the checkpoint's head was trained for another task"),
     Rule("model.name_or_path", "never", "the checkpoint is of another model"),
+    Rule("task.focal_gamma", "flag", "the steps so far had another loss"),
+    Rule("task.class_sampling", "flag", "rows would come in another order: some twice in an epoch, some never"),
     Rule("strategy", "never", "the checkpoint's optimizer has other parameter groups, or other adapters"),
     Rule("training.optim", "never", "the checkpoint's optimizer is another one"),
     Rule("training.global_batch_size", "never", "the checkpoint's steps stand for other numbers of rows"),

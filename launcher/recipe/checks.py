@@ -220,6 +220,16 @@ IDLE = (
         lambda v: v.value("task.class_weights") != "none" and _regression(v),
         "remove it; a number has no classes",
     ),
+    Idle(
+        "task.focal_gamma",
+        lambda v: v.value("task.focal_gamma") and _regression(v),
+        "remove it; a number has no classes",
+    ),
+    Idle(
+        "task.class_sampling",
+        lambda v: v.value("task.class_sampling") != "natural" and _not_one_label(v),
+        "remove it; rows are drawn by the one label that they have",
+    ),
     Idle("task.label_delimiter", _not_multi_label, "write problem_type: multi_label_classification, or remove it"),
     Idle("data.labels", _no_labels, "remove it; there are no classes"),
     Idle("data.validation_share", _has_validation, "keep one of the two"),

@@ -14,9 +14,11 @@ from launcher.recipe.schedule_keys import FOLLOW_METRIC, schedule_rules
 from launcher.recipe.strategy_checks import adapter_options_fit, discriminative_options_fit, layerwise_options_fit
 from launcher.recipe.task_checks import (
     baselines_fit,
+    loss_fits,
     metric_fits,
     model_type_is_a_name,
     random_model_fits,
+    sampling_fits,
     windows_advance,
 )
 from launcher.recipe.task_options import COLUMNS
@@ -176,9 +178,11 @@ CONTRADICTIONS: tuple[Callable[[View], Iterator[Finding]], ...] = (
     adapter_options_fit,
     discriminative_options_fit,
     baselines_fit,
+    loss_fits,
     metric_fits,
     model_type_is_a_name,
     random_model_fits,
+    sampling_fits,
     windows_advance,
     _time_limit_is_slurms,
 )

@@ -39,6 +39,36 @@ def metric_fits(v: View) -> Iterator[Finding]:
         yield Finding(key, f"{shown(key, metric)}, which {task} does not have", "write loss, or remove it")
 
 
+def loss_fits(v: View) -> Iterator[Finding]:
+    """Yield a focal loss of smoothed labels: which probability its factor would follow is not defined."""
+    gamma, smoothing = v.value("task.focal_gamma"), v.t.label_smoothing_factor
+    if gamma and smoothing:
+        key = "task.focal_gamma"
+        message = (
+            f"{shown(key, gamma)} and training.label_smoothing_factor is {smoothing:g}, but the focal loss knows one right label, "
+            "and smoothing spreads it"
+        )
+        yield Finding(key, message, "keep one of the two")
+
+
+def sampling_fits(v: View) -> Iterator[Finding]:
+    """Yield rows that are drawn by their labels where something else contradicts it."""
+    key = "task.class_sampling"
+    chosen = v.value(key)
+    if chosen in (None, "natural"):
+        return
+    if v.value("task.class_weights") == "balanced":
+        message = f"{shown(key, chosen)} and class_weights is balanced: rare labels would count twice over"
+        yield Finding(key, message, "keep one of the two, or give class_weights by name")
+    if v.t.train_sampling_strategy == "sequential":
+        message = (
+            f"{shown(key, chosen)}, but training.train_sampling_strategy is sequential, which takes rows as they are"
+        )
+        yield Finding(
+            key, message, "write train_sampling_strategy: random or group_by_length, or class_sampling: natural"
+        )
+
+
 def windows_advance(v: View) -> Iterator[Finding]:
     """Yield windows of a text that share so much that the next one would not go on."""
     stride, most = v.value("task.doc_stride"), v.recipe.data.max_length

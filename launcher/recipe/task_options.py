@@ -44,6 +44,13 @@ class TextClassificationOptions(Section):
     class_weights: Literal["none", "balanced"] | dict[str, float] = "none"
     """Weight of each class in the loss: ``balanced`` is rows / (classes * rows of the class), a mapping names its own.
     Not for regression."""
+    focal_gamma: float = Field(0.0, ge=0)
+    """Exponent of the focal loss: a row's loss times (1 - p)^gamma, with p the probability of its label, so that rows that the model
+    gets right with ease count little. 0: cross entropy; 2 is common. class_weights are its alpha. Not for regression."""
+    class_sampling: Literal["natural", "square_root", "balanced"] = "natural"
+    """How often rows are drawn, by label: ``natural`` each once an epoch; ``balanced`` all labels alike; ``square_root`` labels in
+    proportion to the root of their rows. An epoch has as many rows as before: rows of rare labels come several times, some of frequent
+    ones not at all. For one label a row."""
     label_delimiter: str = Field(",", min_length=1)
     """What separates the labels of one row in a multi-label text column."""
     head_dropout: float | None = Field(None, ge=0, lt=1)
@@ -59,6 +66,9 @@ class TokenClassificationOptions(Section):
     both ends are (seqeval). ``tags``: the tag of each word. ``auto``: entities where all tags are O or have such a prefix."""
     class_weights: Literal["none", "balanced"] | dict[str, float] = "none"
     """Weight of each tag in the loss: ``balanced`` is words / (tags * words with the tag), a mapping names its own."""
+    focal_gamma: float = Field(0.0, ge=0)
+    """Exponent of the focal loss: a word's loss times (1 - p)^gamma, with p the probability of its tag. 0: cross entropy; 2 is
+    common. class_weights are its alpha."""
 
 
 class QuestionAnsweringOptions(Section):

@@ -17,7 +17,9 @@ from launcher.data.sources import SplitSet, load_rows, load_splits
 from launcher.errors import DataError, ModelError, ModelUnreachable
 from launcher.recipe.schema import Recipe
 from launcher.recipe.task_options import TextClassificationOptions
+from launcher.tasks.class_sampling import class_draws, describe_draws
 from launcher.tasks.class_weights import class_weights
+from launcher.tasks.focal import focal_factors, focal_factors_of_two
 from launcher.tasks.models import LoadedModel, load_config, load_model
 from launcher.tasks.padding import pad_inputs
 from launcher.tasks.prepared_task import SPLITS, write_features
@@ -61,10 +63,31 @@ class TextClassification(TextTask):
         """Return the prepared data in ``folder``: what every rank does after rank 0 has prepared them."""
         prepared = super().load_data(folder)
         self.problem_type = prepared.problem_type
+        self._refuse_without_effect()
         if self.options.class_weights != "none":
             counts = prepared.facts["splits"]["train"]["labels"]
             self.class_weights = class_weights(self.options.class_weights, names=prepared.label_names, counts=counts)
-        return prepared
+        if self.options.class_sampling == "natural":
+            return prepared
+        labels, names = np.asarray(prepared.train["labels"], dtype=np.int64), prepared.label_names
+        draws = class_draws(self.options.class_sampling, labels, classes=len(names))
+        told = describe_draws(self.options.class_sampling, draws, labels, names=names)
+        return replace(prepared, draws=draws, facts={**prepared.facts, "class_sampling": told})
+
+    def _refuse_without_effect(self) -> None:
+        """Refuse what has no effect on the labels that were found; those that the recipe declares were checked with it."""
+        found, task = self.problem_type, self.options
+        one_label = found in ("single_label_classification", "binary_classification")
+        given = {
+            "training.label_smoothing_factor": self.recipe.training.label_smoothing_factor if not one_label else 0,
+            "task.class_sampling": task.class_sampling != "natural" and not one_label,
+            "task.class_weights": task.class_weights != "none" and found == "regression",
+            "task.focal_gamma": task.focal_gamma if found == "regression" else 0,
+        }
+        for key in (key for key, is_given in given.items() if is_given):
+            raise DataError(
+                f"{key} has no effect: the labels were read as {found}; remove it, or say what they are: task.problem_type"
+            )
 
     def prepare_splits(self, splits: SplitSet, folder: Path, *, max_length: int) -> dict[str, Any]:
         """Write the features of each split into ``folder``; return facts."""
@@ -214,20 +237,25 @@ class TextClassification(TextTask):
         """Return the weighted sum of the rows' losses, a float32 scalar tensor.
 
         Cross entropy for one label, mean binary cross entropy over the labels for several, binary cross entropy for one
-        logit, squared error for regression. With class weights w the mean is sum(w * loss) / sum(w), as in torch.
+        logit, squared error for regression. With class weights w the mean is sum(w * loss) / sum(w), as in torch. With
+        task.focal_gamma each cross entropy is multiplied by (1 - p)^gamma (launcher.tasks.focal).
         """
         import torch.nn.functional as F
 
-        logits, labels = outputs["logits"].float(), batch["labels"]
+        logits, labels, gamma = outputs["logits"].float(), batch["labels"], self.options.focal_gamma
         classes = None if self.class_weights is None else self.class_weights.to(logits.device)
         if self.problem_type == "single_label_classification":
             rows = F.cross_entropy(logits, labels, weight=classes, reduction="none", label_smoothing=label_smoothing)
+            rows = rows * focal_factors(logits, labels, gamma=gamma) if gamma else rows
         elif self.problem_type == "multi_label_classification":
-            rows = F.binary_cross_entropy_with_logits(logits, labels, weight=classes, reduction="none").mean(dim=-1)
+            places = F.binary_cross_entropy_with_logits(logits, labels, weight=classes, reduction="none")
+            places = places * focal_factors_of_two(logits, labels, gamma=gamma) if gamma else places
+            rows = places.mean(dim=-1)
         elif self.problem_type == "binary_classification":
             target = labels.float() * (1 - label_smoothing) + 0.5 * label_smoothing
             no, yes = classes if classes is not None else (1.0, 1.0)
             rows = -yes * target * F.logsigmoid(logits[:, 0]) - no * (1 - target) * F.logsigmoid(-logits[:, 0])
+            rows = rows * focal_factors_of_two(logits[:, 0], labels, gamma=gamma) if gamma else rows
         else:
             rows = F.mse_loss(logits[:, 0], labels.float(), reduction="none")
         return (rows * batch["sample_weight"]).sum()

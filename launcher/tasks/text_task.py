@@ -11,6 +11,7 @@ from typing import Any
 from launcher.contracts import Prepared, ShownRow
 from launcher.data.sources import SplitSet
 from launcher.errors import DataError
+from launcher.tasks.focal import focal_factors
 from launcher.tasks.models import load_config, load_tokenizer, model_folders, token_limit, tokenizer_fingerprint
 from launcher.tasks.prepared_task import PreparedTask
 
@@ -94,15 +95,20 @@ def joined(texts: Sequence[str], pairs: Sequence[str] | None) -> list[str]:
     return list(texts) if pairs is None else [f"{a} ⏎ {b}" for a, b in zip(texts, pairs, strict=True)]
 
 
-def token_losses(logits: Any, targets: Any, *, label_smoothing: float = 0.0, class_weights: Any = None) -> Any:
-    """Return the cross entropy of each place, float32 [rows, tokens], 0 where it is IGNORED.
+def token_losses(
+    logits: Any, targets: Any, *, label_smoothing: float = 0.0, class_weights: Any = None, focal_gamma: float = 0.0
+) -> Any:
+    """Return the cross entropy of each place, or with ``focal_gamma`` its focal loss, float32 [rows, tokens], 0 where it is IGNORED.
 
     ``logits`` [rows, tokens, classes] of any floating type; ``targets`` int64 [rows, tokens]; ``class_weights`` float32 [classes].
     """
     import torch.nn.functional as F
 
+    places, labels = logits.float().flatten(0, 1), targets.flatten()
     flat = F.cross_entropy(
-        logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none",
-        label_smoothing=label_smoothing, weight=None if class_weights is None else class_weights.to(logits.device),
+        places, labels, ignore_index=IGNORED, reduction="none", label_smoothing=label_smoothing,
+        weight=None if class_weights is None else class_weights.to(logits.device),
     )  # fmt: skip
+    if focal_gamma:
+        flat = flat * focal_factors(places, labels.clamp(min=0), gamma=focal_gamma)
     return flat.view(targets.shape)

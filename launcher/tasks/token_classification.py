@@ -209,13 +209,14 @@ class TokenClassification(TextTask):
         return (weights * batch["sample_weight"][:, None]).sum()
 
     def loss(self, outputs: Any, batch: Mapping[str, Any], *, label_smoothing: float = 0.0) -> Any:
-        """Return the summed cross entropy of the words' tags, a float32 scalar tensor; the first token of a word stands for it.
+        """Return the summed loss (cross entropy) of the words' tags, a float32 scalar tensor; the first token of a word stands for it.
 
-        With class weights w the mean is sum(w * loss) / sum(w), as in torch.
+        With class weights w the mean is sum(w * loss) / sum(w), as in torch; with task.focal_gamma the loss is the focal one.
         """
         losses = token_losses(
-            outputs["logits"], batch["labels"], label_smoothing=label_smoothing, class_weights=self.class_weights
-        )
+            outputs["logits"], batch["labels"], label_smoothing=label_smoothing, class_weights=self.class_weights,
+            focal_gamma=self.options.focal_gamma,
+        )  # fmt: skip
         return (losses * batch["sample_weight"][:, None]).sum()
 
     def row_outputs(self, outputs: Any, batch: Mapping[str, Any]) -> Any:

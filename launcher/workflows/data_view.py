@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,8 @@ class SplitView:
     """Name -> rows (words, where words are tagged); empty where there are none."""
     repeated: int
     """Rows whose text stands in an earlier row of the split, case and spacing aside."""
+    drawn: dict[str, float] = field(default_factory=dict)
+    """Name -> rows of an epoch on average, where rows are drawn by their labels (task.class_sampling)."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,10 @@ def view_data(recipe: Recipe, *, base_folder: Path, split: str = "train", rows: 
         max_length=prepared.facts["max_length"],
         global_batch_size=batch.global_batch_size,
         micro_batch_size=batch.micro_batch_size,
-        padding={order: padding_share(lengths, batch=batch, seed=training.seed, order=order) for order in ORDERS},
+        padding={
+            order: padding_share(lengths, batch=batch, seed=training.seed, order=order, draws=prepared.draws)
+            for order in ORDERS
+        },
         order=training.train_sampling_strategy,
         warnings=list(prepared.facts["warnings"]),
         splits={name: _view(rows_of, prepared, name) for name, rows_of in found.items() if rows_of is not None},
@@ -118,7 +123,15 @@ def _view(rows: Any, prepared: Prepared, name: str) -> SplitView:
         histogram=histogram(lengths),
         labels=dict(zip(prepared.label_names, facts.get("labels", ()), strict=False)),
         repeated=_repeated(rows["text"][:]),
+        drawn=_drawn(prepared) if name == "train" else {},
     )
+
+
+def _drawn(prepared: Prepared) -> dict[str, float]:
+    if prepared.draws is None:
+        return {}
+    rows = np.bincount(prepared.train["labels"], weights=prepared.draws, minlength=len(prepared.label_names))
+    return dict(zip(prepared.label_names, rows.tolist(), strict=True))
 
 
 def histogram(lengths: np.ndarray) -> list[tuple[int, int, int]]:
@@ -129,16 +142,19 @@ def histogram(lengths: np.ndarray) -> list[tuple[int, int, int]]:
     return [(low + place * width, low + (place + 1) * width - 1, int(count)) for place, count in enumerate(counts)]
 
 
-def padding_share(lengths: np.ndarray, *, batch: BatchPlan, seed: int, order: Order) -> float:
+def padding_share(
+    lengths: np.ndarray, *, batch: BatchPlan, seed: int, order: Order, draws: np.ndarray | None = None
+) -> float:
     """Return which share of the places of an epoch's batches is padding, on one process.
 
-    ``lengths``: int64 [rows]. Exact for ``seed``: the batches are those of a run's first epoch.
+    ``lengths``: int64 [rows]; ``draws``: as in ``Prepared``. Exact for ``seed``: the batches are those of a run's first epoch.
     """
-    places = 0
-    for rows in GlobalBatches(lengths, batch.global_batch_size, seed, order).epoch(0):
+    places, tokens = 0, 0
+    for rows in GlobalBatches(lengths, batch.global_batch_size, seed, order, draws).epoch(0):
+        tokens += int(lengths[rows].sum())
         for part in np.array_split(lengths[rows], batch.accumulation):
             places += len(part) * -(-int(part.max(initial=0)) // _MULTIPLE) * _MULTIPLE
-    return 1 - float(lengths.sum()) / places
+    return 1 - tokens / places
 
 
 def _repeated(texts: Sequence[str]) -> int:

@@ -134,6 +134,7 @@ def _batches(setting: _Setting, phase: Phase, prepared: Prepared, *, steps: int)
         phase=PlannedPhase(phase, first_step=0, steps=steps, batch=batch, rows=count, epoch_batch_size=size),
         seed=training.passthrough.get("data_seed", training.seed),
         order=training.train_sampling_strategy,
+        draws=prepared.draws,
     )
     parts = iter(RankBatches(order, accumulation=batch.accumulation, rank=0, world_size=1))
     rows, collate = Rows(prepared.train), setting.task.collator(training=True)

@@ -129,6 +129,7 @@ def _data_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
         "warnings": facts["warnings"],
         "max_length": facts["max_length"],
         "provenance": facts["provenance"],
+        "class_sampling": facts.get("class_sampling"),
     }
 
 

@@ -177,6 +177,96 @@ def test_evaluation_batches_hold_every_row_once_longest_first(rows, batch):
     assert all(np.diff(lengths[np.concatenate(found)]) <= 0)
 
 
+# --- rows that are drawn by their class -------------------------------------------------------------------------------
+
+
+def imbalanced(sizes: list[int], shares: list[float]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the classes of shuffled rows, and draws with which an epoch has these shares of the classes."""
+    classes = np.random.default_rng(0).permutation(np.repeat(np.arange(len(sizes)), sizes))
+    rows = np.asarray(shares) * len(classes)
+    return classes, (rows / np.asarray(sizes))[classes]
+
+
+@settings(max_examples=100)
+@given(
+    sizes=st.lists(st.integers(1, 60), min_size=2, max_size=4, unique=True), batch=st.integers(1, 24),
+    order=st.sampled_from(("group_by_length", "random")), epoch=st.integers(0, 3), seed=st.integers(0, 99),
+)  # fmt: skip
+def test_an_epoch_has_the_shares_that_were_asked_for(sizes, batch, order, epoch, seed):
+    classes, draws = imbalanced(sizes, [1 / len(sizes)] * len(sizes))
+    found = GlobalBatches(lengths_of(len(classes)), batch, seed, order, draws).epoch(epoch)
+    rows = np.concatenate(found)
+    assert len(rows) == len(classes) and [len(b) for b in found[:-1]] == [batch] * (len(found) - 1)
+    copies = np.bincount(rows, minlength=len(classes))
+    assert (np.floor(draws - 1e-9) <= copies).all() and (copies <= np.ceil(draws + 1e-9)).all()
+    of_class = np.bincount(classes[rows], minlength=len(sizes))
+    assert np.abs(of_class - len(classes) / len(sizes)).max() <= 1 + 1e-9
+
+
+def test_draws_of_one_are_each_row_once():
+    rows = np.concatenate(GlobalBatches(lengths_of(500), 8, 1, "random", np.ones(500)).epoch(2))
+    assert sorted(rows.tolist()) == list(range(500))
+
+
+def test_other_epochs_and_seeds_draw_other_rows():
+    _, draws = imbalanced([90, 10], [0.5, 0.5])
+
+    def drawn(seed: int, epoch: int) -> list[int]:
+        found = GlobalBatches(lengths_of(100), 8, seed, "random", draws).epoch(epoch)
+        return sorted(np.concatenate(found).tolist())
+
+    assert drawn(1, 0) == drawn(1, 0) and drawn(1, 0) != drawn(1, 1) and drawn(1, 0) != drawn(2, 0)
+    used = {row for epoch in range(20) for row in drawn(1, epoch)}
+    assert used == set(range(100)), "a row that one epoch leaves out has its turn in another"
+
+
+def test_a_row_that_is_drawn_often_does_not_fill_batches():
+    """Sorted by length in large chunks, the copies of a row would lie side by side."""
+    classes, draws = imbalanced([3980, 20], [0.5, 0.5])
+    lengths = lengths_of(4000)
+    most = {
+        order: max(int(np.bincount(b).max()) for b in GlobalBatches(lengths, 32, 0, order, draws).epoch(0)[1:])
+        for order in ("group_by_length", "random")
+    }
+    assert draws.max() == 100 and most["group_by_length"] <= most["random"] + 2
+    shares = [classes[b].mean() for b in GlobalBatches(lengths, 32, 0, "group_by_length", draws).epoch(0)]
+    assert min(shares) > 0.2 and max(shares) < 0.8, "each batch has rows of both classes"
+
+
+@given(sizes=st.lists(st.integers(1, 20), min_size=2, max_size=4), order=st.sampled_from(ORDERS[:2]), data=st.data())
+def test_phases_and_resumes_use_an_epochs_draw_to_its_end(sizes, order, data):
+    """Whatever batch size a phase has, and wherever one begins or goes on: the rows of an epoch are the draw made for it."""
+    classes, draws = imbalanced([50, 7], [0.5, 0.5])
+    lengths, used, place = lengths_of(57), [], {"first_step": 0, "epoch": 0, "rows_done": 0}
+    began = sizes[0]
+    for size in sizes:
+        planned = phase(
+            57, size, data.draw(st.integers(1, 12)), **place, epoch_batch_size=began if place["rows_done"] else size
+        )
+        whole = [b.tolist() for b in PhaseBatches(lengths, planned, 3, order, draws=draws)]
+        after = planned.first_step + data.draw(st.integers(0, planned.steps))
+        again = PhaseBatches(lengths, planned, 3, order, after=after, draws=draws)
+        assert [b.tolist() for b in again] == whole[after - planned.first_step :]
+        used += [row for batch in whole for row in batch]
+        epoch, done = planned.position(planned.last_step)
+        began = planned.epoch_batch_size if epoch == place["epoch"] else size
+        place = {"first_step": planned.last_step, "epoch": epoch, "rows_done": done}
+    assert len(used) == place["epoch"] * 57 + place["rows_done"]
+    for epoch in range(place["epoch"]):
+        part = used[epoch * 57 : (epoch + 1) * 57]
+        assert abs(int((classes[part] == 1).sum()) - 28.5) <= 1
+
+
+def test_ranks_share_what_is_drawn():
+    _, draws = imbalanced([90, 11], [0.5, 0.5])
+    planned = phase(101, 8, 26)
+    batches = PhaseBatches(lengths_of(101), planned, 3, draws=draws)
+    ranks = [list(RankBatches(batches, accumulation=2, rank=rank, world_size=3)) for rank in range(3)]
+    for step, whole in enumerate(batches):
+        parts = [row for rank in ranks for micro in rank[2 * step : 2 * step + 2] for row in micro if row >= 0]
+        assert sorted(parts) == sorted(whole.tolist())
+
+
 # --- padding rows weigh nothing --------------------------------------------------------------------------------------
 
 

@@ -88,6 +88,33 @@ def test_two_ranks_have_the_gradient_norms_of_one(found, reference):
     assert norms(found) == pytest.approx(norms(reference), rel=1e-4)
 
 
+def test_two_ranks_draw_the_rows_of_one_and_have_its_focal_loss(place, small):
+    """Class weights by name stand beside the sampling: the mean is over the weights of what was drawn."""
+    task = {
+        "type": "text-classification", "focal_gamma": 2.0, "class_sampling": "balanced", "class_weights": {"metal": 3.0},
+    }  # fmt: skip
+    training = {"num_train_epochs": 2, "per_device_train_batch_size": 2}
+    table = [row for row in tiny.rows(60, seed=4) if row[1] != "metal"] + tiny.rows(5, seed=5, topics=["metal"])
+    rare = place.folder / "rare"
+    tiny.write_data(rare)
+    tiny.write_csv(rare / "train.csv", table)
+    both = [
+        run(
+            place,
+            f"drawn-{ranks}",
+            {"processes_per_node": ranks},
+            data={"source": "./rare"},
+            task=task,
+            training=training,
+        )
+        for ranks in (1, 2)
+    ]
+    one, two = (tiny.ledger(path) for path in both)
+    assert one == two and tiny.losses(both[1]) == pytest.approx(tiny.losses(both[0]), rel=1e-4)
+    drawn = [row for step in range(1, 7) for row in one[step]]
+    assert len(drawn) == 45 and sum(row >= 40 for row in drawn) == 15, "a third of an epoch is metal, from 5 rows"
+
+
 _ALL = [(engine, strategy) for engine in ("ddp", "zero-2", "zero-3") for strategy in ("encoder", "head")]
 _CELLS_SOON = [("ddp", "head"), ("zero-3", "encoder")]
 

@@ -95,6 +95,25 @@ def test_the_logged_loss_is_torchs_mean_over_the_global_batch(ready, weights):
     assert row["loss"] == pytest.approx(float(wanted), rel=1e-4)
 
 
+def test_the_focal_loss_is_summed_and_divided_over_the_global_batch(ready):
+    prepared = ready(
+        None,
+        {"task": {"type": "text-classification", "class_weights": "balanced", "focal_gamma": 2.0}},
+        max_steps=1, num_train_epochs=1, learning_rate=1e-12, per_device_train_batch_size=2, **NEVER,
+    )  # fmt: skip
+    task, split = prepared.context.task, prepared.context.prepared.train
+    model = prepared.model.eval()
+    prepared.train()
+    (row,) = rows_of(prepared)
+    batch = task.collator()([split[i] for i in tiny.ledger(prepared.run.path)[1]])
+    with torch.no_grad():
+        logits = model.eval()(**{k: v for k, v in batch.items() if k not in ("labels", "sample_weight")}).logits
+    right = logits.double().softmax(-1).gather(1, batch["labels"][:, None])[:, 0]
+    alpha = task.class_weights.double()[batch["labels"]]
+    wanted = (alpha * (1 - right) ** 2 * -right.log()).sum() / alpha.sum()
+    assert row["loss"] == pytest.approx(float(wanted), rel=1e-4)
+
+
 def plain_losses(bert: Path, data: Path, tmp_path: Path, *, micro: int, accumulation: int) -> float:
     """First logged loss of a plain Trainer script, as anybody would write it."""
     from datasets import Dataset
@@ -442,6 +461,67 @@ def test_a_collator_is_told_the_epoch_of_each_row(ready, monkeypatch, changes, s
     # Batches are fetched ahead, so rows that an attempt did not come to are seen again.
     assert {pair for pair in seen if pair[0] is not None} == {(epoch, row) for epoch in (0, 1) for row in range(ROWS)}
     assert {pair for pair in seen if pair[0] is None} == {(None, row) for row in range(9)}
+
+
+@pytest.fixture(scope="module")
+def imbalanced(tmp_path_factory) -> Path:
+    """36 rows of fruit and 4 of metal."""
+    folder = tmp_path_factory.mktemp("imbalanced")
+    for name in ("train", "validation", "test"):
+        table = [*tiny.rows(36, seed=len(name), topics=["fruit"]), *tiny.rows(4, seed=9, topics=["metal"])]
+        tiny.write_csv(folder / f"{name}.csv", table)
+    return folder
+
+
+def test_classes_are_drawn_alike_over_phases_stops_and_resumes(bert, imbalanced, tmp_path, monkeypatch):
+    """The second phase begins inside the first epoch, with other batches; an epoch has half of each class all the same."""
+    sections = {
+        "task": {"type": "text-classification", "class_sampling": "balanced"},
+        "training": {
+            "num_train_epochs": 2, "batch_size_schedule": [{"epoch": 0.6, "global_batch_size": 4}], **NEVER,
+        },
+    }  # fmt: skip
+
+    def in_phases(place: str, *, stop_at: int | None = None) -> Any:
+        first = prepare(bert, imbalanced, tmp_path / place, **sections)
+        assert len(first.context.plan.phases) == 2
+        if stop_at is not None:
+            ask_to_stop(first, monkeypatch, at=stop_at)
+            assert first.train()[1]
+            first = prepare(bert, imbalanced, tmp_path / place, run=first.run, **sections)
+        first.train(resume=stop_at is not None)
+        again = prepare(bert, imbalanced, tmp_path / place, run=first.run, **sections)
+        trainer, _ = again.train(resume=True)
+        return again, trainer
+
+    (whole, one), (resumed, two) = in_phases("whole"), in_phases("resumed", stop_at=2)
+    steps = tiny.ledger(whole.run.path)
+    assert tiny.ledger(resumed.run.path) == steps and tiny.losses(resumed.run.path) == tiny.losses(whole.run.path)
+    for name, tensor in one.model.state_dict().items():
+        assert torch.equal(two.model.state_dict()[name], tensor), name
+    used = [row for step in sorted(steps) for row in steps[step]]
+    labels = whole.context.prepared.train["labels"]
+    for epoch in (used[:40], used[40:]):
+        assert [labels[row] for row in epoch].count(1) == 20 and {row for row in epoch if labels[row]} == {
+            36,
+            37,
+            38,
+            39,
+        }
+    assert "metal is 50.00% of what is drawn instead of 10.00%" in whole.context.prepared.facts["class_sampling"]
+
+
+def test_drawn_rows_are_read_from_the_prefix_cache(bert, imbalanced, tmp_path):
+    found = {}
+    for kind in ("off", "memory"):
+        run = prepare(
+            bert, imbalanced, tmp_path / kind, task={"type": "text-classification", "class_sampling": "square_root"},
+            strategy={"type": "head", "prefix_cache": kind}, training={"learning_rate": 1e-2, **NEVER},
+        )  # fmt: skip
+        trainer, _ = run.train()
+        assert (trainer.cache is not None) == (kind == "memory")
+        found[kind] = tiny.losses(run.run.path)
+    assert found["memory"] == pytest.approx(found["off"], rel=1e-5)
 
 
 def test_a_stop_at_the_border_of_two_phases_leaves_the_best_checkpoint_what_it_is(ready, monkeypatch):

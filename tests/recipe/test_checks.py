@@ -40,6 +40,8 @@ WITHOUT_EFFECT = {
     "training.activation_checkpointing_kwargs": "training: {activation_checkpointing_kwargs: {use_reentrant: false}}",
     "training.label_smoothing_factor": "TASK multi_label_classification\ntraining: {label_smoothing_factor: 0.1}",
     "task.class_weights": "TASK regression, class_weights: balanced",
+    "task.focal_gamma": "TASK regression, focal_gamma: 2",
+    "task.class_sampling": "TASK multi_label_classification, class_sampling: balanced",
     "task.label_delimiter": "TASK single_label_classification, label_delimiter: ';'",
     "data.labels": "TASK regression\nDATA labels: [a, b]",
     "data.validation_share": "DATA validation: dev, validation_share: 0.2",

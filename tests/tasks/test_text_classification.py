@@ -14,6 +14,7 @@ from torch import nn
 from launcher.contracts import Prepared
 from launcher.errors import DataError, ModelError
 from launcher.recipe.schema import Recipe
+from launcher.tasks.class_sampling import class_draws, describe_draws
 from launcher.tasks.class_weights import class_weights
 from launcher.tasks.text_classification import Collator, TextClassification, probabilities
 
@@ -114,6 +115,112 @@ def test_half_precision_logits_give_a_float32_loss(bert):
     task = task_with(bert, SINGLE, weights=False)
     assert mean_loss(task, LOGITS.bfloat16(), LABELS[SINGLE]) == pytest.approx(
         mean_loss(task, LOGITS, LABELS[SINGLE]), rel=0.02
+    )
+
+
+# --- focal loss ------------------------------------------------------------------------------------------------------
+
+CERTAIN = torch.tensor([[60.0, -60.0, 0.0], [-60.0, 60.0, 0.0], [1e4, -1e4, 3.0], [-1e4, 1e4, 3.0]])
+
+
+def focal(bert: Path, problem: str, gamma: float, *, weights: bool) -> TextClassification:
+    task = task_with(bert, problem, weights=weights)
+    task.options = task.options.model_copy(update={"focal_gamma": gamma})
+    return task
+
+
+def focal_mean(problem: str, logits: torch.Tensor, labels: torch.Tensor, weights, gamma: float) -> float:
+    """Lin et al. 2017, eq. 5, written down row by row in float64, and its mean as torch has it with weights."""
+    total, items = 0.0, 0.0
+    for row, label in zip(logits.double().numpy(), labels.tolist(), strict=True):
+        if problem == SINGLE:
+            right = [np.exp(row[label]) / np.exp(row).sum()]
+            alphas = [1.0 if weights is None else float(weights[label])]
+        else:
+            yes = 1 / (1 + np.exp(-row))
+            decided = label if problem == MULTI else [label]
+            right = [p if on else 1 - p for p, on in zip(yes, decided, strict=True)]
+            by_label = range(len(right)) if problem == MULTI else [label]
+            alphas = [1.0 if weights is None else float(weights[k]) for k in by_label]
+        losses = [-alpha * (1 - p) ** gamma * np.log(p) for alpha, p in zip(alphas, right, strict=True)]
+        total += float(np.mean(losses))
+        items += 1.0 if problem == MULTI else alphas[0]
+    return total / items
+
+
+@pytest.mark.parametrize("problem", [SINGLE, MULTI, BINARY])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("gamma", [0.5, 1.0, 2.0, 5.0])
+def test_the_focal_loss_is_its_formula(bert, problem, weighted, gamma):
+    logits = LOGITS[:, :1] if problem == BINARY else LOGITS
+    found = mean_loss(focal(bert, problem, gamma, weights=weighted), logits, LABELS[problem])
+    wanted = focal_mean(problem, logits, LABELS[problem], WEIGHTS[problem] if weighted else None, gamma)
+    assert found == pytest.approx(wanted, rel=1e-5)
+
+
+@pytest.mark.parametrize("problem", [SINGLE, MULTI, BINARY])
+def test_a_focal_loss_of_gamma_0_is_cross_entropy_bit_for_bit(bert, problem):
+    logits = torch.randn(64, 1 if problem == BINARY else 3, generator=torch.Generator().manual_seed(0))
+    labels = LABELS[problem].repeat(*([16, 1] if problem == MULTI else [16]))
+    plain = mean_loss(task_with(bert, problem, weights=True), logits, labels)
+    assert mean_loss(focal(bert, problem, 0.0, weights=True), logits, labels) == plain
+
+
+@pytest.mark.parametrize("problem", [SINGLE, MULTI, BINARY])
+@pytest.mark.parametrize("gamma", [0.5, 1.0, 2.0])
+def test_the_gradient_of_the_focal_loss_is_finite_where_the_model_is_certain(bert, problem, gamma):
+    """A row that is certainly right pulls at nothing; one that is certainly wrong pulls as cross entropy does."""
+    logits = (CERTAIN[:, :1] if problem == BINARY else CERTAIN).clone().requires_grad_()
+    labels = {
+        SINGLE: torch.zeros(4, dtype=torch.long),
+        BINARY: torch.ones(4, dtype=torch.long),
+        MULTI: torch.ones(4, 3),
+    }
+    batch = {"labels": labels[problem], "sample_weight": torch.ones(4)}
+    focal(bert, problem, gamma, weights=False).loss({"logits": logits}, batch).backward()
+    assert logits.grad is not None and bool(torch.isfinite(logits.grad).all())
+    pull = logits.grad[:, 0] * (3 if problem == MULTI else 1)
+    assert pull.tolist() == pytest.approx([0.0, -1.0, 0.0, -1.0], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "task, training, message",
+    [
+        ({}, {"label_smoothing_factor": 0.1}, "training.label_smoothing_factor has no effect"),
+        ({"class_sampling": "balanced"}, {}, "task.class_sampling has no effect"),
+        ({"class_weights": "balanced"}, {}, "task.class_weights has no effect"),
+        ({"focal_gamma": 2.0}, {}, "task.focal_gamma has no effect"),
+    ],
+)
+def test_what_has_no_effect_on_the_labels_that_were_found_is_refused(bert, tmp_path, task, training, message):
+    """The recipe leaves open what a label is; only the rows say that it is a number."""
+    for name in ("train", "validation"):
+        tiny.write_csv(tmp_path / f"{name}.csv", [("an apple", "0.5"), ("a pear", "1.25"), ("a plum", "2.0")])
+    values = tiny.recipe_values(bert, tmp_path, data={"cache_dir": str(tmp_path / "c")}, training=training)
+    values |= {"task": {"type": "text-classification", **task}, "strategy": {"type": "full"}}
+    with pytest.raises(DataError, match=f"{message}: the labels were read as regression"):
+        TextClassification(Recipe.model_validate(values)).prepare_data()
+
+
+# --- class sampling --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "chosen, wanted", [("natural", [81, 16, 1]), ("balanced", [98 / 3] * 3), ("square_root", [63, 28, 7])]
+)
+def test_how_often_the_rows_of_a_class_are_drawn(chosen, wanted):
+    labels = np.repeat([0, 1, 3], [81, 16, 1])
+    draws = class_draws(chosen, labels, classes=4)
+    assert np.bincount(labels, weights=draws).tolist() == pytest.approx([*wanted[:2], 0, wanted[2]])
+    assert draws.sum() == pytest.approx(98) and len(set(draws[:81])) == 1
+
+
+def test_draws_in_words():
+    labels = np.repeat([0, 1], [90, 10])
+    draws = class_draws("balanced", labels, classes=3)
+    assert describe_draws("balanced", draws, labels, names=("a", "b", "c")) == (
+        "balanced; b is 50.00% of what is drawn instead of 10.00%, each of its rows 5 times an epoch; "
+        "a is 50.00% of what is drawn instead of 90.00%, each of its rows 0.556 times an epoch"
     )
 
 

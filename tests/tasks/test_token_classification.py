@@ -167,6 +167,32 @@ def test_the_loss_is_torchs_mean_over_tagged_words(bert, data, tmp_path, smoothi
     assert task.items(padding).item() == pytest.approx(task.items(batch).item())
 
 
+@pytest.mark.parametrize("weights", ["none", "balanced"])
+def test_the_focal_loss_of_words(bert, data, tmp_path, weights):
+    """Lin et al. 2017, eq. 5, for each word; places that are no word's first token do not count, and gamma 0 is cross entropy."""
+    options = {**TASK, "class_weights": weights}
+    plain, task = (task_for(bert, data, tmp_path, task={**options, "focal_gamma": gamma}) for gamma in (0.0, 1.5))
+    _, prepared = task.prepare_data()
+    plain.prepare_data()
+    batch = task.collator()([{**row, "weight": 1.0} for row in prepared.train.select(range(6))])
+    logits = torch.randn(*batch["labels"].shape, len(prepared.label_names), generator=torch.Generator().manual_seed(0))
+    is_word = batch["labels"] != IGNORED
+    tags = batch["labels"][is_word]
+    p = logits.double().softmax(-1)[is_word].gather(1, tags[:, None])[:, 0]
+    alpha = torch.ones(len(prepared.label_names)) if task.class_weights is None else task.class_weights
+    wanted = (-alpha[tags] * (1 - p) ** 1.5 * p.log()).sum()
+    assert task.loss({"logits": logits}, batch).item() == pytest.approx(wanted.item(), rel=1e-5)
+    ours = plain.loss({"logits": logits}, batch).item()
+    weight = plain.class_weights
+    assert (
+        ours
+        == F.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten(), weight=weight, reduction="none")
+        .view(batch["labels"].shape)
+        .sum()
+        .item()
+    )
+
+
 def test_what_is_checked_is_what_is_computed(bert, data, tmp_path):
     run = in_process.prepare(bert, data, tmp_path, task=TASK, training={"num_train_epochs": 1})
     trainer, _ = run.train()

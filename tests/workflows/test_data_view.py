@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -81,6 +82,29 @@ def test_padding_is_that_of_the_batches(place, order, cap):
                 places += collate([prepared.train[n] for n in numbers])["input_ids"].numel()
     wanted = 1 - lengths.sum() / places
     assert padding_share(lengths, batch=batch, seed=1, order=order) == pytest.approx(wanted)
+
+
+def test_what_is_drawn_by_label_is_told(place, capsys):
+    from launcher.cli.data import _show_labels
+    from launcher.cli.planning import _plan_lines
+    from launcher.launching.launch_plan import plan_launch
+    from launcher.planning.plan import preview_run
+    from launcher.plans import Hardware
+
+    task = {"task": {"type": "text-classification", "class_sampling": "balanced"}}
+    balanced = Recipe.model_validate({**recipe(place).model_dump(), **task})
+    found = view_data(balanced, base_folder=place, rows=0)
+    train = found.splits["train"]
+    assert train.labels == {"fruit": 17, "metal": 17, "river": 16}
+    assert train.drawn == pytest.approx(dict.fromkeys(train.labels, 50 / 3)) and found.splits["test"].drawn == {}
+    _show_labels(found)
+    shown = capsys.readouterr().out
+    assert "drawn in an epoch" in shown and "16.7 (33.3%)" in shown
+    launch = plan_launch(balanced, Hardware((), 2, 2**33, cpu_has_fast_bf16=False))
+    lines = dict(_plan_lines(SimpleNamespace(plan=preview_run(balanced, launch, base_folder=place), chosen="")))
+    assert lines["sampling"].startswith(
+        "balanced; river is 33.33% of what is drawn instead of 32.00%, each of its rows 1.04"
+    )
 
 
 class _Only(PhaseBatches):
