@@ -147,7 +147,7 @@ def tfidf_baseline(
     labels, classes = _labels(train), len(label_names)
     if problem_type != "regression" and labels.ndim == 1 and len(np.unique(labels)) < 2:
         return _fallback(train, test, problem_type, label_names, "all training rows have one label")
-    fitted = _fit_features(train.texts)
+    fitted = fit_features(train.texts)
     if fitted is None:
         return _fallback(train, test, problem_type, label_names, "no training text has a word or character")
     held_out = _usable(validation)
@@ -201,7 +201,7 @@ def _usable(validation: TextRows | None) -> TextRows | None:
     return validation if validation is not None and validation.labels is not None and len(validation.texts) else None
 
 
-def _fit_features(texts: Sequence[str]) -> tuple[Callable[[Sequence[str]], Any], Any] | None:
+def fit_features(texts: Sequence[str]) -> tuple[Callable[[Sequence[str]], Any], Any] | None:
     """Return texts -> features [n, d], sparse, and the features of ``texts``; None where they have no n-gram at all."""
     from scipy.sparse import hstack
     from sklearn.feature_extraction.text import TfidfVectorizer
@@ -250,7 +250,7 @@ def _linear_models(
         yield from _ridge_models(features, labels, choices)
     elif problem_type == "multi_label_classification":
         for c in choices:
-            columns = [_one_label(features, labels[:, k], c) for k in range(classes)]
+            columns = [one_label_model(features, labels[:, k], c) for k in range(classes)]
             yield c, functools.partial(_stacked, columns)
     else:
         yield from logistic_models(features, labels, classes, choices)
@@ -293,7 +293,8 @@ def logistic_models(
         yield c, predict
 
 
-def _one_label(features: Any, column: np.ndarray, c: float) -> Predict:
+def one_label_model(features: Any, column: np.ndarray, c: float) -> Predict:
+    """Return a logistic regression of one label, ``column`` 0/1 or bool [n], on ``features`` [n, d]: new features -> float64 [n]."""
     from sklearn.linear_model import LogisticRegression
 
     if len(np.unique(column)) < 2:

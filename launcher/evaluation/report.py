@@ -57,6 +57,8 @@ class ReportFacts:
     """What ``plots_training.draw_rates`` draws: lines, bands and note; and ``used``: the lines of the rates that were used."""
     importance: Mapping[str, Any] = field(default_factory=dict)
     """sentences, and grids: records of name, what, title and the cells of ``plots_training.module_grid``."""
+    label_errors: Mapping[str, Any] = field(default_factory=dict)
+    """folds, and splits {name: rows, judged, found, by (tfidf or model), shown [lines of label_errors.jsonl]}."""
     data: Mapping[str, Any] = field(default_factory=dict)
     """splits {name: rows}, truncated {name: rows cut at max_length}, fingerprint, warnings [text]; any other fact."""
     environment: Mapping[str, Any] = field(default_factory=dict)

@@ -99,6 +99,12 @@ def _has_validation(v: View) -> str | bool:
     return v.recipe.data.validation is not None and "data.validation gives the rows"
 
 
+def _no_label_errors(v: View) -> str | bool:
+    task = v.recipe.task.type
+    elsewhere = task != "text-classification" and f"the task is {task}, and they are looked for in text-classification"
+    return v.recipe.evaluation.label_errors and (elsewhere or _not_one_label(v))
+
+
 def _no_intervals(v: View) -> str | bool:
     return v.recipe.evaluation.bootstrap == 0 and "evaluation.bootstrap is 0"
 
@@ -239,6 +245,7 @@ IDLE = (
     Idle("distributed.offload_device", _nothing_offloaded, "write offload: optimizer, or remove it"),
     Idle("distributed.nvme_path", _not_to_nvme, "write offload_device: nvme, or remove it"),
     Idle("model.revision", _not_on_hub, "remove it; revisions are of models on the hub"),
+    Idle("evaluation.label_errors", _no_label_errors, "remove it"),
     Idle("evaluation.confidence", _no_intervals, "give bootstrap a number, or remove it"),
     *(
         Idle(f"tracking.wandb.{name}", _no_wandb, "remove it, or write mode: auto")

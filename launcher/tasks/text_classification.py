@@ -80,6 +80,7 @@ class TextClassification(TextTask):
         one_label = found in ("single_label_classification", "binary_classification")
         given = {
             "training.label_smoothing_factor": self.recipe.training.label_smoothing_factor if not one_label else 0,
+            "evaluation.label_errors": self.recipe.evaluation.label_errors and not one_label,
             "task.class_sampling": task.class_sampling != "natural" and not one_label,
             "task.class_weights": task.class_weights != "none" and found == "regression",
             "task.focal_gamma": task.focal_gamma if found == "regression" else 0,

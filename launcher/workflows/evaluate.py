@@ -14,6 +14,7 @@ from launcher.evaluation.verdict import verdict_sentence
 from launcher.recipe.schema import Recipe
 from launcher.recipe.task_options import BASELINES
 from launcher.rundir import RunDir
+from launcher.workflows.label_errors import splits_to_judge, write_label_errors
 from launcher.workflows.report import METRICS_FILE, PREDICTIONS_FILE, write_report, write_report_without_texts
 from launcher.workflows.saved_model import SavedModelCheck
 from launcher.workflows.verify import raise_if_it_differs
@@ -31,6 +32,8 @@ def evaluate_and_report(trainer: Any, check: SavedModelCheck, *, worker_seconds:
     prepared, progress, run = context.prepared, context.progress, context.run
     name, split = final_split(prepared)
     logits, _ = trainer.logits(split, with_loss=False)
+    others = {other: getattr(prepared, other) for other in splits_to_judge(context) if other != name}
+    of_others = {other: trainer.logits(rows, with_loss=False)[0] for other, rows in others.items()}
     progress.heartbeat.beat("finishing", may_be_silent=True)
     release(trainer)
     if progress.rank != 0:
@@ -38,9 +41,13 @@ def evaluate_and_report(trainer: Any, check: SavedModelCheck, *, worker_seconds:
     check.begin()
     predictions = context.task.predictions(logits, split, prepared)
     evaluation = assess(context.task, context.recipe, prepared, predictions, split=name)
+    facts: dict[str, Any] = {"worker_seconds": worker_seconds}
+    if context.recipe.evaluation.label_errors:
+        found = {other: context.task.predictions(of_others[other], rows, prepared) for other, rows in others.items()}
+        facts["label_errors"] = write_label_errors(context, {**found, name: predictions})
     chosen_by = trainer.args.metric_for_best_model if context.recipe.training.chooses_best else ""
     check.result()
-    save_evaluation(run, evaluation, predictions, worker_seconds=worker_seconds, metric_for_best_model=chosen_by)
+    save_evaluation(run, evaluation, predictions, **facts, metric_for_best_model=chosen_by)
     report = write_report(run)
     sentence = verdict_sentence(evaluation)
     progress.say(f"{sentence}\nreport: {report}")

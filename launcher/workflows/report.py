@@ -19,6 +19,7 @@ from launcher.recipe.load import load_recipe
 from launcher.recipe.schema import Recipe
 from launcher.rundir import RunDir
 from launcher.workflows.importance_view import importance_facts
+from launcher.workflows.label_errors import label_error_facts
 from launcher.workflows.plan_view import group_row, plan_from_json, rate_lines, table_views
 from launcher.workflows.verify import describe, verification_of
 
@@ -36,7 +37,7 @@ def write_report_without_texts(run: RunDir) -> Path:
     """Write a copy of the report that quotes no row of the data, to be uploaded, and return its path."""
     facts = report_facts(run)
     evaluation = {**facts.evaluation, "mistakes": []} if facts.evaluation else None
-    shared = replace(facts, evaluation=evaluation, data={**facts.data, "warnings": []})
+    shared = replace(facts, evaluation=evaluation, label_errors={}, data={**facts.data, "warnings": []})
     path = run.path / "wandb" / "report-without-texts.html"
     write_text(path, render_report(shared))
     return path
@@ -72,6 +73,7 @@ def report_facts(run: RunDir) -> ReportFacts:
         tuning_tables=_tables(plan),
         rates=_rates(plan, recipe, progress) if recipe else {},
         importance=_importance(run, recipe),
+        label_errors=label_error_facts(run, extra.get("label_errors", {})),
         data=_data_facts(plan.facts),
         environment=_environment(run, values),
         commands=_commands(run),

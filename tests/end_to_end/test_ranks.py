@@ -106,6 +106,7 @@ def test_two_ranks_draw_the_rows_of_one_and_have_its_focal_loss(place, small):
             data={"source": "./rare"},
             task=task,
             training=training,
+            evaluation={**EXACT["evaluation"], "label_errors": True},
         )
         for ranks in (1, 2)
     ]
@@ -113,6 +114,11 @@ def test_two_ranks_draw_the_rows_of_one_and_have_its_focal_loss(place, small):
     assert one == two and tiny.losses(both[1]) == pytest.approx(tiny.losses(both[0]), rel=1e-4)
     drawn = [row for step in range(1, 7) for row in one[step]]
     assert len(drawn) == 45 and sum(row >= 40 for row in drawn) == 15, "a third of an epoch is metal, from 5 rows"
+    listed = [tiny.jsonl(path / "evaluation/label_errors.jsonl") for path in both]
+    assert [(row["split"], row["row_id"]) for row in listed[0]] == [(row["split"], row["row_id"]) for row in listed[1]]
+    assert {row["split"] for row in listed[0]} >= {"validation", "test"}, "of which every rank predicts a share"
+    page = (both[1] / "report.html").read_text()
+    assert "Likely label errors" in page and "balanced; metal is 33.33% of what is drawn" in page
 
 
 _ALL = [(engine, strategy) for engine in ("ddp", "zero-2", "zero-3") for strategy in ("encoder", "head")]

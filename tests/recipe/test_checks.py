@@ -50,6 +50,7 @@ WITHOUT_EFFECT = {
     "distributed.offload_device": "distributed: {zero_stage: 2, offload_device: nvme}",
     "distributed.nvme_path": "distributed: {zero_stage: 3, offload: all, nvme_path: /x}",
     "model.revision": "MODEL package:m/model, revision: main",
+    "evaluation.label_errors": "TASK regression\nevaluation: {label_errors: true}",
     "evaluation.confidence": "evaluation: {bootstrap: 0, confidence: 0.9}",
     **{
         f"tracking.wandb.{name}": f"tracking: {{wandb: {{mode: disabled, {name}: {value}}}}}"
