@@ -16,6 +16,7 @@ from launcher.recipe.optimizer_keys import OPTIMIZERS, obeys, optimizer_name
 from launcher.recipe.schedule_keys import FOLLOW_METRIC, KWARGS, WITHOUT_WARMUP
 from launcher.recipe.schema import Recipe
 from launcher.recipe.strategy_checks import DISCRIMINATIVE_IDLE
+from launcher.recipe.task_options import IMAGE_TASKS
 from launcher.recipe.view import Finding, View, is_local
 
 if TYPE_CHECKING:
@@ -74,6 +75,10 @@ def _plain_schedule(v: View) -> str | bool:
 
 def _regression(v: View) -> str | bool:
     return v.value("task.problem_type") == "regression" and "task.problem_type is regression"
+
+
+def _images(v: View) -> str | bool:
+    return v.recipe.task.type in IMAGE_TASKS and f"the task is {v.recipe.task.type}, whose rows are images"
 
 
 _WITHOUT_LABELS = ("causal-lm", "question-answering")
@@ -237,6 +242,8 @@ IDLE = (
         "remove it; rows are drawn by the one label that they have",
     ),
     Idle("task.label_delimiter", _not_multi_label, "write problem_type: multi_label_classification, or remove it"),
+    *(Idle(key, _images, "remove it; there are no texts") for key in ("data.max_length", "data.join")),
+    Idle("model.tokenizer_name_or_path", _images, "remove it; images have a processor of their own"),
     Idle("data.labels", _no_labels, "remove it; there are no classes"),
     Idle("data.validation_share", _has_validation, "keep one of the two"),
     Idle("data.split_seed", _has_validation, "keep one of the two"),

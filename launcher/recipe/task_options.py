@@ -118,6 +118,12 @@ class ImageClassificationOptions(Section):
     """Random changes in training; null: none."""
     class_weights: Literal["none", "balanced"] | dict[str, float] = "none"
     """Weight of each class in the loss: ``balanced`` is rows / (classes * rows of the class), a mapping names its own."""
+    focal_gamma: float = Field(0.0, ge=0)
+    """Exponent of the focal loss: an image's loss times (1 - p)^gamma, with p the probability of its label. 0: cross entropy; 2 is
+    common. class_weights are its alpha."""
+    class_sampling: Literal["natural", "square_root", "balanced"] = "natural"
+    """How often images are drawn, by label: ``natural`` each once an epoch; ``balanced`` all labels alike; ``square_root`` labels in
+    proportion to the root of their images."""
 
 
 class CausalLMOptions(Section):

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
+
+from launcher.contracts import Prepared
 
 # Kang et al. 2020, "Decoupling Representation and Classifier for Long-Tailed Recognition" (arXiv:1910.09217), eq. 1: a class is drawn
 # in proportion to (rows of the class)^q.
@@ -20,6 +23,16 @@ def class_draws(chosen: str, labels: np.ndarray, *, classes: int) -> np.ndarray:
     shares = np.where(counts > 0, counts.astype(np.float64) ** _POWERS[chosen], 0.0)
     each = len(labels) * shares / shares.sum() / np.maximum(counts, 1)
     return np.asarray(each[labels])
+
+
+def with_draws(prepared: Prepared, chosen: str) -> Prepared:
+    """Return prepared rows that are drawn in training as task.class_sampling ``chosen`` says, and that in words among their facts."""
+    if chosen == "natural":
+        return prepared
+    labels, names = np.asarray(prepared.train["labels"][:], dtype=np.int64), prepared.label_names
+    draws = class_draws(chosen, labels, classes=len(names))
+    told = describe_draws(chosen, draws, labels, names=names)
+    return replace(prepared, draws=draws, facts={**prepared.facts, "class_sampling": told})
 
 
 def drawn_shares(draws: np.ndarray, labels: np.ndarray, *, classes: int) -> np.ndarray:

@@ -17,7 +17,9 @@ from launcher.data.labels import LabelSet, make_labels
 from launcher.data.sources import SplitSet, load_rows, load_splits
 from launcher.errors import DataError
 from launcher.recipe.schema import Recipe
+from launcher.tasks.class_sampling import with_draws
 from launcher.tasks.class_weights import class_weights
+from launcher.tasks.focal import focal_factors
 from launcher.tasks.image_task import ImageTask, image_features
 from launcher.tasks.models import LoadedModel, load_config, load_model
 from launcher.tasks.prepared_task import SPLITS, write_features
@@ -48,7 +50,7 @@ class ImageClassification(ImageTask):
         prepared = super().load_data(folder)
         counts = prepared.facts["splits"]["train"]["labels"]
         self.class_weights = class_weights(self.options.class_weights, names=prepared.label_names, counts=counts)
-        return prepared
+        return with_draws(prepared, self.options.class_sampling)
 
     def notes(self, facts: Mapping[str, Any]) -> list[str]:
         """Return what a reader should know of the labels."""
@@ -146,7 +148,7 @@ class ImageClassification(ImageTask):
         return weights.sum()
 
     def loss(self, outputs: Any, batch: Mapping[str, Any], *, label_smoothing: float = 0.0) -> Any:
-        """Return the weighted sum of the rows' cross entropy, a float32 scalar tensor."""
+        """Return the weighted sum of the rows' cross entropy, or focal loss (launcher.tasks.focal), a float32 scalar tensor."""
         import torch.nn.functional as F
 
         logits = outputs["logits"].float()
@@ -154,6 +156,8 @@ class ImageClassification(ImageTask):
         rows = F.cross_entropy(
             logits, batch["labels"], weight=classes, reduction="none", label_smoothing=label_smoothing
         )
+        if self.options.focal_gamma:
+            rows = rows * focal_factors(logits, batch["labels"], gamma=self.options.focal_gamma)
         return (rows * batch["sample_weight"]).sum()
 
     # --- evaluation ------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from launcher.data.sources import SplitSet, load_rows, load_splits
 from launcher.errors import DataError, ModelError, ModelUnreachable
 from launcher.recipe.schema import Recipe
 from launcher.recipe.task_options import TextClassificationOptions
-from launcher.tasks.class_sampling import class_draws, describe_draws
+from launcher.tasks.class_sampling import with_draws
 from launcher.tasks.class_weights import class_weights
 from launcher.tasks.focal import focal_factors, focal_factors_of_two
 from launcher.tasks.models import LoadedModel, load_config, load_model
@@ -67,12 +67,7 @@ class TextClassification(TextTask):
         if self.options.class_weights != "none":
             counts = prepared.facts["splits"]["train"]["labels"]
             self.class_weights = class_weights(self.options.class_weights, names=prepared.label_names, counts=counts)
-        if self.options.class_sampling == "natural":
-            return prepared
-        labels, names = np.asarray(prepared.train["labels"], dtype=np.int64), prepared.label_names
-        draws = class_draws(self.options.class_sampling, labels, classes=len(names))
-        told = describe_draws(self.options.class_sampling, draws, labels, names=names)
-        return replace(prepared, draws=draws, facts={**prepared.facts, "class_sampling": told})
+        return with_draws(prepared, self.options.class_sampling)
 
     def _refuse_without_effect(self) -> None:
         """Refuse what has no effect on the labels that were found; those that the recipe declares were checked with it."""

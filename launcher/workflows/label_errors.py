@@ -14,8 +14,8 @@ from launcher.contracts import Predictions
 from launcher.errors import LauncherError
 from launcher.evaluation.baselines import MOST_TRAIN_ROWS
 from launcher.evaluation.cross_validation import FOLDS, text_probabilities
+from launcher.evaluation.kinds.base import clean_text
 from launcher.evaluation.label_errors import find_label_errors, likely_labels
-from launcher.evaluation.predictions_io import clean_text
 from launcher.rundir import RunDir
 
 if TYPE_CHECKING:
