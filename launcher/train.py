@@ -21,6 +21,7 @@ from launcher.engine.allocator import use_huge_pages
 from launcher.engine.tracking import Tracker
 from launcher.errors import Interrupted, RunStateError
 from launcher.launching.locks import hold_rank
+from launcher.recipe.task_options import counted_in
 from launcher.rundir import RunDir
 from launcher.workflows.data_bar import data_bar
 from launcher.workflows.rank import (
@@ -55,8 +56,9 @@ def train(session: Session, tracker: Tracker) -> None:
     memory = MemoryNote(run.memory(session.attempt, rank), device=session.launch.device)
     heartbeat = session.heartbeat
     progress = Progress(
-        run, attempt=session.attempt, rank=rank, terminal=session.terminal, tracker=tracker, heartbeat=heartbeat
-    )
+        run, attempt=session.attempt, rank=rank, terminal=session.terminal, tracker=tracker, heartbeat=heartbeat,
+        counted=counted_in(recipe.task.type),
+    )  # fmt: skip
 
     task = registry.load(registry.TASKS, recipe.task.type)(recipe, base_folder=session.base_folder)
     prepared = _prepare_once(session, task)

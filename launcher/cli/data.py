@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 _STYLES = {"special": "dim", "read": "", "learned": "green", "label": "bold magenta"}
 _MOST_LABELS = 30
 _BAR = 40
+_LEGEND = " (special tokens dim, what is learned green)"
 
 
 def data(
@@ -96,32 +97,46 @@ def prepare(recipe: RecipeName, overrides: Overrides = None, as_json: Json = Fal
 def _show(found: DataView, *, split: str) -> None:
     for text in found.warnings:
         typer.echo(f"warning: {text}", err=True)
+    if not found.padding:
+        _show_images(found)
+    else:
+        _show_lengths_and_cuts(found)
+    _show_labels(found)
+    if found.padding:
+        _show_padding(found)
+    if found.rows:
+        typer.echo(f"\n{split} rows as the model sees them{_LEGEND if found.padding else ''}:")
+    for row in found.rows:
+        console().print(_row_text(row, counted=bool(found.padding)), soft_wrap=True)
+    typer.echo(f"\nprepared rows: {short(Path(found.folder))}")
+
+
+def _show_images(found: DataView) -> None:
+    table = [[name, f"{view.rows:,}", _share(view.repeated, view)] for name, view in found.splits.items()]
+    print_table(["split", "images", "repeated"], table, right={1, 2})
+
+
+def _show_lengths_and_cuts(found: DataView) -> None:
     print_table(
         ["split", "rows", "tokens", "shortest", "median", "90%", "99%", "longest", "cut", "divided", "repeated"],
         [_split_row(name, view) for name, view in found.splits.items()],
         right=set(range(1, 11)),
     )
     _show_lengths(found.splits["train"], most=found.max_length)
-    _show_labels(found)
-    _show_padding(found)
-    if found.rows:
-        typer.echo(f"\n{split} rows as the model sees them (special tokens dim, what is learned green):")
-    for row in found.rows:
-        console().print(_row_text(row), soft_wrap=True)
-    typer.echo(f"\nprepared rows: {short(Path(found.folder))}")
+
+
+def _share(count: int, view: SplitView) -> str:
+    return f"{count:,} ({count / view.rows:.1%})" if count else "0"
 
 
 def _split_row(name: str, view: SplitView) -> list[str]:
-    def of_rows(count: int) -> str:
-        return f"{count:,} ({count / view.rows:.1%})" if count else "0"
-
     lengths = [f"{length:,}" for length in view.lengths.values()]
     return [
         name,
         f"{view.rows:,}",
         f"{view.tokens:,}",
         *lengths,
-        *map(of_rows, (view.cut, view.divided, view.repeated)),
+        *(_share(count, view) for count in (view.cut, view.divided, view.repeated)),
     ]
 
 
@@ -167,10 +182,10 @@ def _show_padding(found: DataView) -> None:
     )
 
 
-def _row_text(row: ShownRow) -> Any:
+def _row_text(row: ShownRow, *, counted: bool) -> Any:
     from rich.text import Text
 
-    text = Text(f"\nrow {row.row_id} ({row.tokens} tokens)", "bold")
+    text = Text(f"\nrow {row.row_id}" + (f" ({row.tokens} tokens)" if counted else ""), "bold")
     if row.label:
         text.append(f"  label: {row.label}", "bold magenta")
     text.append("\n", "")

@@ -29,12 +29,15 @@ class Progress:
         terminal: TextIO | None,
         tracker: Tracker,
         heartbeat: Heartbeat | None = None,
+        counted: str = "tokens",
     ) -> None:
+        """``counted``: what the work is counted in, for the speed that people are told."""
         self.run = run
         self.attempt = attempt
         self.rank = rank
         self.tracker = tracker
         self.terminal = terminal
+        self.counted = counted
         self.heartbeat = heartbeat or Heartbeat()
         self.console = Console(file=terminal, highlight=False, soft_wrap=True) if terminal is not None else None
         self.total_steps = 0
@@ -153,7 +156,7 @@ class Progress:
                 self._bar.update(self._task, completed=step, text=self._bar_text(step))
                 print(self._bar_text(step), flush=True)
             else:
-                speed = f"  {values['tokens_per_second']:.0f} tokens/s" if "tokens_per_second" in values else ""
+                speed = f"  {values['tokens_per_second']:.0f} {self.counted}/s" if "tokens_per_second" in values else ""
                 self.say(self._bar_text(step) + speed)
         evaluated = {
             k.removeprefix("eval_"): v for k, v in values.items() if k.startswith("eval_") and k != "eval_seconds"

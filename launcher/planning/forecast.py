@@ -38,16 +38,18 @@ from launcher.plans import Hardware, LaunchPlan, MemorySetting, RunPlan
 from launcher.recipe.deepspeed_file import stage_of
 from launcher.recipe.optimizer_keys import DEFAULT_OPTIMIZER
 from launcher.recipe.schema import Recipe
+from launcher.recipe.task_options import IMAGE_TASKS
 
 # --- the setting of a recipe -----------------------------------------------------------------------------------------
 
 
-def memory_setting(recipe: Recipe, launch: LaunchPlan, prepared: Prepared, *, multiple: int = 8) -> MemorySetting:
-    """Return what of a run decides its memory: its largest batch, of its longest rows.
+# Collators pad the tokens of a row to a multiple of this.
+_MULTIPLE = 8
 
-    Args:
-        multiple: what the collator pads lengths to a multiple of.
-    """
+
+def memory_setting(recipe: Recipe, launch: LaunchPlan, prepared: Prepared) -> MemorySetting:
+    """Return what of a run decides its memory: its largest batch, of its longest rows."""
+    multiple = 1 if recipe.task.type in IMAGE_TASKS else _MULTIPLE
     training = recipe.training
     longest = _longest(prepared, "train")
     changes = [change.global_batch_size for change in training.batch_size_schedule or []]
@@ -210,7 +212,9 @@ def forecast(
     """
     setting = memory.asked.setting
     flops, tokens = _flops_and_tokens(plan, setting, config=config, parameters=parameters)
-    speed = known or _estimated(flops, plan.launch, setting, hardware=hardware, cpu_flops=cpu_flops)
+    # What a weight of an image model is multiplied with, and how often, does not follow from its shape.
+    estimated = None if recipe.task.type in IMAGE_TASKS else _estimated
+    speed = known or (estimated and estimated(flops, plan.launch, setting, hardware=hardware, cpu_flops=cpu_flops))
     tables = [planned.phase.table for planned in plan.phases]
     return Forecast(
         memory=memory,

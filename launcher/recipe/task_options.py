@@ -31,6 +31,11 @@ BASELINES = {
 IMAGE_TASKS = ("image-classification",)
 
 
+def counted_in(task: str) -> str:
+    """Return what the work of a task is counted in: tokens, or images."""
+    return "images" if task in IMAGE_TASKS else "tokens"
+
+
 class TextClassificationOptions(Section):
     """One label, several labels, or a number for a text or a pair of texts."""
 

@@ -16,6 +16,7 @@ from launcher.data.sampling import GlobalBatches, Order
 from launcher.launching.batch import plan_batch
 from launcher.plans import BatchPlan
 from launcher.recipe.schema import Recipe
+from launcher.recipe.task_options import counted_in
 
 ORDERS: tuple[Order, ...] = ("group_by_length", "random", "sequential")
 _BINS = 12
@@ -41,7 +42,7 @@ class SplitView:
     labels: dict[str, int]
     """Name -> rows (words, where words are tagged); empty where there are none."""
     repeated: int
-    """Rows whose text stands in an earlier row of the split, case and spacing aside."""
+    """Rows whose text (case and spacing aside) or image stands in an earlier row of the split."""
     drawn: dict[str, float] = field(default_factory=dict)
     """Name -> rows of an epoch on average, where rows are drawn by their labels (task.class_sampling)."""
 
@@ -59,7 +60,7 @@ class DataView:
     global_batch_size: int
     micro_batch_size: int
     padding: dict[str, float]
-    """Order of rows -> share of padding in what one process computes in an epoch, 0 to 1."""
+    """Order of rows -> share of padding in what one process computes in an epoch, 0 to 1; empty where rows are images."""
     order: str
     """The order that the recipe has."""
     warnings: list[str]
@@ -102,7 +103,7 @@ def view_data(recipe: Recipe, *, base_folder: Path, split: str = "train", rows: 
         micro_batch_size=batch.micro_batch_size,
         padding={
             order: padding_share(lengths, batch=batch, seed=training.seed, order=order, draws=prepared.draws)
-            for order in ORDERS
+            for order in (ORDERS if counted_in(recipe.task.type) == "tokens" else ())
         },
         order=training.train_sampling_strategy,
         warnings=list(prepared.facts["warnings"]),
@@ -122,7 +123,7 @@ def _view(rows: Any, prepared: Prepared, name: str) -> SplitView:
         lengths={"shortest": int(lengths.min()), **middle, "longest": int(lengths.max())},
         histogram=histogram(lengths),
         labels=dict(zip(prepared.label_names, facts.get("labels", ()), strict=False)),
-        repeated=_repeated(rows["text"][:]),
+        repeated=_repeated(rows["image_hash" if "image_hash" in rows.column_names else "text"][:]),
         drawn=_drawn(prepared) if name == "train" else {},
     )
 

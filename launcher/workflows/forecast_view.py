@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from launcher.planning.fitting import MOST_ROWS, Fit, changed_keys, describe_setting
 from launcher.planning.forecast import Forecast, MemoryForecast, gib
 from launcher.planning.throughput import in_words
+from launcher.recipe.task_options import counted_in
 from launcher.workflows.forecast import WholePlan
 
 MOMENTS = ("loading", "training", "evaluation", "saving")
@@ -89,7 +90,7 @@ def _memory_lines(whole: WholePlan, found: Forecast) -> list[tuple[str, str]]:
         lines.append(
             ("or", f"{more.world_size} {_device(whole)}, {describe_setting(more)}: {gib(memory.more.needed)} each")
         )
-    return [*lines, ("micro-batch", _micro_batch(memory))]
+    return [*lines, ("micro-batch", _micro_batch(memory, counted=counted_in(whole.recipe.task.type)))]
 
 
 def _measured(whole: WholePlan) -> list[tuple[str, str]]:
@@ -97,28 +98,31 @@ def _measured(whole: WholePlan) -> list[tuple[str, str]]:
     if found is None:
         return []
     own = f"{gib(found.base)} of them before the model" if found.base else "as torch reserved them"
-    speed = f"; {found.tokens_per_second:,.0f} tokens/s" if found.tokens_per_second else ""
+    speed = (
+        f"; {found.tokens_per_second:,.0f} {counted_in(whole.recipe.task.type)}/s" if found.tokens_per_second else ""
+    )
     return [("measured", f"{gib(found.needed)} ({own}){speed}; {found.steps} steps on {found.when}")]
 
 
-def _micro_batch(memory: MemoryForecast) -> str:
+def _micro_batch(memory: MemoryForecast, *, counted: str) -> str:
     setting, most = memory.asked.setting, memory.largest_micro_batch
     fits = "none" if most == 0 else f"{most:,}" + (" or more" if most >= MOST_ROWS else "")
     rows = f"{setting.micro_batch_size:,} row{'s' if setting.micro_batch_size != 1 else ''}"
-    return f"{rows} of up to {setting.length:,} tokens at a time; the most that fit: {fits}"
+    size = f" of up to {setting.length:,} tokens" if counted == "tokens" else ""
+    return f"{rows}{size} at a time; the most that fit: {fits}"
 
 
 def _time_lines(whole: WholePlan, found: Forecast) -> list[tuple[str, str]]:
-    speed, time = found.speed, found.time
+    speed, time, counted = found.speed, found.time, counted_in(whole.recipe.task.type)
     if speed is None:
-        return [
-            (
-                "time",
-                "unknown: no figures of this device; state it with --throughput TOKENS_PER_SECOND, or --measure it",
-            )
-        ]
+        why = (
+            "no figures of this device"
+            if counted == "tokens"
+            else "it cannot be told from the shapes of an image model's weights"
+        )
+        return [("time", f"unknown: {why}; state it with --throughput {counted.upper()}_PER_SECOND, or --measure it")]
     between = " " if speed.source == "measured" else ": "
-    basis = f"{speed.tokens_per_second:,.0f} tokens/s, {speed.source}" + (
+    basis = f"{speed.tokens_per_second:,.0f} {counted}/s, {speed.source}" + (
         f"{between}{speed.note}" if speed.note else ""
     )
     if time is None:
@@ -126,7 +130,7 @@ def _time_lines(whole: WholePlan, found: Forecast) -> list[tuple[str, str]]:
     hours = "GPU-hours" if whole.plan.launch.device == "cuda" else "process-hours"
     about = "" if speed.source == "measured" or time.seconds < 1 else "about "
     return [
-        ("tokens", f"{time.tokens:,} in training"),
+        (counted, f"{time.tokens:,} in training"),
         ("time", f"{about}{in_words(time.seconds)}, {time.device_hours:,.1f} {hours}, without evaluations and saves"),
         ("", f"({basis})"),
     ]

@@ -17,6 +17,7 @@ from launcher.evaluation.report import ReportFacts, render_report
 from launcher.plans import RunPlan
 from launcher.recipe.load import load_recipe
 from launcher.recipe.schema import Recipe
+from launcher.recipe.task_options import IMAGE_TASKS
 from launcher.rundir import RunDir
 from launcher.workflows.importance_view import importance_facts
 from launcher.workflows.label_errors import label_error_facts
@@ -76,7 +77,7 @@ def report_facts(run: RunDir) -> ReportFacts:
         label_errors=label_error_facts(run, extra.get("label_errors", {})),
         data=_data_facts(plan.facts),
         environment=_environment(run, values),
-        commands=_commands(run),
+        commands=_commands(run, example="a.jpg" if recipe and recipe.task.type in IMAGE_TASKS else "'a text'"),
         timing={"training": _training_seconds(events), "whole_run": extra.get("worker_seconds")},
         metric_for_best_model=extra.get("metric_for_best_model", ""),
     )
@@ -124,12 +125,13 @@ def _without_replayed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _data_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
     splits = facts["splits"]
+    # An image counts one.
     return {
         "splits": {name: split["rows"] for name, split in splits.items()},
         "truncated": {name: split["cut"] for name, split in splits.items()},
         "fingerprint": facts["fingerprint"],
         "warnings": facts["warnings"],
-        "max_length": facts["max_length"],
+        "max_length": facts["max_length"] if facts["max_length"] > 1 else None,
         "provenance": facts["provenance"],
         "class_sampling": facts.get("class_sampling"),
     }
@@ -150,9 +152,9 @@ def _environment(run: RunDir, plan: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _commands(run: RunDir) -> list[str]:
+def _commands(run: RunDir, *, example: str) -> list[str]:
     folder = Path("runs") / run.id
-    return [f"launcher run {folder}/resolved.yaml", f"launcher predict {folder} 'a text'"]
+    return [f"launcher run {folder}/resolved.yaml", f"launcher predict {folder} {example}"]
 
 
 def _training_seconds(events: list[dict[str, Any]]) -> float | None:
