@@ -35,7 +35,7 @@ class ImageTask(PreparedTask):
     def processor(self) -> Any:
         """The model's image processor, with the recipe's size. Raises ModelError where its images would differ in size."""
         processor = load_image_processor(self.recipe.model, size=self.options.image_size)
-        shapes = {tuple(self.pixels([_blank(*size)], processor).shape) for size in ((40, 20), (20, 40))}
+        shapes = {tuple(self.pixels([_blank(*size, mode=self.mode)], processor).shape) for size in ((40, 20), (20, 40))}
         if len(shapes) > 1:
             raise ModelError(
                 "the image processor of this model keeps the ratio of an image's sides, so that images would differ in size; write "
@@ -81,7 +81,7 @@ def image_features(
     return {"image": images, "length": [1] * len(images), **kept}, {"rows": len(images), "cut": 0}
 
 
-def _blank(width: int, height: int) -> Any:
+def _blank(width: int, height: int, *, mode: str = "RGB") -> Any:
     from PIL import Image
 
-    return Image.new("RGB", (width, height))
+    return Image.new(mode, (width, height))
