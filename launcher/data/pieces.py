@@ -110,13 +110,18 @@ def _serialized(columns: Mapping[str, Any]) -> bytes:
 
 @functools.cache
 def _types() -> dict[str, pyarrow.DataType]:
-    """Types of columns that a piece of rows may leave open, as those of empty lists, or that need fewer bits than Arrow would take."""
+    """Types of columns that some rows leave open (empty lists, no rows at all), or that need fewer bits than Arrow would take."""
     import pyarrow
 
-    texts, numbers = pyarrow.list_(pyarrow.string()), pyarrow.list_(pyarrow.int64())
-    small = {
+    text, number = pyarrow.string(), pyarrow.int64()
+    texts, numbers = pyarrow.list_(text), pyarrow.list_(number)
+    return {
         "image": pyarrow.large_binary(),
         "input_ids": pyarrow.list_(pyarrow.int32()),
+        "word_ids": pyarrow.list_(pyarrow.int32()),
         "token_type_ids": pyarrow.list_(pyarrow.int8()),
+        **dict.fromkeys(("text", "context"), text),
+        **dict.fromkeys(("length", "row_id", "first_word"), number),
+        **dict.fromkeys(("words", "references"), texts),
+        **dict.fromkeys(("word_starts", "tags", "places"), numbers),
     }
-    return {**small, "words": texts, "references": texts, "word_starts": numbers, "tags": numbers, "places": numbers}
