@@ -174,10 +174,10 @@ class Predictions:
     """A model's outputs on rows, in the order of the rows.
 
     ``scores``: float64 [rows, outputs], probabilities for classification (one column per label; two for a one-logit
-    binary model), predicted values for regression (one column), and for causal_lm, whose rows are whole texts, the summed negative
+    binary model), predicted values for regression (one column), and for causal_lm and masked_lm, whose rows are whole texts, the summed negative
     log-likelihood of a text's tokens in nats (one column).
     ``labels``: int64 [rows], int64 [rows, labels] (0/1) for multi-label, float64 [rows] for regression, the number of predicted
-    tokens for causal_lm; None: unlabelled.
+    tokens for causal_lm and masked_lm; None: unlabelled.
 
     Where each word of a row has a tag (entity_recognition, token_classification), ``words`` are the rows' words, and ``predicted``
     (the tags' numbers), ``scores`` (their probabilities) and ``labels`` are flat: [words of all rows], one row after the other.

@@ -14,6 +14,7 @@ TASKS = {
     "token-classification": "launcher.tasks.token_classification:TokenClassification",
     "question-answering": "launcher.tasks.question_answering:QuestionAnswering",
     "causal-lm": "launcher.tasks.causal_lm:CausalLM",
+    "masked-lm": "launcher.tasks.masked_lm:MaskedLM",
     "image-classification": "launcher.tasks.image_classification:ImageClassification",
 }
 STRATEGIES = {
@@ -56,6 +57,12 @@ NEAR_MISSES = {
     "language-modelling": "causal-lm",
     "text-generation": "causal-lm",
     "pretraining": "causal-lm",
+    "masked_lm": "masked-lm",
+    "mlm": "masked-lm",
+    "fill-mask": "masked-lm",
+    "masked-language-modeling": "masked-lm",
+    "masked-language-modelling": "masked-lm",
+    "domain-adaptation": "masked-lm",
     "full-finetuning": "full",
     "layer-wise": "layerwise",
     "layer_wise": "layerwise",

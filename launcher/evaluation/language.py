@@ -1,6 +1,6 @@
 """How well a language model predicts texts: loss and perplexity per token, and a unigram model to compare with.
 
-Predictions of problem type ``causal_lm`` have one score for each text, the summed negative log-likelihood of its tokens in nats,
+Predictions of problem types ``causal_lm`` and ``masked_lm`` have one score for each text, the summed negative log-likelihood of its tokens in nats,
 and as label the number of tokens that were predicted.
 """
 

@@ -49,7 +49,7 @@ METRICS: dict[str, Metric] = {
     "loss": Metric("loss", higher_is_better=False, has_unit=True),
     "perplexity": Metric("perplexity", higher_is_better=False, has_unit=True),
 }
-"""Every metric, in the order of tables; ``loss`` is the training objective, for causal-lm per token."""
+"""Every metric, in the order of tables; ``loss`` is the training objective, for causal-lm and masked-lm per token."""
 
 
 def greater_is_better(name: str) -> bool:

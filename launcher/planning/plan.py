@@ -124,7 +124,13 @@ def unknown_rows(recipe: Recipe, *, reason: str) -> Prepared:
         "steps_are_set": recipe.training.max_steps is not None,
     }
     return Prepared(
-        [], [], None, "", () if problem in ("causal_lm", "question_answering") else tuple(labels), problem, facts
+        [],
+        [],
+        None,
+        "",
+        () if problem in ("causal_lm", "masked_lm", "question_answering") else tuple(labels),
+        problem,
+        facts,
     )
 
 

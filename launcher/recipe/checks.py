@@ -81,7 +81,7 @@ def _images(v: View) -> str | bool:
     return v.recipe.task.type in IMAGE_TASKS and f"the task is {v.recipe.task.type}, whose rows are images"
 
 
-_WITHOUT_LABELS = ("causal-lm", "question-answering")
+_WITHOUT_LABELS = ("causal-lm", "masked-lm", "question-answering")
 
 
 def _no_labels(v: View) -> str | bool:

@@ -15,6 +15,7 @@ from launcher.recipe.strategy_checks import adapter_options_fit, discriminative_
 from launcher.recipe.task_checks import (
     baselines_fit,
     loss_fits,
+    masks_fit,
     metric_fits,
     model_type_is_a_name,
     random_model_fits,
@@ -179,6 +180,7 @@ CONTRADICTIONS: tuple[Callable[[View], Iterator[Finding]], ...] = (
     discriminative_options_fit,
     baselines_fit,
     loss_fits,
+    masks_fit,
     metric_fits,
     model_type_is_a_name,
     random_model_fits,

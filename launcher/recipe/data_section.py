@@ -29,7 +29,7 @@ class SourceSpec(Section):
     ) = None
     """File format; null: told by the ending. ``labelled-text`` is ``label<TAB>text`` on each line, ``text`` a text on each line,
     ``paragraphs`` texts between blank lines; ``conll`` and ``conllu`` have a word and its tags on each line. The ending .txt means
-    labelled-text, for causal-lm text."""
+    labelled-text, for causal-lm and masked-lm text."""
     encoding: str | None = None
     """Text encoding such as ``gbk``; null: detected (UTF-8 with or without a byte-order mark first)."""
     delimiter: str | None = Field(None, min_length=1, max_length=1)
@@ -66,8 +66,8 @@ class DataSection(Section):
     labels: list[str] | str | None = None
     """Names of the labels in the order of their numbers, or a file with one name a line; null: found in train."""
     max_length: int | None = Field(None, ge=4)
-    """Longest input in tokens; longer texts are cut, and the cut ones are counted and reported; causal-lm splits them into
-    several rows instead, token-classification between words, and question-answering reads them in windows that overlap. null: what the model takes, at most 512."""
+    """Longest input in tokens; longer texts are cut, and the cut ones are counted and reported; causal-lm and masked-lm divide them
+    into several rows instead, token-classification between words, and question-answering reads them in windows that overlap. null: what the model takes, at most 512."""
     validation_share: float = Field(0.1, gt=0, lt=1)
     """Share of train set aside, stratified by label, where no validation rows are given."""
     split_seed: int = 42

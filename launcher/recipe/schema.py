@@ -183,7 +183,7 @@ class EvaluationSection(Section):
     """Coverage of the intervals."""
     baselines: list[Literal["majority", "tfidf", "word_tag", "overlap", "unigram", "pixels"]] | None = None
     """Simple models trained on the same rows and shown beside the model; null: majority and tfidf, for token-classification word_tag
-    (the most frequent tag of each word), for question-answering overlap (words near those that question and text share), for causal-lm unigram (how often each token occurs in train), for image-classification
+    (the most frequent tag of each word), for question-answering overlap (words near those that question and text share), for causal-lm and masked-lm unigram (how often each token occurs in train), for image-classification
     majority and pixels (a linear model on the pixels of small copies)."""
     label_errors: bool = False
     """Whether to list rows whose label is likely wrong: of train by five linear models on TF-IDF, each judging rows that it has not

@@ -11,6 +11,7 @@ from launcher.recipe.view import Finding, View
 # Metrics of tasks that do not have those of classified texts; a test holds them to what is computed.
 METRICS = {
     "causal-lm": ("loss", "perplexity"),
+    "masked-lm": ("loss", "perplexity"),
     "question-answering": ("f1", "exact_match", "loss"),
     "token-classification": ("f1", "precision", "recall", "accuracy", "macro_f1", "loss"),
 }
@@ -76,6 +77,17 @@ def windows_advance(v: View) -> Iterator[Finding]:
         key = "task.doc_stride"
         message = f"{shown(key, stride)}, but data.max_length is {most}: a window is shorter than what it shares with the next"
         yield Finding(key, message, f"write doc_stride: {most // 4}, or a larger max_length")
+
+
+def masks_fit(v: View) -> Iterator[Finding]:
+    """Yield shares of masked tokens that are more than all of them together."""
+    if v.recipe.task.type != "masked-lm":
+        return
+    mask, other = v.value("task.mask_replace_prob"), v.value("task.random_replace_prob")
+    if mask + other > 1 + 1e-9:
+        key = "task.mask_replace_prob"
+        message = f"{shown(key, mask)} and random_replace_prob is {other:g}: together they are above 1"
+        yield Finding(key, message, f"write random_replace_prob: {1 - mask:.3g}, or less")
 
 
 def random_model_fits(v: View) -> Iterator[Finding]:

@@ -14,6 +14,7 @@ COLUMNS = {
     "token-classification": ("tokens", "label", "id"),
     "question-answering": ("question", "context", "answers", "id"),
     "causal-lm": ("text", "id"),
+    "masked-lm": ("text", "id"),
     "image-classification": ("image", "label", "id"),
 }
 
@@ -23,6 +24,7 @@ BASELINES = {
     "token-classification": ("word_tag",),
     "question-answering": ("overlap",),
     "causal-lm": ("unigram",),
+    "masked-lm": ("unigram",),
     "image-classification": ("majority", "pixels"),
 }
 
@@ -140,6 +142,20 @@ class CausalLMOptions(Section):
     end."""
 
 
+class MaskedLMOptions(Section):
+    """Masked language modelling: tokens that are hidden, from those on both sides of them. Names are those of transformers' collator."""
+
+    type: Literal["masked-lm"]
+    mlm_probability: float = Field(0.15, gt=0, lt=1)
+    """Share of tokens (of words, with whole_word_mask) that are to be told, drawn anew in each epoch; at least one in each row."""
+    mask_replace_prob: float = Field(0.8, ge=0, le=1)
+    """Share of those that the mask token stands for."""
+    random_replace_prob: float = Field(0.1, ge=0, le=1)
+    """Share of those that another token stands for, drawn at random. What is left over stays as it is."""
+    whole_word_mask: bool = False
+    """Whether all tokens of a word are to be told together."""
+
+
 def _task_type(value: Any) -> Any:
     """Return the type that a mapping names; one without it is of the first task that there was."""
     return value.get("type", "text-classification") if isinstance(value, dict) else getattr(value, "type", None)
@@ -150,6 +166,7 @@ TaskOptions = Annotated[
     | Annotated[TokenClassificationOptions, Tag("token-classification")]
     | Annotated[QuestionAnsweringOptions, Tag("question-answering")]
     | Annotated[CausalLMOptions, Tag("causal-lm")]
+    | Annotated[MaskedLMOptions, Tag("masked-lm")]
     | Annotated[ImageClassificationOptions, Tag("image-classification")],
     Discriminator(_task_type),
 ]

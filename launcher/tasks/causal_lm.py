@@ -12,23 +12,24 @@ import numpy as np
 
 from launcher.contracts import Baseline, Predictions, Prepared, ShownRow
 from launcher.data.blocks import make_blocks
-from launcher.data.sources import SplitSet, load_rows, load_splits
-from launcher.errors import DataError, ModelError, ModelUnreachable
+from launcher.errors import ModelError
 from launcher.recipe.schema import Recipe
 from launcher.recipe.task_options import CausalLMOptions
+from launcher.tasks.language_task import Cut, LanguageTask, by_text
 from launcher.tasks.models import LoadedModel, load_config, load_model
-from launcher.tasks.padding import MULTIPLE
-from launcher.tasks.prepared_task import SPLITS, write_features
-from launcher.tasks.text_task import IGNORED, TextTask, token_losses
+from launcher.tasks.padding import MULTIPLE, pad_tokens
+from launcher.tasks.text_task import IGNORED
 
 PROBLEM = "causal_lm"
-_OPTIONAL = ("id",)
 # Their output layers read a text in both directions: each token would see what it is to predict.
 _NOT_CAUSAL = ("xlm", "xlnet")
 
 
-class CausalLM(TextTask):
+class CausalLM(LanguageTask):
     """The task ``causal-lm``."""
+
+    problem = PROBLEM
+    nothing = "fewer than two tokens"
 
     def __init__(self, recipe: Recipe, *, base_folder: Path = Path()) -> None:
         super().__init__(recipe, base_folder=base_folder)
@@ -37,78 +38,17 @@ class CausalLM(TextTask):
 
     # --- data ------------------------------------------------------------------------------------------------------
 
-    def load_splits(self) -> SplitSet:
-        """Return the texts of every split. Raises DataError."""
-        return load_splits(self.recipe.data, base_folder=self.base_folder, optional=_OPTIONAL, plain_text=True)
-
-    def token_limit(self) -> int | None:
-        """Return how many tokens the model takes; None: that is not known."""
-        config = load_config(self.recipe.model, skeleton=True)
-        known = [self.tokenizer.model_max_length, getattr(config, "max_position_embeddings", None)]
-        return min((size for size in known if size and 0 < size < 10**7), default=None)
-
-    def notes(self, facts: Mapping[str, Any]) -> list[str]:
-        """Return what a reader should know of how texts became rows, and of the model."""
-        return [*_notes(facts), *self._model_notes()]
-
-    def _model_notes(self) -> list[str]:
-        if self.recipe.model.name_or_path is not None:
-            return []
-        return ["the model is not pretrained: model.name_or_path is null, so its weights are random, by training.seed"]
-
-    def prepare_splits(self, splits: SplitSet, folder: Path, *, max_length: int) -> dict[str, Any]:
-        """Write the tokens of each split into ``folder``; return facts."""
-        counts: dict[str, dict[str, Any]] = {}
-        for name in SPLITS:
-            if getattr(splits, name) is None:
-                continue
-            counts[name] = {
-                **write_features(splits, name, folder, self._maker(max_length=max_length)),
-                "labelled": True,
-            }
-            if not counts[name]["rows"]:
-                raise DataError(
-                    f"no {name} text has two tokens, so there is nothing to predict; check data.columns: {{text: ...}}"
-                )
-        return {
-            "fingerprint": splits.fingerprint,
-            "problem_type": PROBLEM,
-            "label_names": [],
-            "max_length": max_length,
-            "pairs": False,
-            "splits": counts,
-        }
-
-    def _maker(self, *, max_length: int) -> Any:
+    def cutter(self, *, max_length: int, to_learn: bool) -> Cut:
+        """Return what cuts texts into rows, each later row of a text beginning with the last token of the row before it."""
         end = self.tokenizer.eos_token_id if self.options.append_end else None
-        return functools.partial(block_features, tokenizer=self.tokenizer, max_length=max_length, end=end)
+        least = 2 if to_learn else 1
+        return functools.partial(make_blocks, self.tokenizer, max_length=max_length, end=end, least_tokens=least)
 
     def show_row(self, row: Mapping[str, Any], prepared: Prepared) -> ShownRow:
         """Return a prepared row as the model sees it: each token but the first is learned."""
         first, *others = row["input_ids"]
         parts = (*self.text_parts([first]), *self.text_parts(others, learned=True))
         return ShownRow(row["row_id"], len(row["input_ids"]), parts, "")
-
-    def prepare_rows(self, columns: Mapping[str, list[Any]], facts: Mapping[str, Any]) -> tuple[Any, Prepared]:
-        """Return rows of tokens for new texts, and what they are to be read with. Raises DataError for pairs or no token."""
-        from datasets import Dataset
-
-        numbers = list(range(len(columns["text"])))
-        if "text_pair" in columns:
-            raise DataError("a language model reads single texts; give it no second ones")
-        make = self._maker(max_length=facts["max_length"])
-        features, counts = make({**columns, "row_id": numbers}, least_tokens=1)
-        if counts["empty"]:
-            present = set(features["row_id"])
-            first = next(number for number in numbers if number not in present)
-            raise DataError(f"text {first + 1} has no token; remove it")
-        rows = Dataset.from_dict(features)
-        return rows, Prepared(rows, rows, rows, "", (), PROBLEM)
-
-    def read_rows(self, source: str) -> dict[str, list[Any]]:
-        """Return the columns of a file under our names. Raises DataError."""
-        rows = load_rows(source, data=self.recipe.data, base_folder=Path(), optional=_OPTIONAL, plain_text=True)
-        return rows.lists()
 
     # --- model -----------------------------------------------------------------------------------------------------
 
@@ -127,7 +67,7 @@ class CausalLM(TextTask):
         if getattr(config, "is_decoder", None) is False:
             # Encoders read in both directions unless they are told to be decoders: each token would see what it predicts.
             config.is_decoder = True
-        self._require_vocabulary(config, skeleton=skeleton)
+        self.require_vocabulary(config, skeleton=skeleton)
         loaded = load_model(
             AutoModelForCausalLM,
             self.recipe.model,
@@ -142,25 +82,6 @@ class CausalLM(TextTask):
         loaded.model.accepts_loss_kwargs = False
         return loaded
 
-    def _require_vocabulary(self, config: Any, *, skeleton: bool) -> None:
-        """Raise ModelError where the tokenizer has tokens that the model does not know."""
-        try:
-            tokens = len(self.tokenizer)
-        except ModelUnreachable:
-            if not skeleton:
-                raise
-            return
-        known = getattr(config.get_text_config(), "vocab_size", None)
-        if known is not None and tokens > known:
-            raise ModelError(
-                f"the tokenizer has {tokens:,} tokens, but the model knows {known:,} (vocab_size); use the model's own tokenizer, "
-                "or for a random model a larger model.config.vocab_size"
-            )
-
-    def load_trained(self, folder: Path, facts: Mapping[str, Any]) -> Any:
-        """Return a saved model in evaluation mode."""
-        return self.build_model(None).model.eval()
-
     # --- loss ------------------------------------------------------------------------------------------------------
 
     def collator(self, *, training: bool = False) -> Any:
@@ -168,45 +89,11 @@ class CausalLM(TextTask):
         parts = self.recipe.distributed.sequence_parallel_size
         return Collator(pad_token_id=self.tokenizer.pad_token_id or 0, parts=parts)
 
-    def items(self, batch: Mapping[str, Any]) -> Any:
-        """Return how many tokens a batch predicts, those of rows of weight 0 left out; a float32 scalar tensor."""
-        return ((next_tokens(batch) != IGNORED).float() * _weights(batch)).sum()
-
-    def loss(self, outputs: Any, batch: Mapping[str, Any], *, label_smoothing: float = 0.0) -> Any:
-        """Return the summed cross entropy of the next tokens, in nats, a float32 scalar tensor."""
-        losses = token_losses(outputs["logits"], next_tokens(batch), label_smoothing=label_smoothing)
-        return (losses * _weights(batch)).sum()
-
-    def row_outputs(self, outputs: Any, batch: Mapping[str, Any]) -> Any:
-        """Return each row's summed loss and number of predicted tokens, float32 [rows, 2]; the logits would fill the memory."""
-        import torch
-
-        targets = next_tokens(batch)
-        losses = token_losses(outputs["logits"], targets).sum(dim=1)
-        return torch.stack([losses, (targets != IGNORED).sum(dim=1).to(losses.dtype)], dim=1)
+    def targets(self, batch: Mapping[str, Any]) -> Any:
+        """Return the token that follows each place, int64 [rows, tokens]."""
+        return next_tokens(batch)
 
     # --- evaluation ------------------------------------------------------------------------------------------------
-
-    @property
-    def default_metric(self) -> str:
-        """The validation metric that chooses the best checkpoint unless the recipe names one."""
-        return "loss"
-
-    def predictions(self, logits: np.ndarray, split: Any, prepared: Prepared) -> Predictions:
-        """Add the rows of each text up: ``logits`` are ``row_outputs`` [rows, 2]; Predictions have a row for each text."""
-        row_ids, places = np.unique(np.asarray(split["row_id"][:], dtype=np.int64), return_inverse=True)
-        firsts = np.unique(places, return_index=True)[1]
-        totals = np.zeros((len(row_ids), 2))
-        np.add.at(totals, places, logits.astype(np.float64))
-        texts = split["text"]
-        return Predictions(
-            problem_type=PROBLEM,
-            scores=totals[:, :1],
-            labels=totals[:, 1].astype(np.int64),
-            label_names=(),
-            texts=tuple(texts[int(first)] for first in firsts),
-            row_ids=tuple(row_ids.tolist()),
-        )
 
     def baselines(
         self, names: Sequence[str], prepared: Prepared, predictions: Predictions, *, split: str
@@ -236,16 +123,9 @@ def next_tokens(batch: Mapping[str, Any]) -> Any:
 
 def predicted_tokens(split: Any) -> dict[int, np.ndarray]:
     """Return number of a text -> the tokens of it that are predicted, int64 [tokens], for a prepared split, in their order."""
-    pieces: dict[int, list[np.ndarray]] = {}
-    for batch in split.select_columns(["row_id", "input_ids"]).iter(batch_size=1000):
-        for row_id, ids in zip(batch["row_id"], batch["input_ids"], strict=True):
-            pieces.setdefault(int(row_id), []).append(np.asarray(ids[1:], dtype=np.int64))
-    return {row_id: np.concatenate(pieces[row_id]) for row_id in sorted(pieces)}
-
-
-def _weights(batch: Mapping[str, Any]) -> Any:
-    """Return the rows' weights [rows, 1]; 1 where rows are shared among ranks, whose labels say what does not count."""
-    return batch["sample_weight"][:, None] if "sample_weight" in batch else 1.0
+    batches = split.select_columns(["row_id", "input_ids"]).iter(batch_size=1000)
+    rows = ((number, ids) for batch in batches for number, ids in zip(batch["row_id"], batch["input_ids"], strict=True))
+    return by_text((number, np.asarray(ids[1:], dtype=np.int64)) for number, ids in rows)
 
 
 class Collator:
@@ -263,68 +143,12 @@ class Collator:
         """
         import torch
 
-        multiple = math.lcm(MULTIPLE, self.parts)
-        length = -(-max(len(row["input_ids"]) for row in rows) // multiple) * multiple
-        ids = torch.full((len(rows), length), self.pad_token_id, dtype=torch.long)
-        mask = torch.zeros((len(rows), length), dtype=torch.long)
-        for number, row in enumerate(rows):
-            tokens = len(row["input_ids"])
-            ids[number, :tokens] = torch.as_tensor(row["input_ids"], dtype=torch.long)
-            mask[number, :tokens] = 1
+        own = [row["input_ids"] for row in rows]
+        ids, mask = pad_tokens(own, value=self.pad_token_id, multiple=math.lcm(MULTIPLE, self.parts))
         labels = ids.masked_fill(mask == 0, IGNORED)
         weights = torch.tensor([row.get("weight", 1.0) for row in rows], dtype=torch.float32)
         batch = {"input_ids": ids, "attention_mask": mask, "labels": labels}
         if self.parts == 1:
             return {**batch, "sample_weight": weights}
         batch["labels"] = labels.masked_fill(weights[:, None] == 0, IGNORED)
-        return {**batch, "position_ids": torch.arange(length).expand(len(rows), -1).contiguous()}
-
-
-# --- rows ----------------------------------------------------------------------------------------------------------
-
-
-def block_features(
-    rows: Mapping[str, list[Any]],
-    *,
-    tokenizer: Any,
-    max_length: int,
-    end: int | None,
-    least_tokens: int = 2,
-    origin: Any = None,
-) -> tuple[dict[str, Any], dict[str, int]]:
-    """Return columns of tokens for texts, and counts; a text stands with the first of its rows only."""
-    texts = rows["text"]
-    blocks = make_blocks(tokenizer, texts, max_length=max_length, end=end, least_tokens=least_tokens)
-    owners = blocks.texts.tolist()
-    is_first = [number == 0 or owners[number - 1] != owner for number, owner in enumerate(owners)]
-    columns = {
-        "input_ids": blocks.input_ids,
-        "length": blocks.lengths,
-        "row_id": [rows["row_id"][owner] for owner in owners],
-        "text": [texts[owner] if first else "" for owner, first in zip(owners, is_first, strict=True)],
-    }
-    return columns, {
-        "rows": len(blocks.input_ids),
-        "texts": len(texts),
-        "tokens": int(blocks.lengths.sum()),
-        "divided": blocks.divided,
-        "empty": blocks.empty,
-        "cut": 0,
-    }
-
-
-def _notes(facts: Mapping[str, Any]) -> list[str]:
-    """Return what a reader should know of how texts became rows."""
-    found = []
-    for name, counts in facts["splits"].items():
-        if counts["divided"]:
-            found.append(
-                f"{counts['divided']:,} of the {counts['texts']:,} {name} texts are longer than {facts['max_length']:,} tokens "
-                f"and were divided; all texts together are {counts['rows']:,} rows, and no token was left out"
-            )
-        if counts["empty"]:
-            found.append(
-                f"{counts['empty']:,} of the {counts['texts']:,} {name} texts have fewer than two tokens, so nothing to predict, "
-                "and were left out"
-            )
-    return found
+        return {**batch, "position_ids": torch.arange(ids.shape[1]).expand(len(rows), -1).contiguous()}

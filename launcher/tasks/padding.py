@@ -21,3 +21,16 @@ def pad_inputs(tokenizer: Any, rows: Sequence[Mapping[str, Any]]) -> dict[str, A
         return_tensors="pt",
     )
     return {**batch, "sample_weight": torch.tensor([row.get("weight", 1.0) for row in rows], dtype=torch.float32)}
+
+
+def pad_tokens(rows: Sequence[Any], *, value: int, multiple: int = MULTIPLE) -> tuple[Any, Any]:
+    """Return rows of numbers as a tensor, padded on the right with ``value``, and which places are real; int64 [rows, tokens]."""
+    import torch
+
+    length = -(-max(len(row) for row in rows) // multiple) * multiple
+    padded = torch.full((len(rows), length), value, dtype=torch.long)
+    real = torch.zeros((len(rows), length), dtype=torch.long)
+    for number, row in enumerate(rows):
+        padded[number, : len(row)] = torch.as_tensor(row, dtype=torch.long)
+        real[number, : len(row)] = 1
+    return padded, real

@@ -22,7 +22,14 @@ def test_top() -> None:
 
 def test_the_short_form_of_the_task() -> None:
     assert {
-        "enum": ["text-classification", "token-classification", "question-answering", "causal-lm"]
+        "enum": [
+            "text-classification",
+            "token-classification",
+            "question-answering",
+            "causal-lm",
+            "masked-lm",
+            "image-classification",
+        ]
     } in json_schema()["properties"]["task"]["anyOf"]
 
 

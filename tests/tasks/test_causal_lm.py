@@ -93,7 +93,7 @@ def test_texts_end_with_the_end_token_where_there_is_one(story: Path, tokenizer:
     # A tokenizer that ends its texts itself, and has no end token to append.
     task = task_for(from_numbers(tokenizer))
     assert task.tokenizer.eos_token_id is None
-    ids = task._maker(max_length=9)({"text": ["the iron"], "row_id": [0]})[0]["input_ids"][0]
+    ids = task.cutter(max_length=9, to_learn=True)(["the iron"]).input_ids[0]
     assert task.tokenizer.convert_ids_to_tokens(ids.tolist()) == ["[CLS]", "the", "iron", "[SEP]"]
 
 

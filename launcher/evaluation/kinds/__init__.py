@@ -6,7 +6,7 @@ from launcher.contracts import Predictions
 from launcher.evaluation.kinds.answers import Answers
 from launcher.evaluation.kinds.base import Kind
 from launcher.evaluation.kinds.labels import MultiLabel, SingleLabel
-from launcher.evaluation.kinds.language import Language
+from launcher.evaluation.kinds.language import Language, MaskedLanguage
 from launcher.evaluation.kinds.regression import Regression
 from launcher.evaluation.kinds.tagging import Entities, Tags
 
@@ -16,6 +16,7 @@ KINDS: dict[str, Kind] = {
     "multi_label_classification": MultiLabel(),
     "regression": Regression(),
     "causal_lm": Language(),
+    "masked_lm": MaskedLanguage(),
     "question_answering": Answers(),
     "entity_recognition": Entities(),
     "token_classification": Tags(),

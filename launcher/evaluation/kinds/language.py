@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -97,3 +98,13 @@ class Language(Kind):
         """Return loss, perplexity and text."""
         loss = "–" if row["loss"] is None else f"loss {row['loss']:.4f}  perplexity {row['perplexity']:,.2f}"
         return f"{loss}\t{row['text']}"
+
+
+class MaskedLanguage(Language):
+    """Texts of which some tokens are hidden and predicted."""
+
+    words = dataclasses.replace(
+        Language.words,
+        note="Loss is the mean negative log-likelihood per masked token, in nats, over masks that are the same at every evaluation; "
+        "perplexity is its exponential.",
+    )

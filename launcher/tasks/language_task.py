@@ -1,0 +1,232 @@
+"""What tasks that predict the tokens of plain texts share: how texts become rows, the summed loss, and a score for each text."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from launcher.contracts import Predictions, Prepared
+from launcher.data.blocks import Blocks
+from launcher.data.sources import SplitSet, load_rows, load_splits
+from launcher.errors import DataError, ModelError, ModelUnreachable
+from launcher.tasks.models import LoadedModel, load_config
+from launcher.tasks.prepared_task import SPLITS, write_features
+from launcher.tasks.text_task import IGNORED, TextTask, token_losses
+
+Cut = Callable[[Sequence[str]], Blocks]
+
+_OPTIONAL = ("id",)
+
+
+class LanguageTask(TextTask):
+    """A task on plain texts; a subclass says how they are cut, which tokens are predicted, and with which model."""
+
+    problem: str
+    """The problem type of its predictions."""
+    nothing: str
+    """What a text without a token to predict lacks, in words."""
+
+    # --- for a subclass to give ------------------------------------------------------------------------------------
+
+    def cutter(self, *, max_length: int, to_learn: bool) -> Cut:
+        """Return what cuts texts into rows of tokens, in this process or, by pickle, in others.
+
+        ``to_learn``: a text with nothing to predict becomes no row, also where it has tokens.
+        """
+        raise NotImplementedError
+
+    def targets(self, batch: Mapping[str, Any]) -> Any:
+        """Return which token each place has to predict, int64 [rows, tokens], IGNORED where none is."""
+        raise NotImplementedError
+
+    def build_model(
+        self, prepared: Prepared | None, *, skeleton: bool = False, quantization: Any = None
+    ) -> LoadedModel:
+        """Return the model with its output layer; nothing in it depends on the data. Raises ModelError."""
+        raise NotImplementedError
+
+    # --- data ------------------------------------------------------------------------------------------------------
+
+    def load_splits(self) -> SplitSet:
+        """Return the texts of every split. Raises DataError."""
+        return load_splits(self.recipe.data, base_folder=self.base_folder, optional=_OPTIONAL, plain_text=True)
+
+    def token_limit(self) -> int | None:
+        """Return how many tokens the model takes; None: that is not known."""
+        config = load_config(self.recipe.model, skeleton=True)
+        known = [self.tokenizer.model_max_length, getattr(config, "max_position_embeddings", None)]
+        return min((size for size in known if size and 0 < size < 10**7), default=None)
+
+    def notes(self, facts: Mapping[str, Any]) -> list[str]:
+        """Return what a reader should know of how texts became rows, and of the model."""
+        return [*self._notes_on_rows(facts), *self._notes_on_model()]
+
+    def _notes_on_model(self) -> list[str]:
+        if self.recipe.model.name_or_path is not None:
+            return []
+        return ["the model is not pretrained: model.name_or_path is null, so its weights are random, by training.seed"]
+
+    def _notes_on_rows(self, facts: Mapping[str, Any]) -> list[str]:
+        found = []
+        for name, counts in facts["splits"].items():
+            if counts["divided"]:
+                found.append(
+                    f"{counts['divided']:,} of the {counts['texts']:,} {name} texts are longer than {facts['max_length']:,} tokens "
+                    f"and were divided; all texts together are {counts['rows']:,} rows, and no token was left out"
+                )
+            if counts["empty"]:
+                found.append(
+                    f"{counts['empty']:,} of the {counts['texts']:,} {name} texts have {self.nothing}, so nothing to predict, "
+                    "and were left out"
+                )
+        return found
+
+    def prepare_splits(self, splits: SplitSet, folder: Path, *, max_length: int) -> dict[str, Any]:
+        """Write the tokens of each split into ``folder``; return facts."""
+        make = functools.partial(block_features, cut=self.cutter(max_length=max_length, to_learn=True))
+        counts: dict[str, dict[str, Any]] = {}
+        for name in SPLITS:
+            if getattr(splits, name) is None:
+                continue
+            counts[name] = {**write_features(splits, name, folder, make), "labelled": True}
+            if not counts[name]["rows"]:
+                raise DataError(
+                    f"every {name} text has {self.nothing}, so there is nothing to predict; check data.columns: {{text: ...}}"
+                )
+        return {
+            "fingerprint": splits.fingerprint,
+            "problem_type": self.problem,
+            "label_names": [],
+            "max_length": max_length,
+            "pairs": False,
+            "splits": counts,
+        }
+
+    def prepare_rows(self, columns: Mapping[str, list[Any]], facts: Mapping[str, Any]) -> tuple[Any, Prepared]:
+        """Return rows of tokens for new texts, and what they are to be read with. Raises DataError for pairs or no token."""
+        from datasets import Dataset
+
+        numbers = list(range(len(columns["text"])))
+        if "text_pair" in columns:
+            raise DataError("a language model reads single texts; give it no second ones")
+        cut = self.cutter(max_length=facts["max_length"], to_learn=False)
+        features, counts = block_features({**columns, "row_id": numbers}, cut=cut)
+        if counts["empty"]:
+            present = set(features["row_id"])
+            first = next(number for number in numbers if number not in present)
+            raise DataError(f"text {first + 1} has no token; remove it")
+        rows = Dataset.from_dict(features)
+        return rows, Prepared(rows, rows, rows, "", (), self.problem)
+
+    def read_rows(self, source: str) -> dict[str, list[Any]]:
+        """Return the columns of a file under our names. Raises DataError."""
+        rows = load_rows(source, data=self.recipe.data, base_folder=Path(), optional=_OPTIONAL, plain_text=True)
+        return rows.lists()
+
+    # --- model -----------------------------------------------------------------------------------------------------
+
+    def require_vocabulary(self, config: Any, *, skeleton: bool) -> None:
+        """Raise ModelError where the tokenizer has tokens that the model does not know."""
+        try:
+            tokens = len(self.tokenizer)
+        except ModelUnreachable:
+            if not skeleton:
+                raise
+            return
+        known = getattr(config.get_text_config(), "vocab_size", None)
+        if known is not None and tokens > known:
+            raise ModelError(
+                f"the tokenizer has {tokens:,} tokens, but the model knows {known:,} (vocab_size); use the model's own tokenizer, "
+                "or for a random model a larger model.config.vocab_size"
+            )
+
+    def load_trained(self, folder: Path, facts: Mapping[str, Any]) -> Any:
+        """Return a saved model in evaluation mode."""
+        return self.build_model(None).model.eval()
+
+    # --- loss ------------------------------------------------------------------------------------------------------
+
+    def items(self, batch: Mapping[str, Any]) -> Any:
+        """Return how many tokens a batch predicts, those of rows of weight 0 left out; a float32 scalar tensor."""
+        return ((self.targets(batch) != IGNORED).float() * _weights(batch)).sum()
+
+    def loss(self, outputs: Any, batch: Mapping[str, Any], *, label_smoothing: float = 0.0) -> Any:
+        """Return the summed cross entropy of the predicted tokens, in nats, a float32 scalar tensor."""
+        losses = token_losses(outputs["logits"], self.targets(batch), label_smoothing=label_smoothing)
+        return (losses * _weights(batch)).sum()
+
+    def row_outputs(self, outputs: Any, batch: Mapping[str, Any]) -> Any:
+        """Return each row's summed loss and number of predicted tokens, float32 [rows, 2]; the logits would fill the memory."""
+        import torch
+
+        targets = self.targets(batch)
+        losses = token_losses(outputs["logits"], targets).sum(dim=1)
+        return torch.stack([losses, (targets != IGNORED).sum(dim=1).to(losses.dtype)], dim=1)
+
+    # --- evaluation ------------------------------------------------------------------------------------------------
+
+    @property
+    def default_metric(self) -> str:
+        """The validation metric that chooses the best checkpoint unless the recipe names one."""
+        return "loss"
+
+    def predictions(self, logits: np.ndarray, split: Any, prepared: Prepared) -> Predictions:
+        """Add the rows of each text up: ``logits`` are ``row_outputs`` [rows, 2]; Predictions have a row for each text."""
+        row_ids, places = np.unique(np.asarray(split["row_id"][:], dtype=np.int64), return_inverse=True)
+        firsts = np.unique(places, return_index=True)[1]
+        totals = np.zeros((len(row_ids), 2))
+        np.add.at(totals, places, logits.astype(np.float64))
+        texts = split["text"]
+        return Predictions(
+            problem_type=self.problem,
+            scores=totals[:, :1],
+            labels=totals[:, 1].astype(np.int64),
+            label_names=(),
+            texts=tuple(texts[int(first)] for first in firsts),
+            row_ids=tuple(row_ids.tolist()),
+        )
+
+
+def by_text(rows: Iterable[tuple[int, np.ndarray]]) -> dict[int, np.ndarray]:
+    """Return number of a text -> the tokens of its rows in their order, ascending; ``rows``: (number of the text, tokens)."""
+    pieces: dict[int, list[np.ndarray]] = {}
+    for row_id, tokens in rows:
+        pieces.setdefault(int(row_id), []).append(tokens)
+    return {row_id: np.concatenate(pieces[row_id]) for row_id in sorted(pieces)}
+
+
+def _weights(batch: Mapping[str, Any]) -> Any:
+    """Return the rows' weights [rows, 1]; 1 where rows are shared among ranks, whose labels say what does not count."""
+    return batch["sample_weight"][:, None] if "sample_weight" in batch else 1.0
+
+
+# --- rows ----------------------------------------------------------------------------------------------------------
+
+
+def block_features(
+    rows: Mapping[str, list[Any]], *, cut: Cut, origin: Any = None
+) -> tuple[dict[str, Any], dict[str, int]]:
+    """Return columns of tokens for texts, and counts; a text stands with the first of its rows only."""
+    texts = rows["text"]
+    blocks = cut(texts)
+    owners = blocks.texts.tolist()
+    is_first = [number == 0 or owners[number - 1] != owner for number, owner in enumerate(owners)]
+    columns = {
+        "input_ids": blocks.input_ids,
+        **({} if blocks.word_ids is None else {"word_ids": blocks.word_ids}),
+        "length": blocks.lengths,
+        "row_id": [rows["row_id"][owner] for owner in owners],
+        "text": [texts[owner] if first else "" for owner, first in zip(owners, is_first, strict=True)],
+    }
+    return columns, {
+        "rows": len(blocks.input_ids),
+        "texts": len(texts),
+        "tokens": int(blocks.lengths.sum()),
+        "divided": blocks.divided,
+        "empty": blocks.empty,
+        "cut": 0,
+    }
