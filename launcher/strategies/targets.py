@@ -90,11 +90,14 @@ def modules_to_save_for(parameters: Sequence[Parameter], wanted: Sequence[str] |
     pretrained output layer of a language model is no task's head: it stays as it is unless wanted.
 
     Raises:
-        ModelError: a wanted name matches no module, or a new parameter lies in no module.
+        ModelError: a wanted name matches no module, a new parameter lies in no module, or its module holds a tied weight.
     """
     tables = {p.shape for p in parameters if p.role == "embeddings" and p.module == "Embedding"}
+    biases = _biases_of_tied_layer(parameters)
     owners = dict.fromkeys(
-        module_of(p) for p in parameters if p.newly_initialized or (p.role == "head" and p.shape not in tables)
+        module_of(p)
+        for p in parameters
+        if p.newly_initialized or (p.role == "head" and p.shape not in tables and p.name not in biases)
     )
     if "" in owners:
         loose = [p.name for p in parameters if not module_of(p) and p.newly_initialized]
@@ -119,6 +122,24 @@ def modules_to_save_for(parameters: Sequence[Parameter], wanted: Sequence[str] |
             "it out of strategy.modules_to_save, or use another strategy.type"
         )
     return tuple(name for name in owners if not lies_in(name, owners))
+
+
+def _biases_of_tied_layer(parameters: Sequence[Parameter]) -> set[str]:
+    """Return the biases of an output layer whose weight is the embeddings' too. Raises ModelError where one is new.
+
+    Their module cannot train whole: the weight, which is in it or below it, would become one of its own.
+    """
+    tied = next((p for p in parameters if "head" in p.also), None)
+    if tied is None:
+        return set()
+    found = [p for p in parameters if p.role == "head" and p.shape == tied.shape[:1]]
+    new = next((p.name for p in found if p.newly_initialized), None)
+    if new is not None:
+        raise ModelError(
+            f"{new} is new and belongs to an output layer whose weight is also {tied.name}, so it cannot train beside adapters; use "
+            "strategy.type full, encoder or layerwise, or a model that has its output layer already"
+        )
+    return {p.name for p in found}
 
 
 def lies_in(name: str, modules: Collection[str]) -> bool:

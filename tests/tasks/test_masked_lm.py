@@ -270,6 +270,36 @@ STRATEGIES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def whole(bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A masked language model, with its output layer."""
+    folder = tmp_path_factory.mktemp("whole")
+    task_for(bert).build_model(None).model.save_pretrained(folder)
+    tiny.save_tokenizer(folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", ["lora", "discriminative"])
+def test_adapters_need_an_output_layer_that_is_there(bert: Path, texts: Path, tmp_path: Path, name: str) -> None:
+    with pytest.raises(ModelError, match=r"cls.predictions.bias is new .* cannot train beside adapters"):
+        in_process.prepare(bert, texts, tmp_path, task="masked-lm", strategy=STRATEGIES[name])
+
+
+def test_adapters_leave_the_tied_output_layer_as_it_is(whole: Path, texts: Path, tmp_path: Path) -> None:
+    run = in_process.prepare(
+        whole, texts, tmp_path, task="masked-lm", strategy=STRATEGIES["lora"],
+        training={"max_steps": 2, "learning_rate": 1e-2, "save_strategy": "no", "eval_strategy": "no"},
+    )  # fmt: skip
+    trained = {n for group in run.context.planned.phase.table.trainable for n in group.parameters}
+    assert not any(".cls.predictions.bias" in n or "word_embeddings" in n for n in trained)
+    assert any(".transform.dense.modules_to_save." in n for n in trained)
+    trainer, _ = run.train()
+    before = task_for(whole).build_model(None).model.state_dict()
+    after = {name.removeprefix("base_model.model."): value for name, value in trainer.model.state_dict().items()}
+    for name in ("cls.predictions.bias", "cls.predictions.decoder.weight", "bert.embeddings.word_embeddings.weight"):
+        assert torch.equal(after[name], before[name]), name
+
+
 def test_a_head_that_shares_the_embeddings_is_refused(bert: Path, texts: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="tie_word_embeddings"):
         in_process.prepare(bert, texts, tmp_path, task="masked-lm", strategy={"type": "head"})
@@ -322,7 +352,7 @@ def test_two_ranks_have_the_losses_of_one_and_a_classifier_takes_the_encoder(ber
     changes: dict[str, Any] = {"training": {"num_train_epochs": 2, "per_device_train_batch_size": 2}}
     learn(tmp_path, "one", bert, texts, **changes)
     sharded = {"processes_per_node": 2, "zero_stage": 2}
-    found = learn(tmp_path, "two", bert, texts, **changes, distributed=sharded, evaluation={"verify_saved": True})
+    found = learn(tmp_path, "two", bert, texts, **changes, distributed=sharded)
     one, two = (tmp_path / "runs" / f"{name}-001" for name in ("one", "two"))
     assert tiny.losses(two) == pytest.approx(tiny.losses(one), rel=1e-4) and tiny.ledger(two) == tiny.ledger(one)
     assert found["headline"] == ["perplexity", "loss"] and found["baselines"][0]["name"] == "unigram"
@@ -341,12 +371,34 @@ def test_two_ranks_have_the_losses_of_one_and_a_classifier_takes_the_encoder(ber
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_two_steps_of_the_guide(tmp_path):
+    """As typed, with fewer steps and rows: the shipped recipe, then a classifier on what it leaves."""
+    few = ["training.num_train_epochs=0.1", "evaluation.bootstrap=20", "tracking.wandb=null"]
+    first = ["masked-lm/domain-adaptation", "data.test.limit=20", "data.validation.limit=20"]
+    model = "model.name_or_path=./runs/domain-adaptation-001/model"
+    second = [
+        "quickstart/api-topics",
+        model,
+        "name=then-classify",
+        "evaluation.baselines=[majority]",
+        "data.test={source: builtin:api-topics, limit: 40}",
+    ]
+    for step in (first, second):
+        done = tiny.launcher("run", *step, *few, cwd=tmp_path, timeout=800)
+        assert done.returncode == 0, done.stdout + done.stderr
+    log = (tmp_path / "runs/domain-adaptation-001/report.html").read_text()
+    assert "no output layer for masked tokens" in log
+    assert json.loads((tmp_path / "runs/then-classify-001/evaluation/metrics.json").read_text())["rows"] == 40
+
+
+@pytest.mark.slow
 @pytest.mark.soak
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_every_strategy_trains_it_and_the_saved_model_is_the_trained_one(bert, texts, tmp_path, strategy):
+def test_every_strategy_trains_it_and_the_saved_model_is_the_trained_one(whole, texts, tmp_path, strategy):
     learn(
-        tmp_path, "s", bert, texts, strategy=STRATEGIES[strategy], training={"learning_rate": 1e-2},
+        tmp_path, "s", whole, texts, strategy=STRATEGIES[strategy], training={"learning_rate": 1e-2},
         evaluation={"bootstrap": 20, "verify_saved": True},
     )  # fmt: skip
     manifest = json.loads((tmp_path / "runs/s-001/model/MANIFEST.json").read_text())
