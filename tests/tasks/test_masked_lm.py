@@ -371,6 +371,7 @@ def test_two_ranks_have_the_losses_of_one_and_a_classifier_takes_the_encoder(ber
 
 
 @pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.timeout(900)
 def test_the_two_steps_of_the_guide(tmp_path):
     """As typed, with fewer steps and rows: the shipped recipe, then a classifier on what it leaves."""
