@@ -71,3 +71,22 @@ def test_a_piece_without_rows_has_the_types_of_the_others(tokenizer, tmp_path, s
     make = functools.partial(block_features, tokenizer=tokenizer, max_length=20, end=None)
     assert write_split(tmp_path / "rows.arrow", Source(columns, 9, str), make)["empty"] == 8
     assert read_split(tmp_path / "rows.arrow")[:]["row_id"] == [8]
+
+
+def test_a_piece_without_a_row_has_the_types_of_the_others(tokenizer, tmp_path, small_pieces):
+    from launcher.data.blocks import make_framed_blocks
+    from launcher.tasks.language_task import block_features
+
+    texts = [""] * 7 + [text for text, _ in tiny.rows(14, seed=3)] + [" "] * 8
+    columns = {"text": texts, "row_id": list(range(29))}
+    cut = functools.partial(
+        make_framed_blocks, tokenizer, max_length=6, unlearned=tokenizer.all_special_ids, with_words=True
+    )
+    make = functools.partial(block_features, cut=cut)
+    counts = [write_split(tmp_path / f"{n}.arrow", Source(columns, 29, str), make, processes=n) for n in (1, 2)]
+    assert (tmp_path / "1.arrow").read_bytes() == (tmp_path / "2.arrow").read_bytes()
+    assert counts[0] == counts[1] and counts[0]["empty"] == 15 and counts[0]["texts"] == 29
+    found, whole = read_split(tmp_path / "2.arrow"), make(columns)[0]
+    assert found.column_names == list(whole) and "word_ids" in whole
+    for name in whole:
+        assert [list(row) if name.endswith("_ids") else row for row in whole[name]] == found[name][:]
