@@ -21,7 +21,8 @@ from launcher.recipe.data_section import DataSection, SourceSpec
 _RACY_SECONDS = 3.0
 """A file may be written twice within a step of its clock, of up to two seconds on some file systems, and keep its size."""
 _MOST_FILES = 10_000
-_PACKAGES = ("transformers", "tokenizers", "datasets", "pyarrow", "numpy")
+_PACKAGES = ("transformers", "tokenizers", "datasets", "pyarrow", "numpy", "charset-normalizer")
+_OPTIONAL_PACKAGES = ("openpyxl",)
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,15 @@ def _listed(given: Any) -> list[Any]:
 
 @functools.cache
 def _versions() -> tuple[str, ...]:
-    return tuple(importlib.metadata.version(name) for name in _PACKAGES)
+    found = [importlib.metadata.version(name) for name in _PACKAGES]
+    return (*found, *(_version_or_none(name) for name in _OPTIONAL_PACKAGES))
+
+
+def _version_or_none(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "none"
 
 
 class Known:

@@ -7,113 +7,25 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from launcher.data.columns import Column, packed
+from launcher.data.readers_arrow import read_arrow, read_parquet
 from launcher.data.readers_conll import read_conll, read_conllu
 from launcher.data.readers_csv import read_delimited
 from launcher.data.readers_squad import squad_columns
 from launcher.data.readers_text import DecodedText, lines_of, read_text
+from launcher.data.readers_xlsx import read_xlsx
+from launcher.data.tables import ColumnsTable, Places, Table
 from launcher.data.telling import tell
 from launcher.errors import DataError
+from launcher.recipe.data_section import FORMATS
 
 if TYPE_CHECKING:
     from launcher.recipe.data_section import SourceSpec
 
-FORMATS = {
-    ".csv": "csv",
-    ".tsv": "tsv",
-    ".tab": "tsv",
-    ".json": "json",
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".parquet": "parquet",
-    ".pq": "parquet",
-    ".txt": "labelled-text",
-    ".conll": "conll",
-    ".bio": "conll",
-    ".iob": "conll",
-    ".iob2": "conll",
-    ".conllu": "conllu",
-}
 _BATCH_ROWS = 4096
 _TEXT_FORMATS = ("csv", "tsv", "json", "jsonl", "labelled-text", "text", "paragraphs", "conll", "conllu")
-
-
-@dataclass(frozen=True)
-class Places:
-    """Where the rows of a table stand. ``lines`` are their first lines, from 1; None where rows have no lines."""
-
-    shown: str
-    lines: Sequence[int] | None = None
-
-    def __call__(self, row: int) -> str:
-        """Return the place of ``row`` (from 0), for an error message."""
-        number = f"row {row + 1}"
-        return f"{self.shown}, {number}" if self.lines is None else f"{self.shown}:{self.lines[row]} ({number})"
-
-
-class Table(Protocol):
-    """Rows by column, before any choice of columns."""
-
-    @property
-    def places(self) -> Places:
-        """Where the rows stand."""
-        ...
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        """How the rows were read: format, encoding, delimiter, revision."""
-        ...
-
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        """What the user should know about how the rows were read."""
-        ...
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Names of the columns, in the source's order."""
-        ...
-
-    @property
-    def rows(self) -> int:
-        """Number of rows."""
-        ...
-
-    @property
-    def class_names(self) -> dict[str, tuple[str, ...]]:
-        """Names of the classes of a column, where the source declares them."""
-        ...
-
-    def column(self, name: str) -> Column:
-        """Return the values of a column, in order."""
-        ...
-
-
-@dataclass(frozen=True)
-class ColumnsTable:
-    """A table held as columns."""
-
-    places: Places
-    columns: Mapping[str, Sequence[Any]]
-    facts: dict[str, Any] = field(default_factory=dict)
-    warnings: tuple[str, ...] = ()
-    class_names: dict[str, tuple[str, ...]] = field(default_factory=dict)
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Names of the columns, in the file's order."""
-        return tuple(self.columns)
-
-    @property
-    def rows(self) -> int:
-        """Number of rows."""
-        return len(next(iter(self.columns.values()), []))
-
-    def column(self, name: str) -> Column:
-        """Return the values of a column, in order."""
-        return Column.of(self.columns[name])
 
 
 @dataclass(frozen=True)
@@ -123,58 +35,6 @@ class _Read:
     columns: Mapping[str, Sequence[Any]]
     lines: Sequence[int] | None = None
     facts: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class ArrowTable:
-    """A table of the library ``datasets``; ClassLabel numbers come out as names, and -1 (hidden) as None."""
-
-    places: Places
-    dataset: Any
-    facts: dict[str, Any] = field(default_factory=dict)
-    warnings: tuple[str, ...] = ()
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Names of the columns."""
-        return tuple(self.dataset.column_names)
-
-    @property
-    def rows(self) -> int:
-        """Number of rows."""
-        return len(self.dataset)
-
-    @property
-    def class_names(self) -> dict[str, tuple[str, ...]]:
-        """Names of the classes of every ClassLabel column."""
-        found = {name: _names_of(feature) for name, feature in self.dataset.features.items()}
-        return {name: names for name, names in found.items() if names}
-
-    def column(self, name: str) -> Column:
-        """Return the values of a column, in order; class numbers as names."""
-        names = self.class_names.get(name)
-        if names is None and _is_plain(self.dataset.features[name]):
-            return Column(self.dataset.select_columns([name]).with_format("arrow")[:].column(name).chunks)
-        values = (value for batch in self.dataset.select_columns([name]).iter(_BATCH_ROWS) for value in batch[name])
-        return Column.of(values if names is None else (_class_name(value, names=names) for value in values))
-
-
-def _is_plain(feature: Any) -> bool:
-    """Whether values of a feature are those of their Arrow array as they stand."""
-    return getattr(feature, "dtype", None) in ("string", "large_string", "int32", "int64", "float64")
-
-
-def _names_of(feature: Any) -> tuple[str, ...]:
-    inner = feature[0] if isinstance(feature, list) and feature else getattr(feature, "feature", feature)
-    return tuple(getattr(inner, "names", None) or ())
-
-
-def _class_name(value: Any, *, names: tuple[str, ...]) -> Any:
-    if isinstance(value, list):
-        return [_class_name(item, names=names) for item in value]
-    if isinstance(value, int):
-        return names[value] if 0 <= value < len(names) else None
-    return value
 
 
 def read_file(path: Path, *, spec: SourceSpec, shown: str | None = None, plain_text: bool = False) -> Table:
@@ -192,8 +52,10 @@ def read_file(path: Path, *, spec: SourceSpec, shown: str | None = None, plain_t
         raise DataError(f"{path}: its ending tells no format (known: {known}); set `format` of this source")
     _refuse_unused(spec, kind=kind, path=path)
     label = shown or str(path)
-    if kind == "parquet":
-        return _read_parquet(path, shown=label)
+    if kind in _WHOLE:
+        return _WHOLE[kind](path, shown=label)
+    if kind == "xlsx":
+        return read_xlsx(path, shown=label, header=spec.header)
     decoded = read_text(path, encoding=spec.encoding)
     read = _READERS[kind](decoded.text, path, spec)
     warnings = (_guess(decoded, shown=label),) if decoded.guessed else ()
@@ -205,7 +67,7 @@ def file_format(path: Path) -> str | None:
     """Return the format that the ending of ``path`` stands for, or None; text may be packed by gzip (.csv.gz)."""
     name = path.name.lower()
     kind = FORMATS.get(Path(name.removesuffix(".gz")).suffix)
-    return None if kind == "parquet" and name.endswith(".gz") else kind
+    return kind if kind in _TEXT_FORMATS or not name.endswith(".gz") else None
 
 
 def bare_stem(path: Path) -> str:
@@ -224,7 +86,7 @@ def _refuse_unused(spec: SourceSpec, *, kind: str, path: Path) -> None:
     """An option that would be ignored is an error."""
     wrong = {
         "delimiter": spec.delimiter is not None and kind not in ("csv", "tsv"),
-        "header": spec.header is not None and kind not in ("csv", "tsv", "conll"),
+        "header": spec.header is not None and kind not in ("csv", "tsv", "xlsx", "conll"),
         "encoding": spec.encoding is not None and kind not in _TEXT_FORMATS,
     }
     for key, refused in wrong.items():
@@ -350,37 +212,7 @@ def _read_conllu(text: str, path: Path, spec: SourceSpec) -> _Read:
     return _Read(*read_conllu(text, path))
 
 
-def _read_parquet(path: Path, *, shown: str) -> Table:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        arrow = pyarrow.parquet.read_table(path)
-    except (OSError, pyarrow.ArrowException) as error:
-        reason = str(error).splitlines()[0]
-        raise DataError(f"{path}: is not a readable parquet file ({reason}); write it again, or set `format`") from None
-    return table_of_arrow(arrow, shown=shown, facts={"format": "parquet"})
-
-
-def table_of_arrow(arrow: Any, *, shown: str, facts: dict[str, Any]) -> Table:
-    """Return a pyarrow table as a Table: dictionary columns decoded, names of classes from the metadata of ``datasets``."""
-    from datasets import Dataset
-
-    return ArrowTable(Places(shown), Dataset(_without_dictionaries(arrow)), facts)
-
-
-def _without_dictionaries(arrow: Any) -> Any:
-    import pyarrow
-
-    for index, column in enumerate(arrow.schema):
-        if pyarrow.types.is_dictionary(column.type):
-            plain = column.with_type(column.type.value_type)
-            arrow = arrow.set_column(index, plain, arrow.column(index).cast(column.type.value_type))
-    # pandas' own notes would bring its index back as a column type that no longer fits.
-    metadata = {k: v for k, v in (arrow.schema.metadata or {}).items() if k == b"huggingface"}
-    return arrow.replace_schema_metadata(metadata or None)
-
-
+_WHOLE = {"parquet": read_parquet, "arrow": read_arrow}
 _READERS = {
     "csv": _read_csv,
     "tsv": _read_csv,

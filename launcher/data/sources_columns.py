@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from launcher.data.columns import Column
-from launcher.data.readers import Places, Table
+from launcher.data.tables import Places, Table
 from launcher.errors import DataError
 from launcher.registry import suggest
 

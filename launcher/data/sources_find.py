@@ -13,8 +13,11 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from launcher.data.builtin import PREFIX, make_builtin
-from launcher.data.readers import FORMATS, ArrowTable, ColumnsTable, Places, Table, bare_stem, file_format, read_file
+from launcher.data.readers import bare_stem, file_format, read_file
+from launcher.data.readers_arrow import ArrowTable
+from launcher.data.tables import ColumnsTable, Places, Table
 from launcher.errors import DataError, DataUnreachable
+from launcher.recipe.data_section import FORMATS
 from launcher.registry import suggest
 
 if TYPE_CHECKING:

@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from launcher.data.columns import Column, dataset_of, joined_columns
-from launcher.data.readers import Places, Table
 from launcher.data.sources_columns import (
     answer_values,
     check_tags,
@@ -22,6 +21,7 @@ from launcher.data.sources_columns import (
     uniform_labels,
 )
 from launcher.data.sources_find import Reader
+from launcher.data.tables import Places, Table
 from launcher.errors import DataError
 from launcher.registry import suggest
 

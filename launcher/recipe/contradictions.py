@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import PurePath
 
 from launcher.errors import Fix
-from launcher.recipe.data_section import BUILTIN_SOURCES, SourceSpec
+from launcher.recipe.data_section import BUILTIN_SOURCES, FORMATS, SourceSpec
 from launcher.recipe.distributed_checks import engine_fits, offload_fits, parallelism_fits, precision_fits
 from launcher.recipe.keys import clear_match, did_you_mean, shown
 from launcher.recipe.optimizer_keys import optimizer_rules
@@ -21,7 +21,7 @@ from launcher.recipe.task_checks import (
 )
 from launcher.recipe.task_options import COLUMNS
 from launcher.recipe.time_limit import FORMS, limit_seconds
-from launcher.recipe.view import FILE_ENDINGS, Finding, View, sources
+from launcher.recipe.view import Finding, View, sources
 
 _HUB_ONLY = ("name", "revision")
 
@@ -133,15 +133,15 @@ def _sources_fit(v: View) -> Iterator[Finding]:
 
 def _options_fit(key: str, spec: SourceSpec) -> Iterator[Finding]:
     ending = PurePath(spec.source.lower().removesuffix(".gz")).suffix
-    form = spec.format or (ending.removeprefix(".") if ending in FILE_ENDINGS else None)
+    form = spec.format or FORMATS.get(ending)
     for name, forms in (
         ("delimiter", ("csv", "tsv")),
-        ("header", ("csv", "tsv", "conll")),
-        ("encoding", ("csv", "tsv", "json", "jsonl", "txt", "labelled-text", "text", "paragraphs", "conll", "conllu")),
+        ("header", ("csv", "tsv", "xlsx", "conll")),
+        ("encoding", ("csv", "tsv", "json", "jsonl", "labelled-text", "text", "paragraphs", "conll", "conllu")),
     ):
         if getattr(spec, name) is not None and form is not None and form not in forms:
             yield Finding(f"{key}.{name}", f"{key}.{name} has no effect: the format is {form}", "remove it")
-    if spec.source.startswith("builtin:") or ending in FILE_ENDINGS:
+    if spec.source.startswith("builtin:") or ending in FORMATS:
         for name in _HUB_ONLY:
             if getattr(spec, name) is not None:
                 yield Finding(
