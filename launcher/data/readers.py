@@ -6,17 +6,18 @@ import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launcher.data.columns import Column, packed
-from launcher.data.readers_arrow import read_arrow, read_parquet
+from launcher.data.readers_arrow import ArrowTable, read_arrow, read_parquet
 from launcher.data.readers_conll import read_conll, read_conllu
 from launcher.data.readers_csv import read_delimited
 from launcher.data.readers_squad import squad_columns
 from launcher.data.readers_text import DecodedText, lines_of, read_text
 from launcher.data.readers_xlsx import read_xlsx
-from launcher.data.tables import ColumnsTable, Places, Table
+from launcher.data.tables import ColumnsTable, Places
 from launcher.data.telling import tell
 from launcher.errors import DataError
 from launcher.recipe.data_section import FORMATS
@@ -37,27 +38,28 @@ class _Read:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
-def read_file(path: Path, *, spec: SourceSpec, shown: str | None = None, plain_text: bool = False) -> Table:
+def read_file(
+    path: Path, *, spec: SourceSpec, shown: str | None = None, plain_text: bool = False
+) -> ColumnsTable | ArrowTable:
     """Read one file by ``spec.format``, or by its ending.
 
     ``shown`` is how errors name the file; with ``plain_text`` the ending .txt stands for texts without labels, one a line.
     Raises DataError: unknown format, an option that the format does not have, or content that does not fit it (the line is
     named).
     """
-    kind = spec.format or file_format(path)
+    kind, label = spec.format or file_format(path), shown or str(path)
     if plain_text and spec.format is None and kind == "labelled-text":
         kind = "text"
     if kind is None:
         known = ", ".join(sorted(FORMATS))
-        raise DataError(f"{path}: its ending tells no format (known: {known}); set `format` of this source")
-    _refuse_unused(spec, kind=kind, path=path)
-    label = shown or str(path)
+        raise DataError(f"{label}: its ending tells no format (known: {known}); set `format` of this source")
+    _refuse_unused(spec, kind=kind, shown=label)
     if kind in _WHOLE:
         return _WHOLE[kind](path, shown=label)
     if kind == "xlsx":
         return read_xlsx(path, shown=label, header=spec.header)
-    decoded = read_text(path, encoding=spec.encoding)
-    read = _READERS[kind](decoded.text, path, spec)
+    decoded = read_text(path, encoding=spec.encoding, shown=label)
+    read = _READERS[kind](decoded.text, label, spec)
     warnings = (_guess(decoded, shown=label),) if decoded.guessed else ()
     facts = {"format": kind, "encoding": decoded.encoding, **read.facts}
     return ColumnsTable(Places(label, read.lines), read.columns, facts, warnings)
@@ -82,7 +84,7 @@ def _guess(decoded: DecodedText, *, shown: str) -> str:
     )
 
 
-def _refuse_unused(spec: SourceSpec, *, kind: str, path: Path) -> None:
+def _refuse_unused(spec: SourceSpec, *, kind: str, shown: str) -> None:
     """An option that would be ignored is an error."""
     wrong = {
         "delimiter": spec.delimiter is not None and kind not in ("csv", "tsv"),
@@ -91,53 +93,51 @@ def _refuse_unused(spec: SourceSpec, *, kind: str, path: Path) -> None:
     }
     for key, refused in wrong.items():
         if refused:
-            raise DataError(f"{path}: `{key}` is set, and a {kind} file has none; remove it from this source")
+            raise DataError(f"{shown}: `{key}` is set, and a {kind} file has none; remove it from this source")
 
 
 # --- formats -------------------------------------------------------------------------------------------------------
 
 
-def _read_csv(text: str, path: Path, spec: SourceSpec) -> _Read:
-    read = read_delimited(
-        text, path=path, delimiter=spec.delimiter, header=spec.header, tabs=(spec.format or file_format(path)) == "tsv"
-    )
+def _read_csv(text: str, shown: str, spec: SourceSpec, *, tabs: bool = False) -> _Read:
+    read = read_delimited(text, shown=shown, delimiter=spec.delimiter, header=spec.header, tabs=tabs)
     facts = {"delimiter": read.delimiter, "quoting": "double" if read.quoted else "none"}
     return _Read(dict(read.columns), read.lines, facts)
 
 
-def _read_json(text: str, path: Path, spec: SourceSpec) -> _Read:
+def _read_json(text: str, shown: str, spec: SourceSpec) -> _Read:
     try:
         value = json.loads(text)
     except json.JSONDecodeError as error:
         # Many files named .json hold one object a line.
         if error.msg == "Extra data" and text.lstrip().startswith("{"):
-            return _read_jsonl(text, path, spec)
-        raise DataError(_broken_json(path, line=error.lineno, column=error.colno, fault=error.msg)) from None
+            return _read_jsonl(text, shown, spec)
+        raise DataError(_broken_json(shown, line=error.lineno, column=error.colno, fault=error.msg)) from None
     rows = value.get("data") if isinstance(value, dict) else value
     if isinstance(rows, list) and rows and all(isinstance(row, dict) and "paragraphs" in row for row in rows):
-        return _Read(squad_columns(rows, path), facts={"layout": "squad"})
+        return _Read(squad_columns(rows, shown), facts={"layout": "squad"})
     if not isinstance(rows, list):
         held = f"the keys {', '.join(map(repr, value))}" if isinstance(value, dict) else type(value).__name__
-        raise DataError(f'{path}: needs a list of objects, or {{"data": [...]}}; it holds {held}')
-    return _Read(_columns_of(iter(rows), total=len(rows), place=lambda row: f"{path}, row {row + 1}"))
+        raise DataError(f'{shown}: needs a list of objects, or {{"data": [...]}}; it holds {held}')
+    return _Read(_columns_of(iter(rows), total=len(rows), place=lambda row: f"{shown}, row {row + 1}"))
 
 
-def _read_jsonl(text: str, path: Path, spec: SourceSpec) -> _Read:
+def _read_jsonl(text: str, shown: str, spec: SourceSpec) -> _Read:
     # A line is packed away before the next ones are parsed: as objects, rows take many times their size.
     lines = Column.of(number for number, line in lines_of(text) if line.strip())
-    objects = (_parsed(line, path=path, number=number) for number, line in lines_of(text) if line.strip())
-    return _Read(_columns_of(objects, total=len(lines), place=lambda row: f"{path}:{lines[row]}"), lines)
+    objects = (_parsed(line, shown=shown, number=number) for number, line in lines_of(text) if line.strip())
+    return _Read(_columns_of(objects, total=len(lines), place=lambda row: f"{shown}:{lines[row]}"), lines)
 
 
-def _parsed(line: str, *, path: Path, number: int) -> Any:
+def _parsed(line: str, *, shown: str, number: int) -> Any:
     try:
         return json.loads(line)
     except json.JSONDecodeError as error:
-        raise DataError(_broken_json(path, line=number, column=error.colno, fault=error.msg)) from None
+        raise DataError(_broken_json(shown, line=number, column=error.colno, fault=error.msg)) from None
 
 
-def _broken_json(path: Path, *, line: int, column: int, fault: str) -> str:
-    return f"{path}:{line}:{column}: broken JSON ({fault}); mend this line, or set `format` if the file is not JSON"
+def _broken_json(shown: str, *, line: int, column: int, fault: str) -> str:
+    return f"{shown}:{line}:{column}: broken JSON ({fault}); mend this line, or set `format` if the file is not JSON"
 
 
 def _columns_of(rows: Iterator[Any], *, total: int, place: Callable[[int], str]) -> dict[str, Column]:
@@ -165,31 +165,33 @@ def _no_object(row: Any, place: str) -> str:
     return f'{place}: is {type(row).__name__}, not an object such as {{"text": ..., "label": ...}}'
 
 
-def _read_labelled(text: str, path: Path, spec: SourceSpec) -> _Read:
+def _read_labelled(text: str, shown: str, spec: SourceSpec) -> _Read:
     numbered = [(n, line.removesuffix("\r")) for n, line in enumerate(text.split("\n"), start=1) if line.strip()]
     lines = [number for number, _ in numbered]
     if not any("\t" in line for _, line in numbered):
         return _Read({"text": [line for _, line in numbered]}, lines)
     for number, line in numbered:
         if "\t" not in line:
-            raise DataError(f"{path}:{number}: has no tab; every line has to be label<TAB>text, as the other lines are")
+            raise DataError(
+                f"{shown}:{number}: has no tab; every line has to be label<TAB>text, as the other lines are"
+            )
     pairs = [line.split("\t", 1) for _, line in numbered]
     labels, texts = [label for label, _ in pairs], [body for _, body in pairs]
     if len(labels) >= 20 and len(set(labels)) > 0.9 * len(labels) and len(set(texts)) < 0.5 * len(texts):
         raise DataError(
-            f"{path}: seems to be text<TAB>label, not label<TAB>text; "
+            f"{shown}: seems to be text<TAB>label, not label<TAB>text; "
             "read it with format: tsv and header: [text, label]"
         )
     return _Read({"label": labels, "text": texts}, lines)
 
 
-def _read_lines(text: str, path: Path, spec: SourceSpec) -> _Read:
+def _read_lines(text: str, shown: str, spec: SourceSpec) -> _Read:
     """Each line that is not blank is a row."""
     texts = Column.of(line.removesuffix("\r") for _, line in lines_of(text) if line.strip())
     return _Read({"text": texts}, Column.of(number for number, line in lines_of(text) if line.strip()))
 
 
-def _read_paragraphs(text: str, path: Path, spec: SourceSpec) -> _Read:
+def _read_paragraphs(text: str, shown: str, spec: SourceSpec) -> _Read:
     """Lines up to the next blank line are a row, with their line breaks."""
     paragraphs: list[list[str]] = []
     lines: list[int] = []
@@ -204,18 +206,18 @@ def _read_paragraphs(text: str, path: Path, spec: SourceSpec) -> _Read:
     return _Read({"text": ["\n".join(paragraph) for paragraph in paragraphs]}, lines)
 
 
-def _read_conll(text: str, path: Path, spec: SourceSpec) -> _Read:
-    return _Read(*read_conll(text, path, header=spec.header))
+def _read_conll(text: str, shown: str, spec: SourceSpec) -> _Read:
+    return _Read(*read_conll(text, shown, header=spec.header))
 
 
-def _read_conllu(text: str, path: Path, spec: SourceSpec) -> _Read:
-    return _Read(*read_conllu(text, path))
+def _read_conllu(text: str, shown: str, spec: SourceSpec) -> _Read:
+    return _Read(*read_conllu(text, shown))
 
 
 _WHOLE = {"parquet": read_parquet, "arrow": read_arrow}
-_READERS = {
+_READERS: dict[str, Callable[[str, str, SourceSpec], _Read]] = {
     "csv": _read_csv,
-    "tsv": _read_csv,
+    "tsv": partial(_read_csv, tabs=True),
     "json": _read_json,
     "jsonl": _read_jsonl,
     "labelled-text": _read_labelled,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.data.columns import Column
-from launcher.data.tables import Places, Table
+from launcher.data.tables import Places
 from launcher.errors import DataError
 
 _BATCH_ROWS = 4096
@@ -69,7 +69,7 @@ def _class_name(value: Any, *, names: tuple[str, ...]) -> Any:
     return value
 
 
-def read_parquet(path: Path, *, shown: str) -> Table:
+def read_parquet(path: Path, *, shown: str) -> ArrowTable:
     """Read a parquet file. Raises DataError."""
     import pyarrow
     import pyarrow.parquet
@@ -81,7 +81,7 @@ def read_parquet(path: Path, *, shown: str) -> Table:
     return table_of_arrow(arrow, shown=shown, facts={"format": "parquet"})
 
 
-def read_arrow(path: Path, *, shown: str) -> Table:
+def read_arrow(path: Path, *, shown: str) -> ArrowTable:
     """Read an Arrow file (Feather is one) or an Arrow stream, as `datasets` writes them. Raises DataError."""
     import pyarrow
 
@@ -109,8 +109,8 @@ def _unreadable(error: Exception, *, shown: str, kind: str) -> str:
     return f"{shown}: is not a readable {kind} file ({reason}); write it again, or set `format`"
 
 
-def table_of_arrow(arrow: Any, *, shown: str, facts: dict[str, Any], warnings: tuple[str, ...] = ()) -> Table:
-    """Return a pyarrow table as a Table: dictionary columns decoded, names of classes from the metadata of ``datasets``.
+def table_of_arrow(arrow: Any, *, shown: str, facts: dict[str, Any], warnings: tuple[str, ...] = ()) -> ArrowTable:
+    """Return a pyarrow table as an ArrowTable: dictionary columns decoded, names of classes from the metadata of ``datasets``.
 
     Raises DataError where two columns have one name.
     """

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from launcher.errors import DataError
@@ -23,7 +22,7 @@ class _Sentence:
     id: str | None = None
 
 
-def read_conll(text: str, path: Path, *, header: Sequence[str] | None) -> tuple[dict[str, list[Any]], list[int]]:
+def read_conll(text: str, shown: str, *, header: Sequence[str] | None) -> tuple[dict[str, list[Any]], list[int]]:
     """Return columns of lists, [sentences][words], and the first line of each sentence.
 
     Columns are separated by tabs where the file has one, else by blanks. ``header`` names them; None: the first is ``tokens``, the
@@ -44,12 +43,14 @@ def read_conll(text: str, path: Path, *, header: Sequence[str] | None) -> tuple[
         cells = line.removesuffix("\r").split(separator)
         width, first = width or len(cells), first or number
         if len(cells) != width or width < 2:
-            raise DataError(_other_width(f"{path}:{number}", found=len(cells), width=width, first=first, sep=separator))
+            raise DataError(
+                _other_width(f"{shown}:{number}", found=len(cells), width=width, first=first, sep=separator)
+            )
         if not is_open:
             sentences.append(_Sentence(number))
         is_open = True
         sentences[-1].rows.append(cells)
-    return _columns(sentences, names=_names(header, width=width, path=path))
+    return _columns(sentences, names=_names(header, width=width, shown=shown))
 
 
 def _other_width(place: str, *, found: int, width: int, first: int, sep: str | None) -> str:
@@ -65,17 +66,17 @@ def _columns(sentences: Sequence[_Sentence], *, names: Sequence[str]) -> tuple[d
     return columns, [one.line for one in sentences]
 
 
-def _names(header: Sequence[str] | None, *, width: int, path: Path) -> list[str]:
+def _names(header: Sequence[str] | None, *, width: int, shown: str) -> list[str]:
     if header is not None:
         if len(header) != width:
             raise DataError(
-                f"{path}: `header` names {len(header)} columns, and the file has {width}; name each of them"
+                f"{shown}: `header` names {len(header)} columns, and the file has {width}; name each of them"
             )
         return list(header)
     return ["tokens", *(f"column_{place}" for place in range(2, width)), "tags"]
 
 
-def read_conllu(text: str, path: Path) -> tuple[dict[str, list[Any]], list[int]]:
+def read_conllu(text: str, shown: str) -> tuple[dict[str, list[Any]], list[int]]:
     """Return the columns of CoNLL-U by sentence, and the first line of each; ``id`` is the sentence's ``sent_id``, where all have one.
 
     Ranges of words that are written together (1-2) and empty words (1.1) are left out: the words themselves have tags.
@@ -101,7 +102,7 @@ def read_conllu(text: str, path: Path) -> tuple[dict[str, list[Any]], list[int]]
         place = cells[0].replace("-", "").replace(".", "")
         if len(cells) != len(_CONLLU) or not place.isdigit():
             raise DataError(
-                f"{path}:{number}: is no line of CoNLL-U, which has {len(_CONLLU)} columns separated by tabs and begins with the "
+                f"{shown}:{number}: is no line of CoNLL-U, which has {len(_CONLLU)} columns separated by tabs and begins with the "
                 f"word's number; this one has {len(cells)}. Mend it, or set `format: conll`"
             )
         if cells[0].isdigit():

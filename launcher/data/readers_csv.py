@@ -8,7 +8,6 @@ import itertools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from launcher.data.columns import Column, packed
@@ -38,7 +37,7 @@ class DelimitedText:
 
 
 def read_delimited(
-    text: str, *, path: Path, delimiter: str | None = None, header: list[str] | None = None, tabs: bool = False
+    text: str, *, shown: str, delimiter: str | None = None, header: list[str] | None = None, tabs: bool = False
 ) -> DelimitedText:
     """Read csv text, or tab-separated text with ``tabs``; every value stays text, as it stands.
 
@@ -50,19 +49,19 @@ def read_delimited(
     """
     csv.field_size_limit(_LONGEST_FIELD)
     quoted = not tabs or _written_by_csv(text)
-    chosen = delimiter or ("\t" if tabs else _find_delimiter(text, path=path, header=header))
-    records = _records(text, path=path, delimiter=chosen, quoted=quoted)
-    names = header if header is not None else _header(next(records, None), path=path)
-    _refuse_doubled(names, path=path)
-    return _collect(records, names=names, path=path, delimiter=chosen, quoted=quoted)
+    chosen = delimiter or ("\t" if tabs else _find_delimiter(text, shown=shown, header=header))
+    records = _records(text, shown=shown, delimiter=chosen, quoted=quoted)
+    names = header if header is not None else _header(next(records, None), shown=shown)
+    _refuse_doubled(names, shown=shown)
+    return _collect(records, names=names, shown=shown, delimiter=chosen, quoted=quoted)
 
 
 def _collect(
-    records: Iterator[tuple[int, list[str]]], *, names: list[str], path: Path, delimiter: str, quoted: bool
+    records: Iterator[tuple[int, list[str]]], *, names: list[str], shown: str, delimiter: str, quoted: bool
 ) -> DelimitedText:
     lines: list[Any] = []
     chunks: list[list[Any]] = [[] for _ in names]
-    fitting = _fitting(records, names=names, path=path, delimiter=delimiter)
+    fitting = _fitting(records, names=names, shown=shown, delimiter=delimiter)
     for batch in iter(lambda: list(itertools.islice(fitting, _BATCH_ROWS)), []):
         lines.append(packed([line for line, _ in batch]))
         for found, values in zip(chunks, zip(*(fields for _, fields in batch), strict=True), strict=True):
@@ -72,24 +71,24 @@ def _collect(
 
 
 def _fitting(
-    records: Iterator[tuple[int, list[str]]], *, names: list[str], path: Path, delimiter: str
+    records: Iterator[tuple[int, list[str]]], *, names: list[str], shown: str, delimiter: str
 ) -> Iterator[tuple[int, list[str]]]:
     for line, fields in records:
         if len(fields) != len(names):
-            raise DataError(_ragged(line, fields=fields, names=names, path=path, delimiter=delimiter))
+            raise DataError(_ragged(line, fields=fields, names=names, shown=shown, delimiter=delimiter))
         yield line, fields
 
 
-def _ragged(line: int, *, fields: list[str], names: list[str], path: Path, delimiter: str) -> str:
+def _ragged(line: int, *, fields: list[str], names: list[str], shown: str, delimiter: str) -> str:
     word = _NAMES.get(delimiter, repr(delimiter))
     return (
-        f"{path}:{line}: has {len(fields)} fields between {word}s where the header has {len(names)} "
+        f"{shown}:{line}: has {len(fields)} fields between {word}s where the header has {len(names)} "
         f"({', '.join(names[:8])}); the row begins {_short(delimiter.join(fields))!r}; put a field that holds "
         f"a {word} into double quotes, or set `delimiter`"
     )
 
 
-def _records(text: str, *, path: Path, delimiter: str, quoted: bool) -> Iterator[tuple[int, list[str]]]:
+def _records(text: str, *, shown: str, delimiter: str, quoted: bool) -> Iterator[tuple[int, list[str]]]:
     """Yield (first line, fields) of every record that is not an empty line."""
     if not quoted:
         lines = ((number, line.removesuffix("\r")) for number, line in lines_of(text))
@@ -105,7 +104,7 @@ def _records(text: str, *, path: Path, delimiter: str, quoted: bool) -> Iterator
     except csv.Error as error:
         remedy = ", or set format: tsv, which reads quotation marks as text" if delimiter == "\t" else ""
         raise DataError(
-            f"{path}:{start}: {_quote_fault(error)} in the row that begins on this line; write a quotation mark "
+            f"{shown}:{start}: {_quote_fault(error)} in the row that begins on this line; write a quotation mark "
             f'inside a quoted field twice (""){remedy}'
         ) from None
 
@@ -126,27 +125,27 @@ def _quote_fault(error: csv.Error) -> str:
     return "text follows a closing double quote"
 
 
-def _header(first: tuple[int, list[str]] | None, *, path: Path) -> list[str]:
+def _header(first: tuple[int, list[str]] | None, *, shown: str) -> list[str]:
     if first is None:
-        raise DataError(f"{path}: is empty; it needs a first line that names the columns, and rows")
+        raise DataError(f"{shown}: is empty; it needs a first line that names the columns, and rows")
     return [name.strip() for name in first[1]]
 
 
-def _refuse_doubled(names: list[str], *, path: Path) -> None:
+def _refuse_doubled(names: list[str], *, shown: str) -> None:
     doubled = next((name for name in names if names.count(name) > 1), None)
     if doubled is not None:
-        raise DataError(f"{path}:1: the column name {doubled!r} stands twice in the header; rename one")
+        raise DataError(f"{shown}:1: the column name {doubled!r} stands twice in the header; rename one")
 
 
 # --- the delimiter -------------------------------------------------------------------------------------------------
 
 
-def _find_delimiter(text: str, *, path: Path, header: list[str] | None) -> str:
+def _find_delimiter(text: str, *, shown: str, header: list[str] | None) -> str:
     """Return the delimiter that cuts the header in most columns and the first rows in as many.
 
     The first line decides which delimiters are possible: sentences hold commas and semicolons, headers hold names.
     """
-    scores = {mark: _fit(text, path=path, delimiter=mark, header=header) for mark in _DELIMITERS}
+    scores = {mark: _fit(text, shown=shown, delimiter=mark, header=header) for mark in _DELIMITERS}
     possible = {mark: score for mark, score in scores.items() if score is not None}
     if not possible:
         return ","
@@ -154,14 +153,14 @@ def _find_delimiter(text: str, *, path: Path, header: list[str] | None) -> str:
     winners = [mark for mark in _DELIMITERS if possible.get(mark) == best]
     if len(winners) > 1:
         kinds = " and ".join(_NAMES[mark] for mark in winners)
-        raise DataError(f"{path}: may be separated by {kinds} alike; set `delimiter` of this source to the right one")
+        raise DataError(f"{shown}: may be separated by {kinds} alike; set `delimiter` of this source to the right one")
     return winners[0]
 
 
-def _fit(text: str, *, path: Path, delimiter: str, header: list[str] | None) -> tuple[float, int] | None:
+def _fit(text: str, *, shown: str, delimiter: str, header: list[str] | None) -> tuple[float, int] | None:
     """Return (share of the first rows with as many fields as the first line, fields), or None for a single column."""
     try:
-        records = _records(text, path=path, delimiter=delimiter, quoted=True)
+        records = _records(text, shown=shown, delimiter=delimiter, quoted=True)
         widths = [len(fields) for _, fields in itertools.islice(records, _LOOK_AT)]
     except DataError:
         # A faulty quote further down must not decide the delimiter: count in the header alone.

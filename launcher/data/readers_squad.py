@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from launcher.errors import DataError
 
 
-def squad_columns(articles: list[dict[str, Any]], path: Path) -> dict[str, list[Any]]:
+def squad_columns(articles: list[dict[str, Any]], shown: str) -> dict[str, list[Any]]:
     """Return the columns id, title, context, question and answers ({text: [...], answer_start: [...]}), as `datasets` names them.
 
     Questions that are impossible (SQuAD 2.0) have empty lists. Raises DataError naming the article, paragraph and question.
@@ -16,7 +15,7 @@ def squad_columns(articles: list[dict[str, Any]], path: Path) -> dict[str, list[
     columns: dict[str, list[Any]] = {name: [] for name in ("id", "title", "context", "question", "answers")}
     for number, article in enumerate(articles, start=1):
         for place, paragraph in enumerate(article["paragraphs"], start=1):
-            where = f"{path}, article {number}, paragraph {place}"
+            where = f"{shown}, article {number}, paragraph {place}"
             for question, asked in enumerate(_list_of(paragraph, "qas", where), start=1):
                 answers = (
                     [] if asked.get("is_impossible") else _list_of(asked, "answers", f"{where}, question {question}")

@@ -38,22 +38,25 @@ class DecodedText:
     guessed: bool
 
 
-def read_text(path: Path, *, encoding: str | None = None) -> DecodedText:
+def read_text(path: Path, *, encoding: str | None = None, shown: str | None = None) -> DecodedText:
     """Read ``path`` as text: by ``encoding``, else by its byte-order mark, as UTF-8, or by detection, in this order.
+
+    ``shown`` is how errors name the file.
 
     Raises:
         DataError: the file cannot be read, the encoding is unknown, or the bytes do not fit it (the line is named).
     """
-    data = _read_bytes(path)
+    label = shown or str(path)
+    data = _read_bytes(path, shown=label)
     if encoding is not None:
-        return _decode_as(data, path=path, encoding=encoding)
+        return _decode_as(data, shown=label, encoding=encoding)
     marked = next((name for mark, name in _MARKS if data.startswith(mark)), None)
     if marked is not None:
-        return _decode_as(data, path=path, encoding=marked)
+        return _decode_as(data, shown=label, encoding=marked)
     try:
         return DecodedText(data.decode("utf-8"), "utf-8", guessed=False)
     except UnicodeDecodeError as error:
-        return _decode_by_detection(data, path=path, error=error)
+        return _decode_by_detection(data, shown=label, error=error)
 
 
 def lines_of(text: str) -> Iterator[tuple[int, str]]:
@@ -71,50 +74,50 @@ def lines_of(text: str) -> Iterator[tuple[int, str]]:
         start = end + 1
 
 
-def _read_bytes(path: Path) -> bytes:
+def _read_bytes(path: Path, *, shown: str) -> bytes:
     try:
         data = path.read_bytes()
         return gzip.decompress(data) if path.name.lower().endswith(".gz") else data
     except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or error
-        raise DataError(f"{path}: cannot be read ({reason}); check the file and its permissions") from None
+        raise DataError(f"{shown}: cannot be read ({reason}); check the file and its permissions") from None
 
 
-def _decode_as(data: bytes, *, path: Path, encoding: str) -> DecodedText:
+def _decode_as(data: bytes, *, shown: str, encoding: str) -> DecodedText:
     try:
         name = codecs.lookup(encoding).name
     except LookupError:
         raise DataError(
-            f"{path}: encoding {encoding!r} is not known; write one such as utf-8, gbk, utf-16 or latin-1"
+            f"{shown}: encoding {encoding!r} is not known; write one such as utf-8, gbk, utf-16 or latin-1"
         ) from None
     reader = "utf-8-sig" if name == "utf-8" else "gb18030" if name in ("gb2312", "gbk") else name
     try:
         text = data.decode(reader)
     except UnicodeDecodeError as error:
-        raise DataError(_broken_bytes(data, path=path, encoding=encoding, error=error)) from None
+        raise DataError(_broken_bytes(data, shown=shown, encoding=encoding, error=error)) from None
     # A mark is no text, also where the encoding was named with its byte order (utf-16-le).
     return DecodedText(text.removeprefix("\ufeff"), name, guessed=False)
 
 
-def _broken_bytes(data: bytes, *, path: Path, encoding: str, error: UnicodeDecodeError) -> str:
+def _broken_bytes(data: bytes, *, shown: str, encoding: str, error: UnicodeDecodeError) -> str:
     line = data.count(b"\n", 0, error.start) + 1
     bad = data[error.start : error.start + 4].hex(" ")
     return (
-        f"{path}:{line}: the bytes {bad} are not {encoding} text; "
+        f"{shown}:{line}: the bytes {bad} are not {encoding} text; "
         "set `encoding` of this source to the file's true one (null: detected), or mend the line"
     )
 
 
-def _decode_by_detection(data: bytes, *, path: Path, error: UnicodeDecodeError) -> DecodedText:
+def _decode_by_detection(data: bytes, *, shown: str, error: UnicodeDecodeError) -> DecodedText:
     if _mostly_utf8(data):
-        raise DataError(_broken_bytes(data, path=path, encoding="UTF-8", error=error))
+        raise DataError(_broken_bytes(data, shown=shown, encoding="UTF-8", error=error))
     name = _unmarked_utf16(data) or _common_chinese(data) or _detected(data)
     if name is None:
         raise DataError(
-            f"{path}: is not UTF-8 and no other text encoding was recognised; "
+            f"{shown}: is not UTF-8 and no other text encoding was recognised; "
             "name it with `encoding`, or check that this is a text file"
         )
-    decoded = _decode_as(data, path=path, encoding=name)
+    decoded = _decode_as(data, shown=shown, encoding=name)
     return DecodedText(decoded.text, name, guessed=True)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import PurePath
 
 from launcher.errors import Fix
+from launcher.recipe.addresses import address_fault, is_address
 from launcher.recipe.data_section import BUILTIN_SOURCES, FORMATS, SourceSpec
 from launcher.recipe.distributed_checks import engine_fits, offload_fits, parallelism_fits, precision_fits
 from launcher.recipe.keys import clear_match, did_you_mean, shown
@@ -122,6 +123,8 @@ def _columns_are_ours(v: View) -> Iterator[Finding]:
 def _sources_fit(v: View) -> Iterator[Finding]:
     for key, spec in sources(v.recipe):
         text = spec if isinstance(spec, str) else spec.source
+        if is_address(text) and (fault := address_fault(text)):
+            yield Finding(key, f"{shown(key, text)}; {fault[0]}", fault[1])
         kind, _, name = text.partition(":")
         if kind == "builtin" and name not in BUILTIN_SOURCES:
             yield Finding(
@@ -141,7 +144,7 @@ def _options_fit(key: str, spec: SourceSpec) -> Iterator[Finding]:
     ):
         if getattr(spec, name) is not None and form is not None and form not in forms:
             yield Finding(f"{key}.{name}", f"{key}.{name} has no effect: the format is {form}", "remove it")
-    if spec.source.startswith("builtin:") or ending in FORMATS:
+    if spec.source.startswith("builtin:") or ending in FORMATS or is_address(spec.source):
         for name in _HUB_ONLY:
             if getattr(spec, name) is not None:
                 yield Finding(

@@ -37,7 +37,7 @@ class SourceSpec(Section):
     """One place that rows come from."""
 
     source: str = Field(min_length=1)
-    """A file, a folder, ``builtin:NAME`` or a hub id."""
+    """A file, a folder, ``builtin:NAME``, a hub id, or an address such as ``s3://bucket/rows.csv``."""
     name: str | None = None
     """Configuration of a hub data set, such as ``mrpc`` of ``nyu-mll/glue``."""
     split: str | None = None

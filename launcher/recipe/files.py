@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launcher.errors import Problem
+from launcher.recipe.addresses import is_address, lacking
 from launcher.recipe.distributed_checks import deepspeed_file_fits, nvme_folder_exists
 from launcher.recipe.keys import shown
 from launcher.recipe.view import FILE_ENDINGS, View, sources
@@ -58,6 +59,9 @@ def _readers(loaded: LoadedRecipe) -> Iterator[Lack]:
                 f"{shown(key, text)}; reading .xlsx needs openpyxl, which is not installed",
                 "pip install openpyxl",
             )
+
+        if is_address(text) and (missing := lacking(text)):
+            yield key, f"{shown(key, text)}; {missing[0]}", missing[1]
 
 
 def _labels(loaded: LoadedRecipe) -> Iterator[Lack]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import fsspec
 import pytest
 import tiny
 
@@ -141,11 +142,30 @@ def test_a_label_file_counts(bert, data, tmp_path, reads, settled):
 
 
 def test_rows_from_elsewhere_and_links_to_folders_are_uncertain(data, tmp_path):
-    sections = tiny.recipe(data={"source": "builtin:api-topics"}).data, tiny.recipe(data={"source": "a/hub-id"}).data
-    assert [known.sources_on_disk(section, base_folder=tmp_path) for section in sections] == [None, None]
+    (tmp_path / "https:/host").mkdir(parents=True)
+    (tmp_path / "https:/host/rows.csv").write_text("text,label\n")
+    for source in ("builtin:api-topics", "a/hub-id", "https://host/rows.csv", "s3://bucket/set"):
+        section = tiny.recipe(data={"source": source}).data
+        assert known.sources_on_disk(section, base_folder=tmp_path) is None
     assert known.look_at([data]) is not None and known.look_at([data, tmp_path / "missing"]) is None
     (data / "more").symlink_to(tmp_path)
     assert known.look_at([data]) is None
+
+
+def test_an_address_is_asked_each_time(bert, data, tmp_path, reads, settled):
+    """Also where it and its copy on this machine are as old as any file."""
+    memory = fsspec.filesystem("memory")
+    try:
+        for path in data.iterdir():
+            memory.pipe_file(f"/known/{path.name}", path.read_bytes())
+        old, _ = task_for(bert, "memory://known", tmp_path / "cache").prepare_data()
+        again, prepared = task_for(bert, "memory://known", tmp_path / "cache").prepare_data()
+        assert reads == [1, 1] and again == old and prepared.facts["was_cached"]
+        memory.pipe_file("/known/train.csv", (data / "train.csv").read_bytes().replace(b"old", b"new"))
+        new, _ = task_for(bert, "memory://known", tmp_path / "cache").prepare_data()
+        assert reads == [1, 1, 1] and new != old
+    finally:
+        memory.rm("/known", recursive=True)
 
 
 def test_a_damaged_or_outdated_entry_is_no_entry(bert, data, tmp_path, reads, settled):

@@ -123,7 +123,7 @@ def test_what_the_csv_writer_writes_is_read_back(rows: list[list[str]]) -> None:
 
     out = io.StringIO(newline="")
     csv.writer(out, quoting=csv.QUOTE_ALL).writerows([["text", "label"], *rows])
-    read_back = read_delimited(out.getvalue(), path=Path("a.csv"))
+    read_back = read_delimited(out.getvalue(), shown="a.csv")
     assert list(map(list, zip(read_back.columns["text"], read_back.columns["label"], strict=True))) == rows
 
 

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from launcher.data.readers import Table, read_file
+from launcher.data.readers import read_file
 from launcher.data.sources import load_splits
+from launcher.data.tables import Table
 from launcher.errors import DataError
 from launcher.recipe.data_section import DataSection, SourceSpec
 
