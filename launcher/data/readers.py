@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,9 +16,9 @@ from launcher.data.readers_arrow import ArrowTable, read_arrow, read_parquet
 from launcher.data.readers_conll import read_conll, read_conllu
 from launcher.data.readers_csv import read_delimited
 from launcher.data.readers_squad import squad_columns
-from launcher.data.readers_text import DecodedText, lines_of, read_text
+from launcher.data.readers_text import MARK, MARK_INSIDE, DecodedText, lines_of, read_broken_text
 from launcher.data.readers_xlsx import read_xlsx
-from launcher.data.tables import ColumnsTable, Places
+from launcher.data.tables import ColumnsTable, Fault, Faults, Places
 from launcher.data.telling import tell
 from launcher.errors import DataError
 from launcher.recipe.data_section import FORMATS
@@ -36,6 +37,7 @@ class _Read:
     columns: Mapping[str, Sequence[Any]]
     lines: Sequence[int] | None = None
     facts: dict[str, Any] = field(default_factory=dict)
+    faults: Faults = field(default_factory=dict)
 
 
 def read_file(
@@ -58,11 +60,23 @@ def read_file(
         return _WHOLE[kind](path, shown=label)
     if kind == "xlsx":
         return read_xlsx(path, shown=label, header=spec.header)
-    decoded = read_text(path, encoding=spec.encoding, shown=label)
+    decoded = read_broken_text(path, encoding=spec.encoding, shown=label)
     read = _READERS[kind](decoded.text, label, spec)
+    faults = {**read.faults, **_of_bytes(decoded.broken, lines=read.lines, shown=label)}
     warnings = (_guess(decoded, shown=label),) if decoded.guessed else ()
     facts = {"format": kind, "encoding": decoded.encoding, **read.facts}
-    return ColumnsTable(Places(label, read.lines), read.columns, facts, warnings)
+    return ColumnsTable(Places(label, read.lines), read.columns, facts, warnings, faults=faults)
+
+
+def _of_bytes(broken: Mapping[int, str], *, lines: Sequence[int] | None, shown: str) -> Faults:
+    """Return broken lines as faults of their rows. Raises DataError for one that is of no row, such as the header."""
+    faults: Faults = {}
+    for line, reason in broken.items():
+        row = bisect_right(lines or (), line) - 1
+        if row < 0:
+            raise DataError(f"{shown}:{line}: {reason}")
+        faults.setdefault(row, Fault(reason, None, f"{line}"))
+    return faults
 
 
 def file_format(path: Path) -> str | None:
@@ -102,67 +116,98 @@ def _refuse_unused(spec: SourceSpec, *, kind: str, shown: str) -> None:
 def _read_csv(text: str, shown: str, spec: SourceSpec, *, tabs: bool = False) -> _Read:
     read = read_delimited(text, shown=shown, delimiter=spec.delimiter, header=spec.header, tabs=tabs)
     facts = {"delimiter": read.delimiter, "quoting": "double" if read.quoted else "none"}
-    return _Read(dict(read.columns), read.lines, facts)
+    return _Read(dict(read.columns), read.lines, facts, read.faults)
 
 
 def _read_json(text: str, shown: str, spec: SourceSpec) -> _Read:
     try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
+        value = _parsed(text)
+    except _NotJson as error:
         # Many files named .json hold one object a line.
-        if error.msg == "Extra data" and text.lstrip().startswith("{"):
+        if error.extra and text.lstrip().startswith("{"):
             return _read_jsonl(text, shown, spec)
-        raise DataError(_broken_json(shown, line=error.lineno, column=error.colno, fault=error.msg)) from None
+        raise DataError(f"{shown}:{error.line}{error.column}: {error.reason}") from None
     rows = value.get("data") if isinstance(value, dict) else value
     if isinstance(rows, list) and rows and all(isinstance(row, dict) and "paragraphs" in row for row in rows):
-        return _Read(squad_columns(rows, shown), facts={"layout": "squad"})
+        columns, faults = squad_columns(rows, shown)
+        return _Read(columns, None, {"layout": "squad"}, faults)
     if not isinstance(rows, list):
         held = f"the keys {', '.join(map(repr, value))}" if isinstance(value, dict) else type(value).__name__
         raise DataError(f'{shown}: needs a list of objects, or {{"data": [...]}}; it holds {held}')
-    return _Read(_columns_of(iter(rows), total=len(rows), place=lambda row: f"{shown}, row {row + 1}"))
+    return _of_objects(iter(rows), total=len(rows))
 
 
 def _read_jsonl(text: str, shown: str, spec: SourceSpec) -> _Read:
     # A line is packed away before the next ones are parsed: as objects, rows take many times their size.
     lines = Column.of(number for number, line in lines_of(text) if line.strip())
-    objects = (_parsed(line, shown=shown, number=number) for number, line in lines_of(text) if line.strip())
-    return _Read(_columns_of(objects, total=len(lines), place=lambda row: f"{shown}:{lines[row]}"), lines)
+    rows = (_of_line(line, number) for number, line in lines_of(text) if line.strip())
+    return _of_objects(rows, total=len(lines), lines=lines)
 
 
-def _parsed(line: str, *, shown: str, number: int) -> Any:
+def _of_line(line: str, number: int) -> Any:
+    """Return the value of a line of JSON, or its Fault."""
     try:
-        return json.loads(line)
+        return _parsed(line)
+    except _NotJson as error:
+        return Fault(MARK_INSIDE if line.startswith(MARK) else error.reason, line, f"{number}{error.column}")
+
+
+class _NotJson(Exception):
+    """Text that is no JSON: what is wrong, the line, ``:column`` or nothing, and whether only more text follows."""
+
+    def __init__(self, fault: str, *, line: int = 1, column: str = "", extra: bool = False) -> None:
+        self.reason = f"broken JSON ({fault}); mend this line, or set `format` if the file is not JSON"
+        self.line, self.column, self.extra = line, column, extra
+
+
+def _parsed(text: str) -> Any:
+    """Return the value that JSON text stands for. Raises _NotJson."""
+    try:
+        return _DECODER.decode(text)
     except json.JSONDecodeError as error:
-        raise DataError(_broken_json(shown, line=number, column=error.colno, fault=error.msg)) from None
+        extra = error.msg == "Extra data"
+        raise _NotJson(error.msg, line=error.lineno, column=f":{error.colno}", extra=extra) from None
+    except RecursionError:
+        raise _NotJson("it is nested too deeply") from None
+    except ValueError as error:
+        # A key that stands twice, and whole numbers of thousands of digits.
+        raise _NotJson(str(error)) from None
 
 
-def _broken_json(shown: str, *, line: int, column: int, fault: str) -> str:
-    return f"{shown}:{line}:{column}: broken JSON ({fault}); mend this line, or set `format` if the file is not JSON"
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} stands twice in an object")
+    return found
 
 
-def _columns_of(rows: Iterator[Any], *, total: int, place: Callable[[int], str]) -> dict[str, Column]:
-    """Turn objects into columns; a key that a row lacks is None there."""
+_DECODER = json.JSONDecoder(object_pairs_hook=_object)
+
+
+def _of_objects(rows: Iterator[Any], *, total: int, lines: Sequence[int] | None = None) -> _Read:
+    """Turn objects into columns; a key that a row lacks is None there. A row that is a Fault, or no object, has None everywhere."""
     chunks: dict[str, list[Any]] = {}
-    read, odd = 0, ""
+    faults: Faults = {}
+    read = 0
     for batch in iter(lambda: list(itertools.islice(rows, _BATCH_ROWS)), []):
-        # A broken line, even a later one, is told first.
-        odd = odd or next(
-            (_no_object(row, place(read + n)) for n, row in enumerate(batch) if type(row) is not dict), ""
-        )
-        for name in dict.fromkeys(name for row in batch if not odd for name in row):
+        odd = [(read + number, row) for number, row in enumerate(batch) if type(row) is not dict]
+        faults |= {number: _no_object(row, None if lines is None else f"{lines[number]}") for number, row in odd}
+        objects = [row if type(row) is dict else {} for row in batch] if odd else batch
+        for name in dict.fromkeys(name for row in objects for name in row):
             missing = [[None] * read] if read and name not in chunks else []
             chunks.setdefault(name, []).extend(missing)
         for name, found in chunks.items():
-            found.append([] if odd else packed([row.get(name) for row in batch]))
+            found.append(packed([row.get(name) for row in objects]))
         read += len(batch)
         tell("reading rows", read, total)
-    if odd:
-        raise DataError(odd)
-    return {name: Column(found) for name, found in chunks.items()}
+    return _Read({name: Column(found) for name, found in chunks.items()}, lines, faults=faults)
 
 
-def _no_object(row: Any, place: str) -> str:
-    return f'{place}: is {type(row).__name__}, not an object such as {{"text": ..., "label": ...}}'
+def _no_object(row: Any, at: str | None) -> Fault:
+    if isinstance(row, Fault):
+        return row
+    return Fault(f'is {type(row).__name__}, not an object such as {{"text": ..., "label": ...}}', row, at)
 
 
 def _read_labelled(text: str, shown: str, spec: SourceSpec) -> _Read:
@@ -170,19 +215,25 @@ def _read_labelled(text: str, shown: str, spec: SourceSpec) -> _Read:
     lines = [number for number, _ in numbered]
     if not any("\t" in line for _, line in numbered):
         return _Read({"text": [line for _, line in numbered]}, lines)
-    for number, line in numbered:
-        if "\t" not in line:
-            raise DataError(
-                f"{shown}:{number}: has no tab; every line has to be label<TAB>text, as the other lines are"
-            )
-    pairs = [line.split("\t", 1) for _, line in numbered]
+    faults = {
+        row: Fault(reason, line, f"{number}")
+        for row, (number, line) in enumerate(numbered)
+        if (reason := _unlabelled(line))
+    }
+    pairs = [(None, None) if row in faults else line.split("\t", 1) for row, (_, line) in enumerate(numbered)]
     labels, texts = [label for label, _ in pairs], [body for _, body in pairs]
     if len(labels) >= 20 and len(set(labels)) > 0.9 * len(labels) and len(set(texts)) < 0.5 * len(texts):
         raise DataError(
             f"{shown}: seems to be text<TAB>label, not label<TAB>text; "
             "read it with format: tsv and header: [text, label]"
         )
-    return _Read({"label": labels, "text": texts}, lines)
+    return _Read({"label": labels, "text": texts}, lines, faults=faults)
+
+
+def _unlabelled(line: str) -> str | None:
+    if line.startswith(MARK):
+        return MARK_INSIDE
+    return None if "\t" in line else "has no tab; every line has to be label<TAB>text, as the other lines are"
 
 
 def _read_lines(text: str, shown: str, spec: SourceSpec) -> _Read:
@@ -207,11 +258,13 @@ def _read_paragraphs(text: str, shown: str, spec: SourceSpec) -> _Read:
 
 
 def _read_conll(text: str, shown: str, spec: SourceSpec) -> _Read:
-    return _Read(*read_conll(text, shown, header=spec.header))
+    columns, lines, faults = read_conll(text, shown, header=spec.header)
+    return _Read(columns, lines, faults=faults)
 
 
 def _read_conllu(text: str, shown: str, spec: SourceSpec) -> _Read:
-    return _Read(*read_conllu(text, shown))
+    columns, lines, faults = read_conllu(text, shown)
+    return _Read(columns, lines, faults=faults)
 
 
 _WHOLE = {"parquet": read_parquet, "arrow": read_arrow}

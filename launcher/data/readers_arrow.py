@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.data.columns import Column
-from launcher.data.tables import Places
+from launcher.data.tables import Faults, Places
 from launcher.errors import DataError
 
 _BATCH_ROWS = 4096
@@ -25,6 +25,7 @@ class ArrowTable:
     dataset: Any
     facts: dict[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    faults: Faults = field(default_factory=dict)
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Rows by column, as readers give them, and where each row stands."""
+"""Rows by column, as readers give them; where each row stands, and which cannot be used."""
 
 from __future__ import annotations
 
@@ -7,6 +7,22 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from launcher.data.columns import Column
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Why a row cannot be used. Readers and checks note it beside the row; what is done about it is `data.on_bad_row`."""
+
+    reason: str
+    """What is wrong, and the remedy, as it follows the row's place."""
+    value: Any
+    """What the row holds there."""
+    at: str | None = None
+    """Line, or line:column, where the fault stands, if that is more exact than the row."""
+
+
+Faults = dict[int, Fault]
+"""By number of the row, from 0."""
 
 
 @dataclass(frozen=True)
@@ -20,6 +36,10 @@ class Places:
         """Return the place of ``row`` (from 0), for an error message."""
         number = f"row {row + 1}"
         return f"{self.shown}, {number}" if self.lines is None else f"{self.shown}:{self.lines[row]} ({number})"
+
+    def of(self, fault: Fault, row: int) -> str:
+        """Return the place of a fault in ``row``."""
+        return self(row) if fault.at is None else f"{self.shown}:{fault.at}"
 
 
 class Table(Protocol):
@@ -55,6 +75,11 @@ class Table(Protocol):
         """Names of the classes of a column, where the source declares them."""
         ...
 
+    @property
+    def faults(self) -> Faults:
+        """Rows that could not be read; they are counted, and their columns hold None."""
+        ...
+
     def column(self, name: str) -> Column:
         """Return the values of a column, in order."""
         ...
@@ -69,6 +94,7 @@ class ColumnsTable:
     facts: dict[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     class_names: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    faults: Faults = field(default_factory=dict)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -78,7 +104,8 @@ class ColumnsTable:
     @property
     def rows(self) -> int:
         """Number of rows."""
-        return len(next(iter(self.columns.values()), []))
+        # Where no row could be read there is no column.
+        return len(next(iter(self.columns.values()), self.faults))
 
     def column(self, name: str) -> Column:
         """Return the values of a column, in order."""

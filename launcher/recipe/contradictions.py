@@ -152,6 +152,16 @@ def _options_fit(key: str, spec: SourceSpec) -> Iterator[Finding]:
                 )
 
 
+def _labels_are_told_apart(v: View) -> Iterator[Finding]:
+    labels = v.recipe.data.labels
+    if not isinstance(labels, list):
+        return
+    for place, name in enumerate(labels):
+        if name in labels[:place]:
+            key = f"data.labels[{place}]"
+            yield Finding(key, f"{key} is {name!r}, a label that stands twice", "every label needs a name of its own")
+
+
 def _time_limit_is_slurms(v: View) -> Iterator[Finding]:
     time = v.recipe.slurm.time
     if limit_seconds(time) is None:
@@ -175,6 +185,7 @@ CONTRADICTIONS: tuple[Callable[[View], Iterator[Finding]], ...] = (
     _rows_are_named_once,
     _columns_are_ours,
     _sources_fit,
+    _labels_are_told_apart,
     layerwise_options_fit,
     adapter_options_fit,
     discriminative_options_fit,

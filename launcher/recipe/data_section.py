@@ -88,6 +88,10 @@ class DataSection(Section):
     """What joined columns are joined by."""
     labels: list[str] | str | None = None
     """Names of the labels in the order of their numbers, or a file with one name a line; null: found in train."""
+    on_bad_row: Literal["error", "skip"] = "error"
+    """What follows from a row that cannot be used (broken JSON, another number of cells, no text, an unknown label, ...): ``error`` stops at the
+    first one; ``skip`` leaves them out, counts them and lists them in skipped.jsonl beside the prepared rows. More than 10 percent of a split are an
+    error all the same, as are faults of a whole file."""
     max_length: int | None = Field(None, ge=4)
     """Longest input in tokens; longer texts are cut, and the cut ones are counted and reported; causal-lm splits them into
     several rows instead, token-classification between words, and question-answering reads them in windows that overlap. null: what the model takes, at most 512."""

@@ -10,6 +10,7 @@ import pytest
 import tiny
 
 from launcher.data import known
+from launcher.errors import DataError
 from launcher.recipe.schema import Recipe
 from launcher.tasks.text_classification import TextClassification
 
@@ -150,6 +151,29 @@ def test_rows_from_elsewhere_and_links_to_folders_are_uncertain(data, tmp_path):
     assert known.look_at([data]) is not None and known.look_at([data, tmp_path / "missing"]) is None
     (data / "more").symlink_to(tmp_path)
     assert known.look_at([data]) is None
+
+
+def test_rows_that_were_left_out_are_told_again(bert, data, tmp_path, reads, settled):
+    (data / "train.csv").write_text((data / "train.csv").read_text().replace("\n", "\nno cell of a label\n", 1))
+
+    def prepared():
+        return task_for(bert, data, tmp_path / "cache", on_bad_row="skip").prepare_data()
+
+    folder, first = prepared()
+    _, second = prepared()
+    assert reads == [1] and second.facts["was_cached"]
+    assert first.facts["skipped"]["counts"] == {"train": 1}
+    for name in ("skipped", "warnings", "provenance"):
+        assert second.facts[name] == first.facts[name]
+    assert "were skipped" in " ".join(second.facts["warnings"])
+    listed = folder / "skipped.jsonl"
+    whole = listed.read_text()
+    for damage in (listed.unlink, lambda: listed.write_text(""), lambda: listed.write_text(whole[:20])):
+        damage()
+        assert prepared()[1].facts["skipped"] == first.facts["skipped"] and listed.read_text() == whole
+    assert len(reads) == 4
+    with pytest.raises(DataError, match="train.csv:2: has 1 fields"):
+        task_for(bert, data, tmp_path / "cache").prepare_data()
 
 
 def test_an_address_is_asked_each_time(bert, data, tmp_path, reads, settled):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import importlib.util
+import itertools
 import json
 import zipfile
 from pathlib import Path
@@ -33,9 +34,13 @@ def read(path: Path, **options: object):
 
 
 def fault(path: Path, **options: object) -> str:
-    with pytest.raises(DataError) as caught:
-        read(path, **options)
-    return str(caught.value)
+    """What is said of the file, or of its first row that cannot be used."""
+    try:
+        table = read(path, **options)
+    except DataError as error:
+        return str(error)
+    row, found = min(table.faults.items())
+    return f"{table.places.of(found, row)}: {found.reason}"
 
 
 # --- encodings -----------------------------------------------------------------------------------------------------
@@ -79,7 +84,9 @@ def test_a_wrong_or_unknown_encoding_names_the_line(tmp_path: Path) -> None:
 
 
 def test_utf8_with_one_broken_byte_is_not_read_as_something_else(tmp_path: Path) -> None:
-    path = write(tmp_path, "a.csv", ("text,label\n" + f"{GERMAN},gut\n" * 9).encode() + b"sch\xf6n,gut\n")
+    path = write(
+        tmp_path, "a.csv", ("text,label\n" + f"{GERMAN.replace(',', '')},gut\n" * 9).encode() + b"sch\xf6n,gut\n"
+    )
     assert f"{path}:11:" in fault(path) and "f6" in fault(path)
 
 
@@ -134,6 +141,21 @@ def test_faulty_rows_are_named_by_line(tmp_path: Path) -> None:
     assert "a.csv:2:" in fault(write(tmp_path, "a.csv", 'text,label\n"closed" too early,y\n'))
     assert "'text' stands twice" in fault(write(tmp_path, "a.csv", "text,text\na,b\n"))
     assert "is empty" in fault(write(tmp_path, "a.csv", ""))
+
+
+def test_reading_goes_on_behind_each_faulty_quote() -> None:
+    """Also in a file of many blocks, and where a quoted field has several lines."""
+    lines = [f'"text\n{row}",a\r\n' for row in range(20_000)]
+    for row in (1, 3000, 3001, 19_999):
+        lines[row] = f'"so" it is {row},b\n'
+    table = read_delimited("text,label\n" + "".join(lines), shown="a.csv")
+    assert list(table.faults) == [1, 3000, 3001, 19_999]
+    starts = list(itertools.accumulate([2, *(line.count("\n") for line in lines[:-1])]))
+    assert list(table.lines) == starts and [fault.at for fault in table.faults.values()] == [
+        str(starts[row]) for row in table.faults
+    ]
+    assert table.columns["text"][3000] is None and table.columns["text"][3002] == "text\n3002"
+    assert all(not isinstance(chunk, list) for chunk in table.columns["text"].chunks)
 
 
 def test_a_delimiter_in_doubt_is_asked_for(tmp_path: Path) -> None:

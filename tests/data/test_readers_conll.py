@@ -21,9 +21,13 @@ def read(folder: Path, text: str, name: str = "a.conll", **options: object) -> T
 
 
 def fault(folder: Path, text: str, name: str = "a.conll", **options: object) -> str:
-    with pytest.raises(DataError) as caught:
-        read(folder, text, name, **options)
-    return str(caught.value)
+    """What is said of the file, or of its first row that cannot be used."""
+    try:
+        table = read(folder, text, name, **options)
+    except DataError as error:
+        return str(error)
+    row, found = min(table.faults.items())
+    return f"{table.places.of(found, row)}: {found.reason}"
 
 
 @pytest.mark.parametrize("between", ["\t", " ", "   "])
