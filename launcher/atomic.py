@@ -21,18 +21,23 @@ def write_text(path: Path, text: str) -> None:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """As ``write_text``, for bytes."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    make_file(path, lambda temporary: temporary.write_bytes(content))
+
+
+def make_file(target: Path, fill: Callable[[Path], object]) -> None:
+    """Let ``fill`` write a file beside ``target``, then put it in its place; a failure leaves the old one."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    os.close(handle)
+    temporary = Path(name)
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        fill(temporary)
+        fsync_folder(temporary)
         # mkstemp makes files private; these are for the group to read, as any file that a program writes.
-        os.chmod(temporary, default_file_mode())
-        os.replace(temporary, path)
+        temporary.chmod(default_file_mode())
+        temporary.replace(target)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 

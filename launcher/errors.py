@@ -60,7 +60,7 @@ class DataError(LauncherError):
 
 
 class DataUnreachable(DataError):
-    """Data are on a hub that cannot be reached now, and not in the local cache: nothing is known against them."""
+    """Data are on a hub or at an address that cannot be reached now, and not in the local cache: nothing is known against them."""
 
 
 class ModelError(LauncherError):

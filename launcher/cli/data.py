@@ -82,6 +82,7 @@ def prepare(recipe: RecipeName, overrides: Overrides = None, as_json: Json = Fal
                 "was_cached": facts["was_cached"],
                 "splits": facts["splits"],
                 "warnings": facts["warnings"],
+                "skipped": facts.get("skipped", {}),
             }
         )
         return

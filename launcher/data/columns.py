@@ -129,7 +129,8 @@ def _plain(chunk: Any) -> list[Any]:
 
 
 def _taken(chunk: Any, rows: np.ndarray) -> Any:
-    return [chunk[row] for row in rows] if isinstance(chunk, list) else chunk.take(rows)
+    # Without the values that kept it from lying in Arrow a list may do so.
+    return packed([chunk[row] for row in rows]) if isinstance(chunk, list) else chunk.take(rows)
 
 
 def _is_text(chunk: Any) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from launcher.data.images import is_image_file
-from launcher.data.readers import ColumnsTable, Places, Table
+from launcher.data.tables import ColumnsTable, Places, Table
 from launcher.errors import DataError
 
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")

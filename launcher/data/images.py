@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launcher.data.columns import Column
+from launcher.data.tables import Fault, Faults, Table
 from launcher.errors import DataError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-    from launcher.data.readers import Table
 
 ENDINGS = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"))
 _SHOWN = 80
@@ -25,24 +24,29 @@ def is_image_file(path: Path) -> bool:
     return path.suffix.lower() in ENDINGS and not path.name.startswith(".")
 
 
-def image_values(table: Table, *, column: str, rows: Sequence[int]) -> dict[str, Column]:
+def image_values(table: Table, *, column: str, rows: Sequence[int], faults: Faults) -> dict[str, Column]:
     """Return of ``rows`` the columns image (a file's path, or an image's bytes), image_hash (sha256 of the bytes) and text (the name).
 
-    A path counts from the folder of the file that names it. Raises DataError naming the first row without an image, or whose file is
-    not there.
+    A path counts from the folder of the file that names it. Rows without an image that can be read are added to ``faults``.
     """
     images: list[Any] = []
-    hashes, names = [], []
+    hashes: list[str | None] = []
+    names = []
     for row, value in zip(rows, table.column(column).take(rows), strict=True):
-        image, name = _image(value, folder=table.places.folder, place=table.places(row), column=column)
+        image, name = None, None
+        try:
+            image, name = _image(value, folder=table.places.folder, column=column)
+            hashes.append(hashlib.sha256(checked_bytes(image)).hexdigest())
+        except DataError as error:
+            faults.setdefault(row, Fault(str(error), value))
+            hashes.append(None)
         images.append(image)
-        hashes.append(hashlib.sha256(image_bytes(image)).hexdigest())
         names.append(name or table.places(row))
     return {"image": Column.of(images), "image_hash": Column.of(hashes), "text": Column.of(names)}
 
 
-def _image(value: Any, *, folder: Path | None, place: str, column: str) -> tuple[str | bytes, str]:
-    """Return an image's path or bytes, and its name; "" where it has none."""
+def _image(value: Any, *, folder: Path | None, column: str) -> tuple[str | bytes, str]:
+    """Return an image's path or bytes, and its name; "" where it has none. Raises DataError."""
     held, name = value, ""
     if isinstance(value, Mapping):
         name = Path(value.get("path") or "").name
@@ -51,12 +55,12 @@ def _image(value: Any, *, folder: Path | None, place: str, column: str) -> tuple
         return held, name
     if not isinstance(held, str) or not held:
         raise DataError(
-            f"{place}: column {column!r} (image) holds {str(value)[:_SHOWN]!r}, which is neither an image nor the path of one; mend or "
-            "remove the row, or name another column under data.columns"
+            f"column {column!r} (image) holds {str(value)[:_SHOWN]!r}, which is neither an image nor the path of one; mend or remove the "
+            "row, or name another column under data.columns"
         )
     path = Path(held).expanduser() if folder is None else folder / Path(held).expanduser()
     if not path.is_file():
-        raise DataError(f"{place}: there is no image {path}; restore it, or remove the row")
+        raise DataError(f"there is no image {path}; restore it, or remove the row")
     return str(path), held
 
 
@@ -82,15 +86,13 @@ def open_image(data: bytes, *, mode: str = "RGB") -> Image:
         raise OSError(str(error) or type(error).__name__) from error
 
 
-def checked_bytes(image: str | bytes, *, place: Callable[[], str]) -> bytes:
+def checked_bytes(image: str | bytes) -> bytes:
     """Return an image's bytes, once they were read as an image. Raises DataError where they are none."""
     data = image_bytes(image)
     try:
         open_image(data)
     except OSError as error:
-        what = f"{len(data):,} bytes" if isinstance(image, bytes) else image
+        what = f"an image of {len(data):,} bytes" if isinstance(image, bytes) else image
         reason = " ".join(str(error).split())[:120]
-        raise DataError(
-            f"{place()}: {what} cannot be read as an image ({reason}); mend it, or remove the row"
-        ) from None
+        raise DataError(f"{what} cannot be read as an image ({reason}); mend it, or remove the row") from None
     return data

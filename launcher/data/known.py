@@ -16,12 +16,14 @@ from typing import Any
 from launcher.atomic import write_json
 from launcher.data.builtin import PREFIX
 from launcher.data.prepare import FACTS, code_fingerprint, fingerprint_of
+from launcher.recipe.addresses import is_address
 from launcher.recipe.data_section import DataSection, SourceSpec
 
 _RACY_SECONDS = 3.0
 """A file may be written twice within a step of its clock, of up to two seconds on some file systems, and keep its size."""
 _MOST_FILES = 10_000
-_PACKAGES = ("transformers", "tokenizers", "datasets", "pyarrow", "numpy")
+_PACKAGES = ("transformers", "tokenizers", "datasets", "pyarrow", "numpy", "charset-normalizer")
+_OPTIONAL_PACKAGES = ("openpyxl",)
 
 
 @dataclass(frozen=True)
@@ -66,11 +68,13 @@ def _raised(error: OSError) -> None:
 
 
 def sources_on_disk(data: DataSection, *, base_folder: Path) -> list[Path] | None:
-    """Return the files and folders that ``data`` names; None where some rows come from elsewhere: made on the spot, from a hub."""
+    """Return the files and folders that ``data`` names; None where rows come from elsewhere: made on the spot, an address, a hub."""
     named = [data.source, *(one for split in (data.train, data.validation, data.test) for one in _listed(split))]
     sources = [one.source if isinstance(one, SourceSpec) else one for one in named if one is not None]
-    paths = [base_folder / Path(source).expanduser() for source in sources if not source.startswith(PREFIX)]
-    if len(paths) < len(sources) or not all(path.exists() for path in paths):
+    if any(source.startswith(PREFIX) or is_address(source) for source in sources):
+        return None
+    paths = [base_folder / Path(source).expanduser() for source in sources]
+    if not all(path.exists() for path in paths):
         return None
     labels = base_folder / Path(data.labels).expanduser() if isinstance(data.labels, str) else None
     return [*paths, *([labels] if labels is not None else [])]
@@ -82,7 +86,15 @@ def _listed(given: Any) -> list[Any]:
 
 @functools.cache
 def _versions() -> tuple[str, ...]:
-    return tuple(importlib.metadata.version(name) for name in _PACKAGES)
+    found = [importlib.metadata.version(name) for name in _PACKAGES]
+    return (*found, *(_version_or_none(name) for name in _OPTIONAL_PACKAGES))
+
+
+def _version_or_none(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "none"
 
 
 class Known:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launcher.data.readers_text import read_text
+from launcher.data.tables import Fault, Faults
 from launcher.errors import DataError
 from launcher.registry import suggest
 
@@ -107,10 +108,9 @@ class LabelSet:
         import numpy as np
 
         if self.problem_type == "regression":
-            return np.array([_finite(v, split=split, place=origin, row=r) for r, v in enumerate(values)], np.float64)
-        index = {name: number for number, name in enumerate(self.names)}
-        encoded = [self._numbers(value, index) for value in values]
-        self._refuse_unknown(values, encoded, split=split, origin=origin)
+            self._refuse(values, split=split, origin=origin)
+            return np.array(values, np.float64)
+        encoded = self.encode_lists(values, split=split, origin=origin)
         if self.problem_type != "multi_label_classification":
             return np.array([numbers[0] for numbers in encoded], np.int64)
         hot = np.zeros((len(values), len(self.names)), np.int64)
@@ -119,17 +119,19 @@ class LabelSet:
         return hot
 
     def encode_lists(self, values: Sequence[Any], *, split: str, origin: Callable[[int], str]) -> list[list[int]]:
-        """Return the numbers of each row's tags, in their order. Raises DataError as ``encode`` does."""
+        """Return the numbers of each row's labels, in their order. Raises DataError as ``encode`` does."""
         index = {name: number for number, name in enumerate(self.names)}
         encoded = [self._numbers(value, index) for value in values]
-        self._refuse_unknown(values, encoded, split=split, origin=origin)
+        is_single = self.problem_type not in _SEVERAL
+        if any(-1 in numbers or (is_single and len(numbers) != 1) for numbers in encoded):
+            self._refuse(values, split=split, origin=origin)
         return encoded
 
-    def _numbers(self, value: Any, index: dict[str, int]) -> list[int]:
+    def _numbers(self, value: Any, index: Mapping[str, int]) -> list[int]:
         """Return the numbers of a row's labels; -1 stands for an unknown one."""
         return [self._one(label, index) for label in self.split(value)]
 
-    def _one(self, label: str, index: dict[str, int]) -> int:
+    def _one(self, label: str, index: Mapping[str, int]) -> int:
         if self.first_number is None:
             return index.get(label, -1)
         number = int(label) - self.first_number if _is_whole(label) else -1
@@ -139,21 +141,28 @@ class LabelSet:
         """Return the labels of one row as text: one, or any number of them for multi-label."""
         return _labels_of(value, problem_type=self.problem_type, delimiter=self.delimiter)
 
-    def _refuse_unknown(
-        self, values: Sequence[Any], encoded: Sequence[list[int]], *, split: str, origin: Callable[[int], str]
-    ) -> None:
-        single = self.problem_type not in _SEVERAL
-        bad = [row for row, numbers in enumerate(encoded) if -1 in numbers or (single and len(numbers) != 1)]
-        if not bad:
-            return
-        row = bad[0]
-        more = f" (and {len(bad) - 1} more rows of {split} like it)" if len(bad) > 1 else ""
-        labels = self.split(values[row])
-        if single and len(labels) != 1:
-            what = "is empty" if not labels else f"holds {len(labels)} labels {values[row]!r}"
-            remedy = "label the row or remove it" if not labels else "set task.problem_type: multi_label_classification"
-            raise DataError(f"{origin(row)}: the label {what}{more}; {remedy}")
-        raise DataError(f"{origin(row)}: {self._unknown(labels[encoded[row].index(-1)], split=split)}{more}")
+    def faults(self, values: Sequence[Any], *, split: str) -> Faults:
+        """Return the rows whose label is missing, unknown, or not a finite number, each with what is wrong."""
+        if self.problem_type == "regression":
+            return {row: Fault(_not_finite(v, split), v) for row, v in enumerate(values) if not _is_finite(v)}
+        index = {name: number for number, name in enumerate(self.names)}
+        found = ((row, self._fault(value, index, split)) for row, value in enumerate(values))
+        return {row: Fault(reason, values[row]) for row, reason in found if reason}
+
+    def _fault(self, value: Any, index: Mapping[str, int], split: str) -> str | None:
+        labels = self.split(value)
+        if self.problem_type not in _SEVERAL and len(labels) != 1:
+            what = f"holds {len(labels)} labels {value!r}" if labels else "is empty"
+            remedy = "set task.problem_type: multi_label_classification" if labels else "label the row or remove it"
+            return f"the label {what}; {remedy}"
+        unknown = next((label for label in labels if self._one(label, index) < 0), None)
+        return None if unknown is None else self._unknown(unknown, split=split)
+
+    def _refuse(self, values: Sequence[Any], *, split: str, origin: Callable[[int], str]) -> None:
+        bad = self.faults(values, split=split)
+        for row, fault in bad.items():
+            more = f" (and {len(bad) - 1} more rows of {split} like it)" if len(bad) > 1 else ""
+            raise DataError(f"{origin(row)}: {fault.reason}{more}")
 
     def _unknown(self, label: str, *, split: str) -> str:
         shown = ", ".join(self.names[:_SHOWN]) + (
@@ -284,11 +293,13 @@ def _checked(labels: LabelSet, *, origin: Callable[[int], str] | None) -> LabelS
     return labels
 
 
-def _finite(value: Any, *, split: str, place: Callable[[int], str], row: int) -> float:
+def _is_finite(value: Any) -> bool:
     number = _number(value)
-    if number is None or not math.isfinite(number):
-        raise DataError(
-            f"{place(row)}: the target {value!r} of {split} is not a finite number; "
-            "mend or remove the row, or set task.problem_type if the labels are classes"
-        )
-    return number
+    return number is not None and math.isfinite(number)
+
+
+def _not_finite(value: Any, split: str) -> str:
+    return (
+        f"the target {value!r} of {split} is not a finite number; "
+        "mend or remove the row, or set task.problem_type if the labels are classes"
+    )

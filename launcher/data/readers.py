@@ -4,118 +4,30 @@ from __future__ import annotations
 
 import itertools
 import json
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from launcher.data.columns import Column, packed
+from launcher.data.readers_arrow import ArrowTable, read_arrow, read_parquet
 from launcher.data.readers_conll import read_conll, read_conllu
 from launcher.data.readers_csv import read_delimited
 from launcher.data.readers_squad import squad_columns
-from launcher.data.readers_text import DecodedText, lines_of, read_text
+from launcher.data.readers_text import MARK, MARK_INSIDE, DecodedText, lines_of, read_broken_text
+from launcher.data.readers_xlsx import read_xlsx
+from launcher.data.tables import ColumnsTable, Fault, Faults, Places
 from launcher.data.telling import tell
 from launcher.errors import DataError
+from launcher.recipe.data_section import FORMATS
 
 if TYPE_CHECKING:
     from launcher.recipe.data_section import SourceSpec
 
-FORMATS = {
-    ".csv": "csv",
-    ".tsv": "tsv",
-    ".tab": "tsv",
-    ".json": "json",
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".parquet": "parquet",
-    ".pq": "parquet",
-    ".txt": "labelled-text",
-    ".conll": "conll",
-    ".bio": "conll",
-    ".iob": "conll",
-    ".iob2": "conll",
-    ".conllu": "conllu",
-}
 _BATCH_ROWS = 4096
 _TEXT_FORMATS = ("csv", "tsv", "json", "jsonl", "labelled-text", "text", "paragraphs", "conll", "conllu")
-
-
-@dataclass(frozen=True)
-class Places:
-    """Where the rows of a table stand. ``lines`` are their first lines, from 1; None where rows have no lines."""
-
-    shown: str
-    lines: Sequence[int] | None = None
-    folder: Path | None = None
-    """What paths in the rows count from; None: they are whole."""
-
-    def __call__(self, row: int) -> str:
-        """Return the place of ``row`` (from 0), for an error message."""
-        number = f"row {row + 1}"
-        return f"{self.shown}, {number}" if self.lines is None else f"{self.shown}:{self.lines[row]} ({number})"
-
-
-class Table(Protocol):
-    """Rows by column, before any choice of columns."""
-
-    @property
-    def places(self) -> Places:
-        """Where the rows stand."""
-        ...
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        """How the rows were read: format, encoding, delimiter, revision."""
-        ...
-
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        """What the user should know about how the rows were read."""
-        ...
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Names of the columns, in the source's order."""
-        ...
-
-    @property
-    def rows(self) -> int:
-        """Number of rows."""
-        ...
-
-    @property
-    def class_names(self) -> dict[str, tuple[str, ...]]:
-        """Names of the classes of a column, where the source declares them."""
-        ...
-
-    def column(self, name: str) -> Column:
-        """Return the values of a column, in order."""
-        ...
-
-
-@dataclass(frozen=True)
-class ColumnsTable:
-    """A table held as columns."""
-
-    places: Places
-    columns: Mapping[str, Sequence[Any]]
-    facts: dict[str, Any] = field(default_factory=dict)
-    warnings: tuple[str, ...] = ()
-    class_names: dict[str, tuple[str, ...]] = field(default_factory=dict)
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Names of the columns, in the file's order."""
-        return tuple(self.columns)
-
-    @property
-    def rows(self) -> int:
-        """Number of rows."""
-        return len(next(iter(self.columns.values()), []))
-
-    def column(self, name: str) -> Column:
-        """Return the values of a column, in order."""
-        return Column.of(self.columns[name])
 
 
 @dataclass(frozen=True)
@@ -125,98 +37,53 @@ class _Read:
     columns: Mapping[str, Sequence[Any]]
     lines: Sequence[int] | None = None
     facts: dict[str, Any] = field(default_factory=dict)
+    faults: Faults = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class ArrowTable:
-    """A table of the library ``datasets``; ClassLabel numbers come out as names, and -1 (hidden) as None."""
-
-    places: Places
-    dataset: Any
-    facts: dict[str, Any] = field(default_factory=dict)
-    warnings: tuple[str, ...] = ()
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Names of the columns."""
-        return tuple(self.dataset.column_names)
-
-    @property
-    def rows(self) -> int:
-        """Number of rows."""
-        return len(self.dataset)
-
-    @property
-    def class_names(self) -> dict[str, tuple[str, ...]]:
-        """Names of the classes of every ClassLabel column."""
-        found = {name: _names_of(feature) for name, feature in self.dataset.features.items()}
-        return {name: names for name, names in found.items() if names}
-
-    def column(self, name: str) -> Column:
-        """Return the values of a column, in order; class numbers as names."""
-        names = self.class_names.get(name)
-        if type(self.dataset.features[name]).__name__ == "Image":
-            return Column.of(self._undecoded(name))
-        if names is None and _is_plain(self.dataset.features[name]):
-            return Column(self.dataset.select_columns([name]).with_format("arrow")[:].column(name).chunks)
-        values = (value for batch in self.dataset.select_columns([name]).iter(_BATCH_ROWS) for value in batch[name])
-        return Column.of(values if names is None else (_class_name(value, names=names) for value in values))
-
-    def _undecoded(self, name: str) -> Iterator[Any]:
-        """Yield images as {bytes, path}: who needs their pixels decodes them."""
-        from datasets import Image
-
-        one = self.dataset.select_columns([name]).cast_column(name, Image(decode=False))
-        return (value for batch in one.iter(_BATCH_ROWS) for value in batch[name])
-
-
-def _is_plain(feature: Any) -> bool:
-    """Whether values of a feature are those of their Arrow array as they stand."""
-    return getattr(feature, "dtype", None) in ("string", "large_string", "int32", "int64", "float64")
-
-
-def _names_of(feature: Any) -> tuple[str, ...]:
-    inner = feature[0] if isinstance(feature, list) and feature else getattr(feature, "feature", feature)
-    return tuple(getattr(inner, "names", None) or ())
-
-
-def _class_name(value: Any, *, names: tuple[str, ...]) -> Any:
-    if isinstance(value, list):
-        return [_class_name(item, names=names) for item in value]
-    if isinstance(value, int):
-        return names[value] if 0 <= value < len(names) else None
-    return value
-
-
-def read_file(path: Path, *, spec: SourceSpec, shown: str | None = None, plain_text: bool = False) -> Table:
+def read_file(
+    path: Path, *, spec: SourceSpec, shown: str | None = None, plain_text: bool = False
+) -> ColumnsTable | ArrowTable:
     """Read one file by ``spec.format``, or by its ending.
 
     ``shown`` is how errors name the file; with ``plain_text`` the ending .txt stands for texts without labels, one a line.
     Raises DataError: unknown format, an option that the format does not have, or content that does not fit it (the line is
     named).
     """
-    kind = spec.format or file_format(path)
+    kind, label = spec.format or file_format(path), shown or str(path)
     if plain_text and spec.format is None and kind == "labelled-text":
         kind = "text"
     if kind is None:
         known = ", ".join(sorted(FORMATS))
-        raise DataError(f"{path}: its ending tells no format (known: {known}); set `format` of this source")
-    _refuse_unused(spec, kind=kind, path=path)
-    label = shown or str(path)
-    if kind == "parquet":
-        return _read_parquet(path, shown=label)
-    decoded = read_text(path, encoding=spec.encoding)
-    read = _READERS[kind](decoded.text, path, spec)
+        raise DataError(f"{label}: its ending tells no format (known: {known}); set `format` of this source")
+    _refuse_unused(spec, kind=kind, shown=label)
+    if kind in _WHOLE:
+        return _WHOLE[kind](path, shown=label)
+    if kind == "xlsx":
+        return read_xlsx(path, shown=label, header=spec.header)
+    decoded = read_broken_text(path, encoding=spec.encoding, shown=label)
+    read = _READERS[kind](decoded.text, label, spec)
+    faults = {**read.faults, **_of_bytes(decoded.broken, lines=read.lines, shown=label)}
     warnings = (_guess(decoded, shown=label),) if decoded.guessed else ()
     facts = {"format": kind, "encoding": decoded.encoding, **read.facts}
-    return ColumnsTable(Places(label, read.lines, path.parent), read.columns, facts, warnings)
+    return ColumnsTable(Places(label, read.lines, path.parent), read.columns, facts, warnings, faults=faults)
+
+
+def _of_bytes(broken: Mapping[int, str], *, lines: Sequence[int] | None, shown: str) -> Faults:
+    """Return broken lines as faults of their rows. Raises DataError for one that is of no row, such as the header."""
+    faults: Faults = {}
+    for line, reason in broken.items():
+        row = bisect_right(lines or (), line) - 1
+        if row < 0:
+            raise DataError(f"{shown}:{line}: {reason}")
+        faults.setdefault(row, Fault(reason, None, f"{line}"))
+    return faults
 
 
 def file_format(path: Path) -> str | None:
     """Return the format that the ending of ``path`` stands for, or None; text may be packed by gzip (.csv.gz)."""
     name = path.name.lower()
     kind = FORMATS.get(Path(name.removesuffix(".gz")).suffix)
-    return None if kind == "parquet" and name.endswith(".gz") else kind
+    return kind if kind in _TEXT_FORMATS or not name.endswith(".gz") else None
 
 
 def bare_stem(path: Path) -> str:
@@ -231,114 +98,151 @@ def _guess(decoded: DecodedText, *, shown: str) -> str:
     )
 
 
-def _refuse_unused(spec: SourceSpec, *, kind: str, path: Path) -> None:
+def _refuse_unused(spec: SourceSpec, *, kind: str, shown: str) -> None:
     """An option that would be ignored is an error."""
     wrong = {
         "delimiter": spec.delimiter is not None and kind not in ("csv", "tsv"),
-        "header": spec.header is not None and kind not in ("csv", "tsv", "conll"),
+        "header": spec.header is not None and kind not in ("csv", "tsv", "xlsx", "conll"),
         "encoding": spec.encoding is not None and kind not in _TEXT_FORMATS,
     }
     for key, refused in wrong.items():
         if refused:
-            raise DataError(f"{path}: `{key}` is set, and a {kind} file has none; remove it from this source")
+            raise DataError(f"{shown}: `{key}` is set, and a {kind} file has none; remove it from this source")
 
 
 # --- formats -------------------------------------------------------------------------------------------------------
 
 
-def _read_csv(text: str, path: Path, spec: SourceSpec) -> _Read:
-    read = read_delimited(
-        text, path=path, delimiter=spec.delimiter, header=spec.header, tabs=(spec.format or file_format(path)) == "tsv"
-    )
+def _read_csv(text: str, shown: str, spec: SourceSpec, *, tabs: bool = False) -> _Read:
+    read = read_delimited(text, shown=shown, delimiter=spec.delimiter, header=spec.header, tabs=tabs)
     facts = {"delimiter": read.delimiter, "quoting": "double" if read.quoted else "none"}
-    return _Read(dict(read.columns), read.lines, facts)
+    return _Read(dict(read.columns), read.lines, facts, read.faults)
 
 
-def _read_json(text: str, path: Path, spec: SourceSpec) -> _Read:
+def _read_json(text: str, shown: str, spec: SourceSpec) -> _Read:
     try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
+        value = _parsed(text)
+    except _NotJson as error:
         # Many files named .json hold one object a line.
-        if error.msg == "Extra data" and text.lstrip().startswith("{"):
-            return _read_jsonl(text, path, spec)
-        raise DataError(_broken_json(path, line=error.lineno, column=error.colno, fault=error.msg)) from None
+        if error.extra and text.lstrip().startswith("{"):
+            return _read_jsonl(text, shown, spec)
+        raise DataError(f"{shown}:{error.line}{error.column}: {error.reason}") from None
     rows = value.get("data") if isinstance(value, dict) else value
     if isinstance(rows, list) and rows and all(isinstance(row, dict) and "paragraphs" in row for row in rows):
-        return _Read(squad_columns(rows, path), facts={"layout": "squad"})
+        columns, faults = squad_columns(rows, shown)
+        return _Read(columns, None, {"layout": "squad"}, faults)
     if not isinstance(rows, list):
         held = f"the keys {', '.join(map(repr, value))}" if isinstance(value, dict) else type(value).__name__
-        raise DataError(f'{path}: needs a list of objects, or {{"data": [...]}}; it holds {held}')
-    return _Read(_columns_of(iter(rows), total=len(rows), place=lambda row: f"{path}, row {row + 1}"))
+        raise DataError(f'{shown}: needs a list of objects, or {{"data": [...]}}; it holds {held}')
+    return _of_objects(iter(rows), total=len(rows))
 
 
-def _read_jsonl(text: str, path: Path, spec: SourceSpec) -> _Read:
+def _read_jsonl(text: str, shown: str, spec: SourceSpec) -> _Read:
     # A line is packed away before the next ones are parsed: as objects, rows take many times their size.
     lines = Column.of(number for number, line in lines_of(text) if line.strip())
-    objects = (_parsed(line, path=path, number=number) for number, line in lines_of(text) if line.strip())
-    return _Read(_columns_of(objects, total=len(lines), place=lambda row: f"{path}:{lines[row]}"), lines)
+    rows = (_of_line(line, number) for number, line in lines_of(text) if line.strip())
+    return _of_objects(rows, total=len(lines), lines=lines)
 
 
-def _parsed(line: str, *, path: Path, number: int) -> Any:
+def _of_line(line: str, number: int) -> Any:
+    """Return the value of a line of JSON, or its Fault."""
     try:
-        return json.loads(line)
+        return _parsed(line)
+    except _NotJson as error:
+        return Fault(MARK_INSIDE if line.startswith(MARK) else error.reason, line, f"{number}{error.column}")
+
+
+class _NotJson(Exception):
+    """Text that is no JSON: what is wrong, the line, ``:column`` or nothing, and whether only more text follows."""
+
+    def __init__(self, fault: str, *, line: int = 1, column: str = "", extra: bool = False) -> None:
+        self.reason = f"broken JSON ({fault}); mend this line, or set `format` if the file is not JSON"
+        self.line, self.column, self.extra = line, column, extra
+
+
+def _parsed(text: str) -> Any:
+    """Return the value that JSON text stands for. Raises _NotJson."""
+    try:
+        return _DECODER.decode(text)
     except json.JSONDecodeError as error:
-        raise DataError(_broken_json(path, line=number, column=error.colno, fault=error.msg)) from None
+        extra = error.msg == "Extra data"
+        raise _NotJson(error.msg, line=error.lineno, column=f":{error.colno}", extra=extra) from None
+    except RecursionError:
+        raise _NotJson("it is nested too deeply") from None
+    except ValueError as error:
+        # A key that stands twice, and whole numbers of thousands of digits.
+        raise _NotJson(str(error)) from None
 
 
-def _broken_json(path: Path, *, line: int, column: int, fault: str) -> str:
-    return f"{path}:{line}:{column}: broken JSON ({fault}); mend this line, or set `format` if the file is not JSON"
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} stands twice in an object")
+    return found
 
 
-def _columns_of(rows: Iterator[Any], *, total: int, place: Callable[[int], str]) -> dict[str, Column]:
-    """Turn objects into columns; a key that a row lacks is None there."""
+_DECODER = json.JSONDecoder(object_pairs_hook=_object)
+
+
+def _of_objects(rows: Iterator[Any], *, total: int, lines: Sequence[int] | None = None) -> _Read:
+    """Turn objects into columns; a key that a row lacks is None there. A row that is a Fault, or no object, has None everywhere."""
     chunks: dict[str, list[Any]] = {}
-    read, odd = 0, ""
+    faults: Faults = {}
+    read = 0
     for batch in iter(lambda: list(itertools.islice(rows, _BATCH_ROWS)), []):
-        # A broken line, even a later one, is told first.
-        odd = odd or next(
-            (_no_object(row, place(read + n)) for n, row in enumerate(batch) if type(row) is not dict), ""
-        )
-        for name in dict.fromkeys(name for row in batch if not odd for name in row):
+        odd = [(read + number, row) for number, row in enumerate(batch) if type(row) is not dict]
+        faults |= {number: _no_object(row, None if lines is None else f"{lines[number]}") for number, row in odd}
+        objects = [row if type(row) is dict else {} for row in batch] if odd else batch
+        for name in dict.fromkeys(name for row in objects for name in row):
             missing = [[None] * read] if read and name not in chunks else []
             chunks.setdefault(name, []).extend(missing)
         for name, found in chunks.items():
-            found.append([] if odd else packed([row.get(name) for row in batch]))
+            found.append(packed([row.get(name) for row in objects]))
         read += len(batch)
         tell("reading rows", read, total)
-    if odd:
-        raise DataError(odd)
-    return {name: Column(found) for name, found in chunks.items()}
+    return _Read({name: Column(found) for name, found in chunks.items()}, lines, faults=faults)
 
 
-def _no_object(row: Any, place: str) -> str:
-    return f'{place}: is {type(row).__name__}, not an object such as {{"text": ..., "label": ...}}'
+def _no_object(row: Any, at: str | None) -> Fault:
+    if isinstance(row, Fault):
+        return row
+    return Fault(f'is {type(row).__name__}, not an object such as {{"text": ..., "label": ...}}', row, at)
 
 
-def _read_labelled(text: str, path: Path, spec: SourceSpec) -> _Read:
+def _read_labelled(text: str, shown: str, spec: SourceSpec) -> _Read:
     numbered = [(n, line.removesuffix("\r")) for n, line in enumerate(text.split("\n"), start=1) if line.strip()]
     lines = [number for number, _ in numbered]
     if not any("\t" in line for _, line in numbered):
         return _Read({"text": [line for _, line in numbered]}, lines)
-    for number, line in numbered:
-        if "\t" not in line:
-            raise DataError(f"{path}:{number}: has no tab; every line has to be label<TAB>text, as the other lines are")
-    pairs = [line.split("\t", 1) for _, line in numbered]
+    faults = {
+        row: Fault(reason, line, f"{number}")
+        for row, (number, line) in enumerate(numbered)
+        if (reason := _unlabelled(line))
+    }
+    pairs = [(None, None) if row in faults else line.split("\t", 1) for row, (_, line) in enumerate(numbered)]
     labels, texts = [label for label, _ in pairs], [body for _, body in pairs]
     if len(labels) >= 20 and len(set(labels)) > 0.9 * len(labels) and len(set(texts)) < 0.5 * len(texts):
         raise DataError(
-            f"{path}: seems to be text<TAB>label, not label<TAB>text; "
+            f"{shown}: seems to be text<TAB>label, not label<TAB>text; "
             "read it with format: tsv and header: [text, label]"
         )
-    return _Read({"label": labels, "text": texts}, lines)
+    return _Read({"label": labels, "text": texts}, lines, faults=faults)
 
 
-def _read_lines(text: str, path: Path, spec: SourceSpec) -> _Read:
+def _unlabelled(line: str) -> str | None:
+    if line.startswith(MARK):
+        return MARK_INSIDE
+    return None if "\t" in line else "has no tab; every line has to be label<TAB>text, as the other lines are"
+
+
+def _read_lines(text: str, shown: str, spec: SourceSpec) -> _Read:
     """Each line that is not blank is a row."""
     texts = Column.of(line.removesuffix("\r") for _, line in lines_of(text) if line.strip())
     return _Read({"text": texts}, Column.of(number for number, line in lines_of(text) if line.strip()))
 
 
-def _read_paragraphs(text: str, path: Path, spec: SourceSpec) -> _Read:
+def _read_paragraphs(text: str, shown: str, spec: SourceSpec) -> _Read:
     """Lines up to the next blank line are a row, with their line breaks."""
     paragraphs: list[list[str]] = []
     lines: list[int] = []
@@ -353,48 +257,20 @@ def _read_paragraphs(text: str, path: Path, spec: SourceSpec) -> _Read:
     return _Read({"text": ["\n".join(paragraph) for paragraph in paragraphs]}, lines)
 
 
-def _read_conll(text: str, path: Path, spec: SourceSpec) -> _Read:
-    return _Read(*read_conll(text, path, header=spec.header))
+def _read_conll(text: str, shown: str, spec: SourceSpec) -> _Read:
+    columns, lines, faults = read_conll(text, shown, header=spec.header)
+    return _Read(columns, lines, faults=faults)
 
 
-def _read_conllu(text: str, path: Path, spec: SourceSpec) -> _Read:
-    return _Read(*read_conllu(text, path))
+def _read_conllu(text: str, shown: str, spec: SourceSpec) -> _Read:
+    columns, lines, faults = read_conllu(text, shown)
+    return _Read(columns, lines, faults=faults)
 
 
-def _read_parquet(path: Path, *, shown: str) -> Table:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        arrow = pyarrow.parquet.read_table(path)
-    except (OSError, pyarrow.ArrowException) as error:
-        reason = str(error).splitlines()[0]
-        raise DataError(f"{path}: is not a readable parquet file ({reason}); write it again, or set `format`") from None
-    return table_of_arrow(arrow, shown=shown, facts={"format": "parquet"}, folder=path.parent)
-
-
-def table_of_arrow(arrow: Any, *, shown: str, facts: dict[str, Any], folder: Path | None = None) -> Table:
-    """Return a pyarrow table as a Table: dictionary columns decoded, names of classes from the metadata of ``datasets``."""
-    from datasets import Dataset
-
-    return ArrowTable(Places(shown, folder=folder), Dataset(_without_dictionaries(arrow)), facts)
-
-
-def _without_dictionaries(arrow: Any) -> Any:
-    import pyarrow
-
-    for index, column in enumerate(arrow.schema):
-        if pyarrow.types.is_dictionary(column.type):
-            plain = column.with_type(column.type.value_type)
-            arrow = arrow.set_column(index, plain, arrow.column(index).cast(column.type.value_type))
-    # pandas' own notes would bring its index back as a column type that no longer fits.
-    metadata = {k: v for k, v in (arrow.schema.metadata or {}).items() if k == b"huggingface"}
-    return arrow.replace_schema_metadata(metadata or None)
-
-
-_READERS = {
+_WHOLE = {"parquet": read_parquet, "arrow": read_arrow}
+_READERS: dict[str, Callable[[str, str, SourceSpec], _Read]] = {
     "csv": _read_csv,
-    "tsv": _read_csv,
+    "tsv": partial(_read_csv, tabs=True),
     "json": _read_json,
     "jsonl": _read_jsonl,
     "labelled-text": _read_labelled,

@@ -8,7 +8,7 @@ import itertools
 import re
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from launcher.errors import DataError
@@ -21,6 +21,9 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
+MARK = "\ufeff"
+MARK_INSIDE = "begins with a byte-order mark, as where files were written one after the other into this one; remove the mark, and a header that is repeated"
+_ESCAPED = re.compile("[\udc80-\udcff]+")
 _SAMPLE_BYTES = 200_000
 _CANDIDATES = ["gb18030", "big5", "shift_jis", "euc_jp", "euc_kr", "cp1252", "cp1250", "cp1251", "cp1253", "cp1254"]
 # The rows of the most frequent characters in GB 2312 (lead bytes B0 to D7) and its punctuation (A1, A3).
@@ -36,24 +39,37 @@ class DecodedText:
     text: str
     encoding: str
     guessed: bool
+    broken: dict[int, str] = field(default_factory=dict)
+    """Line, from 1, whose bytes do not fit -> what is wrong; they stand in the text as lone surrogates (PEP 383)."""
 
 
-def read_text(path: Path, *, encoding: str | None = None) -> DecodedText:
+def read_text(path: Path, *, encoding: str | None = None, shown: str | None = None) -> DecodedText:
     """Read ``path`` as text: by ``encoding``, else by its byte-order mark, as UTF-8, or by detection, in this order.
+
+    ``shown`` is how errors name the file.
 
     Raises:
         DataError: the file cannot be read, the encoding is unknown, or the bytes do not fit it (the line is named).
     """
-    data = _read_bytes(path)
+    label = shown or str(path)
+    decoded = read_broken_text(path, encoding=encoding, shown=label)
+    for line, fault in decoded.broken.items():
+        raise DataError(f"{label}:{line}: {fault}")
+    return decoded
+
+
+def read_broken_text(path: Path, *, encoding: str | None, shown: str) -> DecodedText:
+    """As ``read_text``, with lines whose bytes do not fit in ``broken``. Raises DataError for faults of the whole file."""
+    data = _read_bytes(path, shown=shown)
     if encoding is not None:
-        return _decode_as(data, path=path, encoding=encoding)
+        return _decode_as(data, shown=shown, encoding=encoding)
     marked = next((name for mark, name in _MARKS if data.startswith(mark)), None)
     if marked is not None:
-        return _decode_as(data, path=path, encoding=marked)
+        return _decode_as(data, shown=shown, encoding=marked)
     try:
         return DecodedText(data.decode("utf-8"), "utf-8", guessed=False)
-    except UnicodeDecodeError as error:
-        return _decode_by_detection(data, path=path, error=error)
+    except UnicodeDecodeError:
+        return _decode_by_detection(data, shown=shown)
 
 
 def lines_of(text: str) -> Iterator[tuple[int, str]]:
@@ -71,51 +87,66 @@ def lines_of(text: str) -> Iterator[tuple[int, str]]:
         start = end + 1
 
 
-def _read_bytes(path: Path) -> bytes:
+def _read_bytes(path: Path, *, shown: str) -> bytes:
     try:
         data = path.read_bytes()
         return gzip.decompress(data) if path.name.lower().endswith(".gz") else data
     except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or error
-        raise DataError(f"{path}: cannot be read ({reason}); check the file and its permissions") from None
+        raise DataError(f"{shown}: cannot be read ({reason}); check the file and its permissions") from None
 
 
-def _decode_as(data: bytes, *, path: Path, encoding: str) -> DecodedText:
+def _decode_as(data: bytes, *, shown: str, encoding: str) -> DecodedText:
     try:
         name = codecs.lookup(encoding).name
     except LookupError:
         raise DataError(
-            f"{path}: encoding {encoding!r} is not known; write one such as utf-8, gbk, utf-16 or latin-1"
+            f"{shown}: encoding {encoding!r} is not known; write one such as utf-8, gbk, utf-16 or latin-1"
         ) from None
     reader = "utf-8-sig" if name == "utf-8" else "gb18030" if name in ("gb2312", "gbk") else name
-    try:
-        text = data.decode(reader)
-    except UnicodeDecodeError as error:
-        raise DataError(_broken_bytes(data, path=path, encoding=encoding, error=error)) from None
+    text, broken = _escaped(data, reader=reader, encoding=encoding, shown=shown)
     # A mark is no text, also where the encoding was named with its byte order (utf-16-le).
-    return DecodedText(text.removeprefix("\ufeff"), name, guessed=False)
+    return DecodedText(text.removeprefix(MARK), name, guessed=False, broken=broken)
 
 
-def _broken_bytes(data: bytes, *, path: Path, encoding: str, error: UnicodeDecodeError) -> str:
-    line = data.count(b"\n", 0, error.start) + 1
-    bad = data[error.start : error.start + 4].hex(" ")
+def _escaped(data: bytes, *, reader: str, encoding: str, shown: str) -> tuple[str, dict[int, str]]:
+    """Return the text, bytes that do not fit as lone surrogates, and what is wrong by line. Raises DataError where there are no lines."""
+    try:
+        text = data.decode(reader, "surrogateescape")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise DataError(f"{shown}:{line}: {_broken_bytes(data[error.start : error.start + 4], encoding)}") from None
+    except LookupError:
+        raise DataError(f"{shown}: encoding {encoding!r} is none of text; write one such as utf-8 or latin-1") from None
+    if not _ESCAPED.search(text):
+        return text, {}
+    found = ((number, _ESCAPED.search(line)) for number, line in lines_of(text))
+    return text, {
+        number: _broken_bytes(match[0].encode("utf-8", "surrogateescape")[:4], encoding)
+        for number, match in found
+        if match
+    }
+
+
+def _broken_bytes(bad: bytes, encoding: str) -> str:
     return (
-        f"{path}:{line}: the bytes {bad} are not {encoding} text; "
+        f"the bytes {bad.hex(' ')} are not {encoding} text; "
         "set `encoding` of this source to the file's true one (null: detected), or mend the line"
     )
 
 
-def _decode_by_detection(data: bytes, *, path: Path, error: UnicodeDecodeError) -> DecodedText:
+def _decode_by_detection(data: bytes, *, shown: str) -> DecodedText:
     if _mostly_utf8(data):
-        raise DataError(_broken_bytes(data, path=path, encoding="UTF-8", error=error))
+        text, broken = _escaped(data, reader="utf-8", encoding="UTF-8", shown=shown)
+        return DecodedText(text, "utf-8", guessed=False, broken=broken)
     name = _unmarked_utf16(data) or _common_chinese(data) or _detected(data)
     if name is None:
         raise DataError(
-            f"{path}: is not UTF-8 and no other text encoding was recognised; "
+            f"{shown}: is not UTF-8 and no other text encoding was recognised; "
             "name it with `encoding`, or check that this is a text file"
         )
-    decoded = _decode_as(data, path=path, encoding=name)
-    return DecodedText(decoded.text, name, guessed=True)
+    decoded = _decode_as(data, shown=shown, encoding=name)
+    return replace(decoded, encoding=name, guessed=True)
 
 
 def _mostly_utf8(data: bytes) -> bool:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from launcher.data.bad_rows import OnBadRow, SkippedRow, refuse_many
 from launcher.data.labels import infer_problem_type
 from launcher.data.sources_columns import check_keys
 from launcher.data.sources_find import SPLITS, OpenSource, open_source, pick_split
@@ -17,11 +19,13 @@ from launcher.data.sources_rows import (
     RowSet,
     check_alike,
     fingerprint,
+    labelled,
     read_split,
     recurring,
     without_hidden_labels,
 )
 from launcher.data.splits import split_share
+from launcher.data.tables import Faults
 from launcher.errors import DataError
 from launcher.recipe.data_section import DataSection, SourceSpec
 
@@ -53,10 +57,30 @@ class SplitSet:
     """Names of the classes in the source's own order, where it declares them (ClassLabel)."""
     places: dict[str, RowSet] = field(default_factory=dict, repr=False)
     """Where the rows of each split stand, without their texts."""
+    skipped: tuple[SkippedRow, ...] = ()
+    """Rows that were left out because they cannot be used (``data.on_bad_row: skip``)."""
 
     def origin(self, split: str) -> Callable[[int], str]:
         """Return a function: position of a row in ``split`` (from 0) -> its file and row, for an error message."""
         return self.places[split].place
+
+    def without(self, faults: Mapping[str, Faults], *, on_bad_row: OnBadRow) -> SplitSet:
+        """Return the rows that have no fault; ``faults``: split -> position of a row -> what is wrong with it.
+
+        Raises DataError for the first one unless they are skipped, and where too many are.
+        """
+        if not any(faults.values()):
+            return self
+        kept: dict[str, Any] = {}
+        places, skipped = dict(self.places), list(self.skipped)
+        for split, bad in faults.items():
+            places[split] = self.places[split].without(bad, split=split, on_bad_row=on_bad_row)
+            skipped += places[split].skipped[len(self.places[split].skipped) :]
+            kept[split] = getattr(self, split).select([row for row in range(self.places[split].rows) if row not in bad])
+            refuse_many(skipped, split=split, kept=len(kept[split]))
+        left_out = {split: sorted(bad) for split, bad in faults.items()}
+        digest = hashlib.sha256(json.dumps([self.fingerprint, left_out], sort_keys=True).encode()).hexdigest()
+        return replace(self, **kept, places=places, skipped=tuple(skipped), fingerprint=digest)
 
 
 def load_splits(
@@ -68,28 +92,31 @@ def load_splits(
     problem_type: str = "auto",
     label_delimiter: str = ",",
     plain_text: bool = False,
+    may_be_empty: bool = False,
 ) -> SplitSet:
     """Read the rows of ``data``; relative paths count from ``base_folder``.
 
     ``needs`` must be found in train and validation, and in test but for ``label``; ``optional`` is taken where found.
     Without validation rows a seeded share of train is set aside: stratified by label, or drawn from all rows alike for
     regression and multi-label; ``problem_type`` and ``label_delimiter`` say what a label is; ``plain_text``, that files named
-    .txt hold texts alone.
+    .txt hold texts alone; ``may_be_empty``, that texts without a word are of use.
 
     Raises:
-        DataError: a source, column or row is missing or broken; file, row, value and remedy are named.
+        DataError: a source, column or row is missing or broken; file, row, value and remedy are named. With
+            ``data.on_bad_row: skip`` rows that cannot be used are left out, unless they are too many.
     """
     check_keys(data.columns, known=(*needs, *optional))
     found = _find_parts(data, base_folder=base_folder, plain_text=plain_text)
     sets = {
-        split: read_split(split, parts=parts, data=data, needs=needs, optional=optional)
+        split: read_split(split, parts=parts, data=data, needs=needs, optional=optional, may_be_empty=may_be_empty)
         for split, parts in found.items()
     }
     notes = [note for rows in sets.values() for note in rows.warnings]
     if "test" in sets:
-        sets["test"], hidden = without_hidden_labels(sets["test"], train=sets["train"])
+        sets["test"], hidden = without_hidden_labels(sets["test"], train=sets["train"], on_bad_row=data.on_bad_row)
         notes += hidden
     check_alike(sets)
+    sets = labelled(sets, on_bad_row=data.on_bad_row)
     if "validation" not in sets:
         train, validation, note = _set_aside(
             sets["train"], data=data, problem_type=problem_type, delimiter=label_delimiter
@@ -112,12 +139,14 @@ def load_rows(
     """Read one source on its own, with the columns of ``data``: to predict or evaluate on other rows.
 
     ``split`` is what to take from a source that has several. Labels are left out where no row has one.
-    Raises DataError as ``load_splits`` does.
+    Raises DataError as ``load_splits`` does, whatever ``data.on_bad_row`` is.
     """
     check_keys(data.columns, known=tuple(dict.fromkeys((*needs, *optional, *NEEDS, *OPTIONAL))))
     parts = [_part(source, data=data, base_folder=base_folder, split=split, plain_text=plain_text)]
-    rows, _ = without_hidden_labels(read_split("test", parts=parts, data=data, needs=needs, optional=optional))
-    return rows
+    # Each of these rows is to have its answer.
+    whole = data.model_copy(update={"on_bad_row": "error"})
+    read = read_split("test", parts=parts, data=whole, needs=needs, optional=optional, may_be_empty=True)
+    return without_hidden_labels(read)[0]
 
 
 # --- steps ---------------------------------------------------------------------------------------------------------
@@ -183,7 +212,7 @@ def _set_aside(train: RowSet, *, data: DataSection, problem_type: str, delimiter
             strata, how = [sys.intern(str(label).strip()) for label in labels], "stratified by label"
     kept, held = split_share(_digests(train), share=data.validation_share, seed=data.split_seed, strata=strata)
     note = f"no validation rows are given: {len(held)} of the {train.rows} train rows were set aside, {how}"
-    return train.select(kept), train.select(held), note
+    return train.select(kept), replace(train.select(held), skipped=()), note
 
 
 def _digests(rows: RowSet) -> list[bytes]:
@@ -205,4 +234,5 @@ def _finish(sets: dict[str, RowSet], *, notes: list[str]) -> SplitSet:
         warnings=tuple(dict.fromkeys(notes)),
         label_names=ordered["train"].class_names,
         places={split: rows.places_only() for split, rows in ordered.items()},
+        skipped=tuple(row for rows in ordered.values() for row in rows.skipped),
     )

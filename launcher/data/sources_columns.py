@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from launcher.data.columns import Column
-from launcher.data.readers import Places, Table
+from launcher.data.tables import Fault, Faults, Table
 from launcher.errors import DataError
 from launcher.registry import suggest
 
@@ -158,64 +158,116 @@ def _flow(given: list[str]) -> str:
 
 
 # --- values --------------------------------------------------------------------------------------------------------
+# Each of these adds to ``faults`` the rows whose value cannot be used, and has None in their place.
 
 
-def text_values(table: Table, *, columns: list[str], rows: Sequence[int], join: str, ours: str) -> Column:
-    """Return the texts of ``rows``, several columns joined. Raises DataError naming the first row that is not text."""
+def text_values(
+    table: Table, *, columns: list[str], rows: Sequence[int], join: str, ours: str, faults: Faults
+) -> Column:
+    """Return the texts of ``rows``, several columns joined."""
     parts = []
     for column in columns:
         picked = table.column(column).take(rows)
         for row, value in () if picked.is_text else zip(rows, picked, strict=True):
-            if not isinstance(value, str):
-                raise DataError(_not_text(value, column=column, ours=ours, place=table.places(row)))
+            if row not in faults and (reason := _text_fault(value, column=column, ours=ours)):
+                faults[row] = Fault(reason, value)
         parts.append(picked)
-    return parts[0] if len(parts) == 1 else Column.of(join.join(row) for row in zip(*parts, strict=True))
+    if len(parts) == 1 and parts[0].is_text:
+        return parts[0]
+    values = zip(*parts, strict=True)
+    return Column.of(None if row in faults else join.join(held) for row, held in zip(rows, values, strict=True))
 
 
-def _not_text(value: Any, *, column: str, ours: str, place: str) -> str:
+def _text_fault(value: Any, *, column: str, ours: str) -> str | None:
+    if isinstance(value, str):
+        return None if _is_whole(value) else f"column {column!r} ({ours}) holds {_HALF}"
     kind = "null" if value is None or (isinstance(value, float) and math.isnan(value)) else type(value).__name__
     return (
-        f"{place}: column {column!r} ({ours}) holds {value!r} ({kind}), which is not text; "
+        f"column {column!r} ({ours}) holds {_cut(value)} ({kind}), which is not text; "
         "mend or remove the row, or name another column under data.columns"
     )
 
 
-def token_values(table: Table, *, column: str, rows: Sequence[int]) -> Column:
-    """Return the words of ``rows``. Raises DataError naming the first row that is not a list of words, or an empty one."""
+_HALF = "half of a character (a lone surrogate, such as \\\\ud83d without its other half), which is no text; mend or remove the row"
+
+
+def _is_whole(text: str) -> bool:
+    """Whether text can be written; JSON's escapes can name halves of characters."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _cut(value: Any, *, width: int = 120) -> str:
+    text = repr(value)
+    return text if len(text) <= width else f"{text[: width - 3]}..."
+
+
+def check_not_empty(texts: Mapping[str, Column], *, rows: Sequence[int], each: bool, faults: Faults) -> None:
+    """Add rows without a word: all of their ``texts`` are empty, or with ``each`` one of them is."""
+    for row, held in zip(rows, zip(*texts.values(), strict=True), strict=True):
+        if row in faults or all(map(str.strip, held)):
+            continue
+        empty = {name: text for name, text in zip(texts, held, strict=True) if not text.strip()}
+        if each or len(empty) == len(texts):
+            name, text = next(iter(empty.items()))
+            faults[row] = Fault(f"the {name} is empty; mend or remove the row", text)
+
+
+def token_values(table: Table, *, column: str, rows: Sequence[int], faults: Faults) -> Column:
+    """Return the words of ``rows``, at least one each."""
     values = table.column(column).take(rows)
     for row, value in zip(rows, values, strict=True):
-        if not isinstance(value, list) or not value or not all(isinstance(word, str) for word in value):
-            raise DataError(
-                f"{table.places(row)}: column {column!r} (tokens) holds {value!r}, which is no list of words; mend or remove the "
-                "row, or name another column under data.columns"
-            )
-    return values
+        is_list = isinstance(value, list) and value and all(isinstance(word, str) for word in value)
+        if not is_list:
+            reason = f"column {column!r} (tokens) holds {_cut(value)}, which is no list of words; mend or remove the row, or name another column under data.columns"
+            faults.setdefault(row, Fault(reason, value))
+        elif not all(map(_is_whole, value)):
+            faults.setdefault(row, Fault(f"column {column!r} (tokens) holds {_HALF}", value))
+    return _usable(values, rows=rows, faults=faults)
 
 
-def check_tags(table: Table, *, tokens: Sequence[list[str]], tags: Sequence[Any], rows: Sequence[int]) -> None:
-    """Raise DataError naming the first row that does not have a tag for each word; a row without any may be one to predict."""
+def _usable(values: Column, *, rows: Sequence[int], faults: Faults) -> Column:
+    """Return values with None in the place of rows that cannot be used."""
+    if not faults:
+        return values
+    return Column.of(None if row in faults else value for row, value in zip(rows, values, strict=True))
+
+
+def check_tags(*, tokens: Sequence[Any], tags: Sequence[Any], rows: Sequence[int], faults: Faults) -> None:
+    """Add rows that do not have a tag for each word; a row without any may be one to predict."""
     for row, words, given in zip(rows, tokens, tags, strict=True):
-        if given is not None and (not isinstance(given, list) or len(given) != len(words)):
+        if row not in faults and given is not None and (not isinstance(given, list) or len(given) != len(words)):
             what = f"{len(given)} tags" if isinstance(given, list) else repr(given)
-            raise DataError(
-                f"{table.places(row)}: has {len(words)} words and, as their label, {what}; give each word one tag "
+            reason = (
+                f"has {len(words)} words and, as their label, {what}; give each word one tag "
                 f"(words: {' '.join(words)[:80]!r})"
             )
+            faults[row] = Fault(reason, given)
 
 
-def answer_values(table: Table, *, column: str, rows: Sequence[int], contexts: Sequence[str]) -> Column:
+def answer_values(table: Table, *, column: str, rows: Sequence[int], contexts: Sequence[Any], faults: Faults) -> Column:
     """Return the answers of ``rows`` as {text: [...], answer_start: [...]}, empty lists where a question has none; None: unknown.
 
-    Raises DataError naming the first row whose answer does not stand in its context where it says so.
+    An answer that does not stand in its context where it says so is a fault.
     """
     values = table.column(column).take(rows)
-    return Column.of(
-        _answers(value, context, table.places(row), column)
-        for row, value, context in zip(rows, values, contexts, strict=True)
-    )
+    for row, value, context in zip(rows, values, contexts, strict=True):
+        if row not in faults and (reason := _answer_fault(value, context, column)):
+            faults[row] = Fault(reason, value)
+    return Column.of(None if row in faults else _answers(value) for row, value in zip(rows, values, strict=True))
 
 
-def _answers(value: Any, context: str, place: str, column: str) -> dict[str, list[Any]] | None:
+def _answers(value: Any) -> dict[str, list[Any]] | None:
+    if value is None:
+        return None
+    texts, starts = _lists_of(value)
+    return {"text": list(texts), "answer_start": list(starts)}
+
+
+def _answer_fault(value: Any, context: str, column: str) -> str | None:
     if value is None:
         return None
     texts, starts = _lists_of(value)
@@ -224,18 +276,18 @@ def _answers(value: Any, context: str, place: str, column: str) -> dict[str, lis
         or not all(isinstance(text, str) and text for text in texts)
         or not all(map(_is_place, starts))
     ):
-        raise DataError(
-            f'{place}: column {column!r} (answers) holds {str(value)[:120]!r}; answers are {{"text": [...], "answer_start": [...]}} with the first '
+        return (
+            f'column {column!r} (answers) holds {str(value)[:120]!r}; answers are {{"text": [...], "answer_start": [...]}} with the first '
             "character of each, from 0, and empty lists where there is none; mend or remove the row"
         )
     for text, at in zip(texts, starts, strict=True):
         there = context[at : at + len(text)]
         if there != text:
-            raise DataError(
-                f"{place}: the answer {text[:60]!r} does not stand at character {at} of its context, where {there[:60]!r} stands; mend "
+            return (
+                f"the answer {text[:60]!r} does not stand at character {at} of its context, where {there[:60]!r} stands; mend "
                 "answer_start, or remove the row"
             )
-    return {"text": list(texts), "answer_start": list(starts)}
+    return None
 
 
 def _lists_of(value: Any) -> tuple[list[Any], list[Any]]:
@@ -249,32 +301,42 @@ def _is_place(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
-def id_values(table: Table, *, column: str, rows: Sequence[int]) -> Column:
+def id_values(table: Table, *, column: str, rows: Sequence[int], faults: Faults) -> Column:
     """Return the ids of ``rows`` as text."""
-    return Column.of(map(str, table.column(column).take(rows)))
-
-
-def label_values(table: Table, *, column: str, rows: Sequence[int]) -> Column:
-    """Return the labels of ``rows``: text, numbers, lists of text, or None. Raises DataError for anything else."""
     values = table.column(column).take(rows)
-    return Column.of(
-        _plain_label(value, column=column, places=table.places, row=row)
-        for row, value in zip(rows, values, strict=True)
-    )
+    for row, value in () if values.is_text else zip(rows, values, strict=True):
+        if not _is_whole(str(value)):
+            faults.setdefault(row, Fault(f"column {column!r} (id) holds {_HALF}", value))
+    return Column.of(None if row in faults else str(value) for row, value in zip(rows, values, strict=True))
 
 
-def _plain_label(value: Any, *, column: str, places: Places, row: int) -> Any:
+def label_values(table: Table, *, column: str, rows: Sequence[int], faults: Faults) -> Column:
+    """Return the labels of ``rows``: text, numbers, lists of text, or None where there is none (null, NaN)."""
+    values = table.column(column).take(rows)
+    if values.is_text:
+        return values
+    for row, value in zip(rows, values, strict=True):
+        if row not in faults and not _is_label(value):
+            reason = f"column {column!r} (label) holds {_cut(value)}; a label is text, a number, or a list of these"
+            faults[row] = Fault(reason, value)
+    return Column.of(None if row in faults else _plain_label(value) for row, value in zip(rows, values, strict=True))
+
+
+def _is_label(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(item is not None and not isinstance(item, list | tuple) and _is_label(item) for item in value)
+    if isinstance(value, str):
+        return _is_whole(value)
+    # Columns of whole numbers have 64 bits.
+    return value is None or (isinstance(value, int) and -(2**63) <= value < 2**63) or isinstance(value, float)
+
+
+def _plain_label(value: Any) -> Any:
     if isinstance(value, bool):
         return "true" if value else "false"
-    if value is None or isinstance(value, str | int | float):
-        return value
-    if isinstance(value, list | tuple) and not any(
-        isinstance(item, list | tuple | dict) or item is None for item in value
-    ):
-        return [str(_plain_label(item, column=column, places=places, row=row)) for item in value]
-    raise DataError(
-        f"{places(row)}: column {column!r} (label) holds {value!r}; a label is text, a number, or a list of these"
-    )
+    if isinstance(value, list | tuple):
+        return [str(_plain_label(item)) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def uniform_labels(values: Column) -> Column:

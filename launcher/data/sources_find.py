@@ -1,4 +1,4 @@
-"""What a source's name stands for: a file, a folder of splits, a folder saved by ``datasets``, a built-in set, a hub id."""
+"""What a source's name stands for: a file, a folder of splits, one saved by ``datasets``, a built-in set, an address, a hub id."""
 
 from __future__ import annotations
 
@@ -6,16 +6,21 @@ import os
 import re
 import socket
 import urllib.request
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from launcher.data.addresses import fetch, file_name, list_folder, refuse_faulty
 from launcher.data.builtin import PREFIX, make_builtin
 from launcher.data.image_folders import holds_images, metadata_file, read_image_folder
-from launcher.data.readers import FORMATS, ArrowTable, ColumnsTable, Places, Table, bare_stem, file_format, read_file
+from launcher.data.readers import bare_stem, file_format, read_file
+from launcher.data.readers_arrow import ArrowTable
+from launcher.data.tables import ColumnsTable, Places, Table
 from launcher.errors import DataError, DataUnreachable
+from launcher.recipe.addresses import is_address
+from launcher.recipe.data_section import FORMATS
 from launcher.registry import suggest
 
 if TYPE_CHECKING:
@@ -56,8 +61,11 @@ def open_source(
     """Find what ``spec.source`` names; an existing path wins over a hub id. ``plain_text``: see ``readers.read_file``.
 
     Raises:
-        DataError: nothing is there (with near names), a folder holds no splits, or the hub cannot be reached.
+        DataError: nothing is there (with near names), a folder holds no splits, or the hub or address cannot be reached.
+        InstallationError: a package that reads such addresses is not installed.
     """
+    if is_address(spec.source):
+        return _open_address(spec, cache_dir=cache_dir, plain_text=plain_text)
     if spec.source.startswith(PREFIX):
         return _open_builtin(spec, cache_dir=cache_dir)
     path = (base_folder / Path(spec.source).expanduser()).resolve()
@@ -109,27 +117,30 @@ def _open_builtin(spec: SourceSpec, *, cache_dir: Path | None) -> OpenSource:
 
 
 def _open_file(path: Path, *, spec: SourceSpec, plain_text: bool) -> OpenSource:
-    if spec.split is not None:
-        raise DataError(f"{path}: is one file and has no splits; remove `split: {spec.split}` from this source")
-
+    _refuse_split(spec)
     return OpenSource(str(path), {"train": lambda: [read_file(path, spec=spec, plain_text=plain_text)]}, single=True)
+
+
+def _refuse_split(spec: SourceSpec) -> None:
+    if spec.split is not None:
+        raise DataError(f"{spec.source}: is one file and has no splits; remove `split: {spec.split}` from this source")
 
 
 def _open_folder(path: Path, *, spec: SourceSpec, plain_text: bool) -> OpenSource:
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         return _open_saved(path, spec=spec)
-    files = _split_files(path) or _split_files(path / "data")
-    images = None if files else _open_images(path, spec=spec, plain_text=plain_text)
+    folder = next((one for one in (path, path / "data") if _split_files(_files_in(one), shown=str(one))), None)
+    images = None if folder else _open_images(path, spec=spec, plain_text=plain_text)
     if images is not None:
         return images
-    if not files:
-        raise DataError(_no_splits(path))
+    if folder is None:
+        raise DataError(_no_splits(str(path), held=[f"{e.name}/" if e.is_dir() else e.name for e in path.iterdir()]))
 
-    def reader(shards: list[Path]) -> Reader:
-        return lambda: [read_file(shard, spec=spec, plain_text=plain_text) for shard in shards]
+    def reader(shards: list[str]) -> Reader:
+        return lambda: [read_file(folder / shard, spec=spec, plain_text=plain_text) for shard in shards]
 
-    ordered = sorted(files, key=SPLITS.index)
-    return OpenSource(str(path), {split: reader(files[split]) for split in ordered}, single=False)
+    files = _split_files(_files_in(folder), shown=str(folder))
+    return OpenSource(str(path), {split: reader(files[split]) for split in files}, single=False)
 
 
 def _open_images(path: Path, *, spec: SourceSpec, plain_text: bool) -> OpenSource | None:
@@ -150,34 +161,59 @@ def _open_images(path: Path, *, spec: SourceSpec, plain_text: bool) -> OpenSourc
     return OpenSource(str(path), found, single=not splits)
 
 
-def _split_files(folder: Path) -> dict[str, list[Path]]:
-    """Return the files of every split of a folder: one file, or all shards in order."""
-    found: dict[str, list[Path]] = {}
-    if not folder.is_dir():
-        return found
-    for path in sorted(folder.iterdir()):
-        stem = bare_stem(path)
+def _files_in(folder: Path) -> list[str]:
+    return [entry.name for entry in folder.iterdir() if entry.is_file()] if folder.is_dir() else []
+
+
+def _split_files(names: Iterable[str], *, shown: str) -> dict[str, list[str]]:
+    """Return split -> its files among ``names``, one or all shards in order. Raises DataError where that is in doubt."""
+    found: dict[str, list[str]] = {}
+    for name in sorted(names):
+        stem = bare_stem(Path(name))
         shard = _SHARD.fullmatch(stem)
         split = split_name(shard["split"] if shard else stem)
-        if split and path.is_file() and file_format(path):
-            found.setdefault(split, []).append(path)
-    for split, paths in found.items():
-        _check_shards(split, paths=paths)
-    return found
+        if split and file_format(Path(name)):
+            found.setdefault(split, []).append(name)
+    for split, of_split in found.items():
+        _check_shards(split, names=of_split, shown=shown)
+    return {split: found[split] for split in SPLITS if split in found}
 
 
-def _check_shards(split: str, *, paths: list[Path]) -> None:
-    shards = [_SHARD.fullmatch(bare_stem(path)) for path in paths]
-    if len(paths) > 1 and not all(shards):
-        names = " and ".join(path.name for path in paths)
+def _check_shards(split: str, *, names: list[str], shown: str) -> None:
+    shards = [_SHARD.fullmatch(bare_stem(Path(name))) for name in names]
+    if len(names) > 1 and not all(shards):
         raise DataError(
-            f"{paths[0].parent}: both {names} could be the {split} split; name the right one as data.{split}"
+            f"{shown}: both {' and '.join(names)} could be the {split} split; name the right one as data.{split}"
         )
     counts = {int(shard["count"]) for shard in shards if shard}
-    if shards[0] and (len(counts) > 1 or len(paths) != max(counts)):
-        raise DataError(
-            f"{paths[0].parent}: the {split} split has {len(paths)} of {max(counts)} shards; fetch the missing ones"
-        )
+    if shards[0] and (len(counts) > 1 or len(names) != max(counts)):
+        raise DataError(f"{shown}: the {split} split has {len(names)} of {max(counts)} shards; fetch the missing ones")
+
+
+def _open_address(spec: SourceSpec, *, cache_dir: Path | None, plain_text: bool) -> OpenSource:
+    refuse_faulty(spec.source)
+    _refuse_hub_options(spec)
+
+    def reader(addresses: list[str]) -> Reader:
+        return lambda: [_read_address(one, spec=spec, cache_dir=cache_dir, plain_text=plain_text) for one in addresses]
+
+    listed = [] if file_format(Path(file_name(spec.source))) else list_folder(spec.source)
+    if not listed:
+        _refuse_split(spec)
+        return OpenSource(spec.source, {"train": reader([spec.source])}, single=True)
+    by_name = {file_name(address): address for address in listed}
+    files = _split_files(by_name, shown=spec.source)
+    if not files:
+        raise DataError(_no_splits(spec.source, held=list(by_name)))
+    return OpenSource(
+        spec.source, {split: reader([by_name[name] for name in files[split]]) for split in files}, single=False
+    )
+
+
+def _read_address(address: str, *, spec: SourceSpec, cache_dir: Path | None, plain_text: bool) -> Table:
+    fetched = fetch(address, cache_dir=cache_dir)
+    table = read_file(fetched.path, spec=spec, shown=address, plain_text=plain_text)
+    return replace(table, facts={**table.facts, **fetched.facts}, warnings=(*fetched.warnings, *table.warnings))
 
 
 def _open_saved(path: Path, *, spec: SourceSpec) -> OpenSource:
@@ -293,7 +329,8 @@ def _first_line(error: Exception) -> str:
 def _refuse_hub_options(spec: SourceSpec) -> None:
     for key in ("name", "revision"):
         if getattr(spec, key) is not None:
-            raise DataError(f"{spec.source}: is a path, for which `{key}` has no meaning; remove it, or give a hub id")
+            what = "an address" if is_address(spec.source) else "a path"
+            raise DataError(f"{spec.source}: is {what}, for which `{key}` has no meaning; remove it, or give a hub id")
 
 
 # --- nothing there -------------------------------------------------------------------------------------------------
@@ -322,10 +359,10 @@ def _near(path: Path) -> str:
     return f" (did you mean {near!r}?)" if near else ""
 
 
-def _no_splits(path: Path) -> str:
-    held = sorted(entry.name + ("/" if entry.is_dir() else "") for entry in path.iterdir())
+def _no_splits(shown: str, *, held: list[str]) -> str:
+    held = sorted(held)
     listed = ", ".join(held[:8]) + (", ..." if len(held) > 8 else "") if held else "nothing"
     return (
-        f"{path}: holds no file named train, validation (dev, valid, val) or test with a known ending "
+        f"{shown}: holds no file named train, validation (dev, valid, val) or test with a known ending "
         f"({', '.join(sorted(FORMATS))}); it holds {listed}; name the files as data.train, data.validation, data.test"
     )

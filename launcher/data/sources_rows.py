@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from launcher.data.bad_rows import OnBadRow, SkippedRow, refuse, refuse_many, skipped_row
 from launcher.data.columns import Column, dataset_of, joined_columns
 from launcher.data.images import image_values
-from launcher.data.readers import Places, Table
 from launcher.data.sources_columns import (
     answer_values,
+    check_not_empty,
     check_tags,
     choose_columns,
     id_values,
@@ -23,6 +24,7 @@ from launcher.data.sources_columns import (
     uniform_labels,
 )
 from launcher.data.sources_find import Reader
+from launcher.data.tables import Fault, Faults, Places, Table
 from launcher.errors import DataError
 from launcher.registry import suggest
 
@@ -45,6 +47,8 @@ class RowSet:
     warnings: tuple[str, ...] = ()
     class_names: tuple[str, ...] = ()
     """Names of the classes where the source declares them."""
+    skipped: tuple[SkippedRow, ...] = ()
+    """Rows that were left out because they cannot be used."""
 
     @property
     def rows(self) -> int:
@@ -53,9 +57,26 @@ class RowSet:
 
     def place(self, row: int) -> str:
         """Return file and row of the ``row``-th row (from 0), for an error message."""
+        places, number = self._source(row)
+        return places(number)
+
+    def _source(self, row: int) -> tuple[Places, int]:
+        """Return the places of a row's source, and its number there, from 0."""
         row_id = self.columns["row_id"][row]
         start, places = self.segments[bisect_right([first for first, _ in self.segments], row_id) - 1]
-        return places(row_id - start)
+        return places, row_id - start
+
+    def without(self, faults: Faults, *, split: str, on_bad_row: OnBadRow) -> RowSet:
+        """Return the rows that have no fault; ``faults`` by position. Raises DataError for the first one, unless they are skipped."""
+        if not faults:
+            return self
+        found = []
+        for row in sorted(faults):
+            places, number = self._source(row)
+            found.append(skipped_row(faults[row], split=split, places=places, row=number))
+        refuse(found, on_bad_row=on_bad_row)
+        good = [row for row in range(self.rows) if row not in faults]
+        return replace(self.select(good), skipped=(*self.skipped, *found))
 
     def select(self, rows: Sequence[int]) -> RowSet:
         """Return the given rows, which ascend."""
@@ -95,9 +116,18 @@ class Part:
 
 
 def read_split(
-    split: str, *, parts: Sequence[Part], data: DataSection, needs: Sequence[str], optional: Sequence[str]
+    split: str,
+    *,
+    parts: Sequence[Part],
+    data: DataSection,
+    needs: Sequence[str],
+    optional: Sequence[str],
+    may_be_empty: bool = False,
 ) -> RowSet:
-    """Read the sources of a split, one after the other. Raises DataError naming file and row."""
+    """Read the sources of a split, one after the other; ``may_be_empty`` allows texts without a word.
+
+    Raises DataError naming file and row; with ``data.on_bad_row: skip`` only where too many rows cannot be used.
+    """
     if split == "test" and "label" in needs:
         needs, optional = [name for name in needs if name != "label"], [*optional, "label"]
     pieces: list[RowSet] = []
@@ -105,6 +135,9 @@ def read_split(
     for part in parts:
         kept = read = 0
         for table in part.reader():
+            for row, fault in sorted(table.faults.items())[:1]:
+                # Before its columns are looked at: broken rows may be why one is missing.
+                refuse([skipped_row(fault, split=split, places=table.places, row=row)], on_bad_row=data.on_bad_row)
             limit = None if part.spec.limit is None else part.spec.limit - kept
             # Rows to predict on come without the label column that the recipe names.
             mapped = {
@@ -113,10 +146,20 @@ def read_split(
                 if split != "test" or _is_there(ours, theirs, table)
             }
             chosen = choose_columns(table, columns=mapped, needs=needs, optional=optional) if table.names else {}
-            piece = _read_table(table, part=part, start=start, limit=limit, chosen=chosen, join=data.join)
+            piece = _read_table(
+                table,
+                part=part,
+                start=start,
+                limit=limit,
+                chosen=chosen,
+                data=data,
+                split=split,
+                may_be_empty=may_be_empty,
+            )
             pieces.append(piece)
             kept, read, start = kept + piece.rows, read + table.rows, start + table.rows
         if not kept:
+            refuse_many([row for piece in pieces for row in piece.skipped], split=split, kept=0)
             raise DataError(_no_rows(split, part=part, read=read))
     return _join(split, pieces=pieces, warnings=[note for part in parts for note in part.warnings])
 
@@ -139,37 +182,58 @@ def _read_table(
     start: int,
     limit: int | None,
     chosen: Mapping[str, list[str]],
-    join: str,
+    data: DataSection,
+    split: str,
+    may_be_empty: bool,
 ) -> RowSet:
     rows = _kept_rows(table, spec=part.spec)[:limit]
+    among = rows if isinstance(rows, range) else set(rows)
+    faults = {row: fault for row, fault in table.faults.items() if row in among}
     facts = {"source": part.spec.source, "place": table.places.shown, **table.facts}
-    counts = {"rows_read": table.rows, "rows": len(rows)}
     columns = {"row_id": Column.of(start + row for row in rows)}
     names: tuple[str, ...] = ()
     if chosen:
         facts["columns"] = {ours: theirs[0] if len(theirs) == 1 else theirs for ours, theirs in chosen.items()}
-        columns = _our_columns(table, chosen=chosen, rows=rows, join=join) | columns
+        ours = _our_columns(table, chosen=chosen, rows=rows, join=data.join, faults=faults, may_be_empty=may_be_empty)
+        columns = ours | columns
         names = table.class_names.get(chosen["label"][0], ()) if "label" in chosen else ()
-    return RowSet(columns, ((start, table.places),), ({**facts, **counts},), table.warnings, names)
+    whole = RowSet(columns, ((start, table.places),), (), table.warnings, names)
+    # Rows ascend.
+    found = {bisect_left(rows, row): fault for row, fault in faults.items()}
+    used = whole.without(found, split=split, on_bad_row=data.on_bad_row)
+    return replace(used, provenance=({**facts, "rows_read": table.rows, "rows": used.rows},))
 
 
-def _our_columns(table: Table, *, chosen: Mapping[str, list[str]], rows: Sequence[int], join: str) -> dict[str, Column]:
+def _our_columns(
+    table: Table,
+    *,
+    chosen: Mapping[str, list[str]],
+    rows: Sequence[int],
+    join: str,
+    faults: Faults,
+    may_be_empty: bool,
+) -> dict[str, Column]:
+    """Return our columns; rows that cannot be used are added to ``faults`` and hold None."""
     columns: dict[str, Column] = {}
     for ours in sorted(chosen, key=_ORDER.index):
         theirs = chosen[ours]
         if ours in _TEXTS:
-            columns[_TEXTS[ours]] = text_values(table, columns=theirs, rows=rows, join=join, ours=ours)
+            columns[_TEXTS[ours]] = text_values(table, columns=theirs, rows=rows, join=join, ours=ours, faults=faults)
         elif ours == "answers":
-            columns["label"] = answer_values(table, column=theirs[0], rows=rows, contexts=columns["text_pair"])
+            contexts = columns["text_pair"]
+            columns["label"] = answer_values(table, column=theirs[0], rows=rows, contexts=contexts, faults=faults)
         elif ours == "image":
-            columns |= image_values(table, column=theirs[0], rows=rows)
+            columns |= image_values(table, column=theirs[0], rows=rows, faults=faults)
         else:
-            columns[ours] = _VALUES[ours](table, column=theirs[0], rows=rows)
+            columns[ours] = _VALUES[ours](table, column=theirs[0], rows=rows, faults=faults)
     if "tokens" in columns:
         # What people read, and what makes two rows the same.
-        columns["text"] = Column.of(" ".join(words) for words in columns["tokens"])
+        columns["text"] = Column.of(" ".join(words or ()) for words in columns["tokens"])
         if "label" in columns:
-            check_tags(table, tokens=columns["tokens"], tags=columns["label"], rows=rows)
+            check_tags(tokens=columns["tokens"], tags=columns["label"], rows=rows, faults=faults)
+    elif not may_be_empty and "image" not in columns:
+        texts = {ours: columns[_TEXTS[ours]] for ours in chosen if ours in _TEXTS}
+        check_not_empty(texts, rows=rows, each="question" in chosen, faults=faults)
     return columns
 
 
@@ -180,6 +244,8 @@ _VALUES: dict[str, Callable[..., Column]] = {"tokens": token_values, "label": la
 
 
 def _join(split: str, *, pieces: Sequence[RowSet], warnings: Sequence[str]) -> RowSet:
+    skipped = tuple(row for piece in pieces for row in piece.skipped)
+    refuse_many(skipped, split=split, kept=sum(piece.rows for piece in pieces))
     pieces = [piece for piece in pieces if piece.rows]
     names = list(pieces[0].columns)
     for piece in pieces[1:]:
@@ -200,6 +266,7 @@ def _join(split: str, *, pieces: Sequence[RowSet], warnings: Sequence[str]) -> R
         tuple(fact for piece in pieces for fact in piece.provenance),
         (*warnings, *(note for piece in pieces for note in piece.warnings)),
         pieces[0].class_names,
+        skipped,
     )
 
 
@@ -239,10 +306,13 @@ def _equal(value: Any, wanted: str | float | bool) -> bool:
 # --- between splits ------------------------------------------------------------------------------------------------
 
 
-def without_hidden_labels(test: RowSet, *, train: RowSet | None = None) -> tuple[RowSet, list[str]]:
+def without_hidden_labels(
+    test: RowSet, *, train: RowSet | None = None, on_bad_row: OnBadRow = "error"
+) -> tuple[RowSet, list[str]]:
     """Return test rows without labels where none has one, and a note that says so.
 
-    Hidden labels are null, empty, or -1 where train has no such label. Raises DataError where only some rows have one.
+    Hidden labels are null, empty, or -1 where train has no such label. Where only some rows have one, the others cannot be used.
+    Raises DataError for them, unless they are skipped.
     """
     if "label" not in test.columns:
         expected = train is not None and "label" in train.columns
@@ -254,18 +324,28 @@ def without_hidden_labels(test: RowSet, *, train: RowSet | None = None) -> tuple
     ]
     if all(hidden):
         return test.without_labels(), ["no test row has a label (null, empty or -1): they are for prediction only"]
-    row = next((row for row, label in enumerate(labels) if label is None), None)
-    if row is not None:
-        count = sum(label is None for label in labels)
-        raise DataError(
-            f"{test.place(row)}: has no label, like {count} of the {test.rows} test rows; "
-            "label all test rows, or none (then they are for prediction only)"
-        )
-    return test, []
+    unlabelled = [row for row, label in enumerate(labels) if label is None]
+    reason = (
+        f"has no label, like {len(unlabelled)} of the {test.rows} test rows; "
+        "label all test rows, or none (then they are for prediction only)"
+    )
+    faults = {row: Fault(reason, None) for row in unlabelled}
+    return test.without(faults, split="test", on_bad_row=on_bad_row), []
+
+
+def labelled(sets: Mapping[str, RowSet], *, on_bad_row: OnBadRow) -> dict[str, RowSet]:
+    """Return the rows that have a label, where there are labels. Raises DataError for one that has none, unless they are skipped."""
+    found = {}
+    for split, rows in sets.items():
+        missing = [row for row, label in enumerate(rows.columns.get("label", ())) if label is None]
+        faults = {row: Fault("has no label (null); add it, or remove the row", None) for row in missing}
+        found[split] = rows.without(faults, split=split, on_bad_row=on_bad_row)
+        refuse_many(found[split].skipped, split=split, kept=found[split].rows)
+    return found
 
 
 def check_alike(sets: Mapping[str, RowSet]) -> None:
-    """Raise DataError where validation or test lacks a column that train has (test may lack label), or a label is null."""
+    """Raise DataError where validation or test lacks a column that train has; test may lack label."""
     train = set(sets["train"].columns) - {"id"}
     for split, rows in sets.items():
         odd = (set(rows.columns) - {"id"}) ^ train
@@ -275,9 +355,6 @@ def check_alike(sets: Mapping[str, RowSet]) -> None:
                 f"{rows.segments[0][1].shown}: {split} and train do not both have {', '.join(sorted(odd))}; "
                 "name the columns under data.columns, or make the files alike"
             )
-        missing = next((row for row, label in enumerate(rows.columns.get("label", ())) if label is None), None)
-        if missing is not None:
-            raise DataError(f"{rows.place(missing)}: has no label (null); add it, or remove the row")
 
 
 def recurring(sets: Mapping[str, RowSet]) -> list[str]:

@@ -102,7 +102,7 @@ def _rows(task: Any, recipe: Recipe) -> tuple[Prepared, int]:
         return prepared, len(prepared.train)
     except (DataUnreachable, ModelUnreachable) as error:
         what = "they are" if isinstance(error, DataUnreachable) else "their tokenizer is"
-        reason = f"{what} not in the local cache, and the hub cannot be reached"
+        reason = f"{what} not in the local cache, and the hub or address cannot be reached"
         return unknown_rows(recipe, reason=reason), _made_up_rows(recipe)
 
 

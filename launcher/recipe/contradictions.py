@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 from pathlib import PurePath
 
 from launcher.errors import Fix
-from launcher.recipe.data_section import BUILTIN_SOURCES, SourceSpec
+from launcher.recipe.addresses import address_fault, is_address
+from launcher.recipe.data_section import BUILTIN_SOURCES, FORMATS, SourceSpec
 from launcher.recipe.distributed_checks import engine_fits, offload_fits, parallelism_fits, precision_fits
 from launcher.recipe.keys import clear_match, did_you_mean, shown
 from launcher.recipe.optimizer_keys import optimizer_rules
@@ -24,7 +25,7 @@ from launcher.recipe.task_checks import (
 )
 from launcher.recipe.task_options import COLUMNS
 from launcher.recipe.time_limit import FORMS, limit_seconds
-from launcher.recipe.view import FILE_ENDINGS, Finding, View, sources
+from launcher.recipe.view import Finding, View, sources
 
 _HUB_ONLY = ("name", "revision")
 
@@ -125,6 +126,8 @@ def _columns_are_ours(v: View) -> Iterator[Finding]:
 def _sources_fit(v: View) -> Iterator[Finding]:
     for key, spec in sources(v.recipe):
         text = spec if isinstance(spec, str) else spec.source
+        if is_address(text) and (fault := address_fault(text)):
+            yield Finding(key, f"{shown(key, text)}; {fault[0]}", fault[1])
         kind, _, name = text.partition(":")
         if kind == "builtin" and name not in BUILTIN_SOURCES:
             yield Finding(
@@ -136,20 +139,30 @@ def _sources_fit(v: View) -> Iterator[Finding]:
 
 def _options_fit(key: str, spec: SourceSpec) -> Iterator[Finding]:
     ending = PurePath(spec.source.lower().removesuffix(".gz")).suffix
-    form = spec.format or (ending.removeprefix(".") if ending in FILE_ENDINGS else None)
+    form = spec.format or FORMATS.get(ending)
     for name, forms in (
         ("delimiter", ("csv", "tsv")),
-        ("header", ("csv", "tsv", "conll")),
-        ("encoding", ("csv", "tsv", "json", "jsonl", "txt", "labelled-text", "text", "paragraphs", "conll", "conllu")),
+        ("header", ("csv", "tsv", "xlsx", "conll")),
+        ("encoding", ("csv", "tsv", "json", "jsonl", "labelled-text", "text", "paragraphs", "conll", "conllu")),
     ):
         if getattr(spec, name) is not None and form is not None and form not in forms:
             yield Finding(f"{key}.{name}", f"{key}.{name} has no effect: the format is {form}", "remove it")
-    if spec.source.startswith("builtin:") or ending in FILE_ENDINGS:
+    if spec.source.startswith("builtin:") or ending in FORMATS or is_address(spec.source):
         for name in _HUB_ONLY:
             if getattr(spec, name) is not None:
                 yield Finding(
                     f"{key}.{name}", f"{key}.{name} has no effect: {spec.source} is not on the hub", "remove it"
                 )
+
+
+def _labels_are_told_apart(v: View) -> Iterator[Finding]:
+    labels = v.recipe.data.labels
+    if not isinstance(labels, list):
+        return
+    for place, name in enumerate(labels):
+        if name in labels[:place]:
+            key = f"data.labels[{place}]"
+            yield Finding(key, f"{key} is {name!r}, a label that stands twice", "every label needs a name of its own")
 
 
 def _time_limit_is_slurms(v: View) -> Iterator[Finding]:
@@ -175,6 +188,7 @@ CONTRADICTIONS: tuple[Callable[[View], Iterator[Finding]], ...] = (
     _rows_are_named_once,
     _columns_are_ours,
     _sources_fit,
+    _labels_are_told_apart,
     layerwise_options_fit,
     adapter_options_fit,
     discriminative_options_fit,

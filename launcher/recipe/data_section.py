@@ -11,12 +11,33 @@ from launcher.recipe.section import Section
 # A test holds these equal to the sources that launcher.data.builtin makes.
 BUILTIN_SOURCES = ("api-topics", "code-roles", "default-values", "digits")
 
+# The format that a file's ending stands for.
+FORMATS = {
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".tab": "tsv",
+    ".json": "json",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".parquet": "parquet",
+    ".pq": "parquet",
+    ".arrow": "arrow",
+    ".feather": "arrow",
+    ".xlsx": "xlsx",
+    ".txt": "labelled-text",
+    ".conll": "conll",
+    ".bio": "conll",
+    ".iob": "conll",
+    ".iob2": "conll",
+    ".conllu": "conllu",
+}
+
 
 class SourceSpec(Section):
     """One place that rows come from."""
 
     source: str = Field(min_length=1)
-    """A file, a folder, ``builtin:NAME`` or a hub id."""
+    """A file, a folder, ``builtin:NAME``, a hub id, or an address such as ``s3://bucket/rows.csv``."""
     name: str | None = None
     """Configuration of a hub data set, such as ``mrpc`` of ``nyu-mll/glue``."""
     split: str | None = None
@@ -24,9 +45,11 @@ class SourceSpec(Section):
     revision: str | None = None
     """Branch, tag or commit of a hub data set."""
     format: (
-        Literal["csv", "tsv", "json", "jsonl", "parquet", "labelled-text", "text", "paragraphs", "conll", "conllu"]
+        Literal[
+            "csv", "tsv", "json", "jsonl", "parquet", "arrow", "xlsx", "labelled-text", "text", "paragraphs", "conll", "conllu",
+        ]
         | None
-    ) = None
+    ) = None  # fmt: skip
     """File format; null: told by the ending. ``labelled-text`` is ``label<TAB>text`` on each line, ``text`` a text on each line,
     ``paragraphs`` texts between blank lines; ``conll`` and ``conllu`` have a word and its tags on each line. The ending .txt means
     labelled-text, for causal-lm and masked-lm text."""
@@ -35,8 +58,8 @@ class SourceSpec(Section):
     delimiter: str | None = Field(None, min_length=1, max_length=1)
     """Column separator of a csv file; null: detected from the header."""
     header: list[str] | None = None
-    """Column names of a csv or tsv file whose first line is data; null: the first line names the columns. Of a conll file, which has
-    no such line: null names them tokens, column_2, ..., tags."""
+    """Column names of a csv, tsv or xlsx file whose first line is data; null: the first line names the columns. Of a conll file, which
+    has no such line: null names them tokens, column_2, ..., tags."""
     limit: int | None = Field(None, ge=1)
     """Take only this many rows, the first ones."""
     filter: dict[str, str | int | float | bool | list[str | int | float | bool]] | None = None
@@ -65,6 +88,10 @@ class DataSection(Section):
     """What joined columns are joined by."""
     labels: list[str] | str | None = None
     """Names of the labels in the order of their numbers, or a file with one name a line; null: found in train."""
+    on_bad_row: Literal["error", "skip"] = "error"
+    """What follows from a row that cannot be used (broken JSON, another number of cells, no text, an unknown label, ...): ``error`` stops at the
+    first one; ``skip`` leaves them out, counts them and lists them in skipped.jsonl beside the prepared rows. More than 10 percent of a split are an
+    error all the same, as are faults of a whole file."""
     max_length: int | None = Field(None, ge=4)
     """Longest input in tokens; longer texts are cut, and the cut ones are counted and reported; causal-lm and masked-lm divide them
     into several rows instead, token-classification between words, and question-answering reads them in windows that overlap. null: what the model takes, at most 512."""

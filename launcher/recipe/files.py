@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launcher.errors import Problem
+from launcher.recipe.addresses import is_address, lacking
 from launcher.recipe.distributed_checks import deepspeed_file_fits, nvme_folder_exists
 from launcher.recipe.keys import shown
 from launcher.recipe.view import FILE_ENDINGS, View, sources
@@ -19,7 +20,14 @@ if TYPE_CHECKING:
 
 def check_files(loaded: LoadedRecipe) -> list[Problem]:
     """Return what a recipe names and this machine lacks. Paths are relative to the current directory."""
-    found = [*_data(loaded), *_labels(loaded), *_models(loaded), *_quantisation(loaded), *_distributed(loaded)]
+    found = [
+        *_data(loaded),
+        *_readers(loaded),
+        *_labels(loaded),
+        *_models(loaded),
+        *_quantisation(loaded),
+        *_distributed(loaded),
+    ]
     return [Problem(loaded.place(key), message, remedy, key) for key, message, remedy in found]
 
 
@@ -39,6 +47,21 @@ def _data(loaded: LoadedRecipe) -> Iterator[Lack]:
         text = spec if isinstance(spec, str) else spec.source
         if looks_like_path(text) and not _path(text).exists():
             yield key, f"{shown(key, text)}; there is no such file or folder", _near_file(text)
+
+
+def _readers(loaded: LoadedRecipe) -> Iterator[Lack]:
+    for key, spec in sources(loaded.recipe):
+        text, form = (spec, None) if isinstance(spec, str) else (spec.source, spec.format)
+        is_xlsx = form == "xlsx" or (form is None and text.lower().endswith(".xlsx"))
+        if is_xlsx and importlib.util.find_spec("openpyxl") is None:
+            yield (
+                key,
+                f"{shown(key, text)}; reading .xlsx needs openpyxl, which is not installed",
+                "pip install openpyxl",
+            )
+
+        if is_address(text) and (missing := lacking(text)):
+            yield key, f"{shown(key, text)}; {missing[0]}", missing[1]
 
 
 def _labels(loaded: LoadedRecipe) -> Iterator[Lack]:

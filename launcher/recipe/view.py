@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from launcher.errors import Fix
-from launcher.recipe.data_section import SourceSpec
+from launcher.recipe.data_section import FORMATS, SourceSpec
 from launcher.recipe.schema import Recipe, TrainingSection
 
-FILE_ENDINGS = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".txt", ".conll", ".conllu")
+FILE_ENDINGS = tuple(FORMATS)
 
 
 @dataclass(frozen=True)

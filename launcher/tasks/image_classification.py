@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,10 @@ import numpy as np
 from launcher.contracts import Baseline, Predictions, Prepared, ShownRow
 from launcher.data.augmentation import augmented
 from launcher.data.chance import row_generator
-from launcher.data.images import image_bytes
+from launcher.data.images import checked_bytes
 from launcher.data.labels import LabelSet, make_labels
 from launcher.data.sources import SplitSet, load_rows, load_splits
+from launcher.data.tables import Faults
 from launcher.errors import DataError
 from launcher.recipe.schema import Recipe
 from launcher.tasks.class_sampling import with_draws
@@ -22,7 +22,7 @@ from launcher.tasks.class_weights import class_weights
 from launcher.tasks.focal import focal_factors
 from launcher.tasks.image_task import ImageTask, image_features
 from launcher.tasks.models import LoadedModel, load_config, load_model
-from launcher.tasks.prepared_task import SPLITS, write_features
+from launcher.tasks.prepared_task import SPLITS, faults_of, write_features
 
 PROBLEM = "single_label_classification"
 
@@ -56,13 +56,20 @@ class ImageClassification(ImageTask):
         """Return what a reader should know of the labels."""
         return list(facts["label_warnings"])
 
-    def write_splits(self, splits: SplitSet, folder: Path) -> dict[str, Any]:
-        """Write the images and labels of each split into ``folder``, each image once it was read; return facts."""
-        labels = make_labels(
+    def label_faults(self, splits: SplitSet) -> dict[str, Faults]:
+        """Return split -> rows whose label is missing, or none of those that train has or the recipe names."""
+        return faults_of(self._labels(splits), splits)
+
+    def _labels(self, splits: SplitSet) -> LabelSet:
+        return make_labels(
             list(splits.train["label"][:]), problem_type=PROBLEM,
             declared=self.recipe.data.labels or (list(splits.label_names) or None),
             base_folder=self.base_folder, delimiter=",", origin=splits.origin("train"),
         )  # fmt: skip
+
+    def write_splits(self, splits: SplitSet, folder: Path) -> dict[str, Any]:
+        """Write the images and labels of each split into ``folder``; return facts."""
+        labels = self._labels(splits)
         names = [name for name in SPLITS if getattr(splits, name) is not None]
         return {
             "fingerprint": splits.fingerprint,
@@ -97,7 +104,7 @@ class ImageClassification(ImageTask):
 
         found = dict(columns) if "image" in columns else _named(columns["text"])
         found["row_id"] = list(range(len(found["image"])))
-        features, _ = image_features(found, origin=lambda row: found["text"][row])
+        features, _ = image_features(found)
         rows = Dataset.from_dict(features)
         return rows, Prepared(rows, rows, rows, "", tuple(facts["label_names"]), PROBLEM)
 
@@ -214,12 +221,11 @@ def _small(image: Any, size: int) -> np.ndarray:
 def _write(splits: SplitSet, name: str, labels: LabelSet, folder: Path) -> dict[str, Any]:
     """Write a split's images and labels; return counts."""
     split = getattr(splits, name)
-    make = functools.partial(image_features)
     if "label" not in split.column_names:
-        return {**write_features(splits, name, folder, make), "labelled": False}
+        return {**write_features(splits, name, folder, image_features), "labelled": False}
     encoded = labels.encode(list(split["label"][:]), split=name, origin=splits.origin(name))
     counts = np.bincount(encoded, minlength=len(labels.names)).tolist()
-    written = write_features(splits, name, folder, make, more={"labels": encoded})
+    written = write_features(splits, name, folder, image_features, more={"labels": encoded})
     return {**written, "labelled": True, "labels": counts}
 
 
@@ -229,7 +235,7 @@ def _named(paths: Sequence[str]) -> dict[str, list[Any]]:
         raise DataError(
             f"there is no image {missing}; give paths of image files, or --file with a folder or a file of rows"
         )
-    images = [image_bytes(str(Path(path).expanduser())) for path in paths]
+    images = [checked_bytes(str(Path(path).expanduser())) for path in paths]
     return {"image": images, "text": list(paths)}
 
 

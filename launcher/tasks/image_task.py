@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import io
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from launcher.data.images import checked_bytes, open_image
+from launcher.data.images import image_bytes, open_image
 from launcher.data.pieces import Origin
 from launcher.errors import ModelError
 from launcher.tasks.models import load_config, load_image_processor
@@ -71,12 +70,8 @@ class ImageTask(PreparedTask):
 def image_features(
     columns: Mapping[str, Sequence[Any]], *, origin: Origin = str
 ) -> tuple[dict[str, Any], dict[str, int]]:
-    """Return features of images that were checked: their bytes, text, row_id, image_hash, length, labels where there are any; and counts.
-
-    Raises:
-        DataError: an image cannot be read.
-    """
-    images = [checked_bytes(image, place=functools.partial(origin, i)) for i, image in enumerate(columns["image"])]
+    """Return features of images that were checked: their bytes, text, row_id, image_hash, length, labels where there are any; and counts."""
+    images = [image_bytes(image) for image in columns["image"]]
     kept = {name: list(columns[name]) for name in ("row_id", "text", "image_hash", "labels") if name in columns}
     return {"image": images, "length": [1] * len(images), **kept}, {"rows": len(images), "cut": 0}
 

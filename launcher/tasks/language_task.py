@@ -53,7 +53,9 @@ class LanguageTask(TextTask):
 
     def load_splits(self) -> SplitSet:
         """Return the texts of every split. Raises DataError."""
-        return load_splits(self.recipe.data, base_folder=self.base_folder, optional=_OPTIONAL, plain_text=True)
+        return load_splits(
+            self.recipe.data, base_folder=self.base_folder, optional=_OPTIONAL, plain_text=True, may_be_empty=True
+        )
 
     def token_limit(self) -> int | None:
         """Return how many tokens the model takes; None: that is not known."""

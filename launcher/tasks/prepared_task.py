@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from launcher.contracts import Predictions, Prepared
+from launcher.data.bad_rows import (
+    SKIPPED_FILE,
+    SkippedRow,
+    as_lines,
+    list_beside,
+    listed_beside,
+    skip_facts,
+    skip_notes,
+)
 from launcher.data.known import Known, sources_on_disk
+from launcher.data.labels import LabelSet
 from launcher.data.pieces import MakeRows, Source, write_split
 from launcher.data.prepare import cache_folder, code_fingerprint, fingerprint_of, load_prepared, prepared_folder
 from launcher.data.sources import SplitSet
+from launcher.data.tables import Faults
 from launcher.recipe.schema import Recipe
 from launcher.tasks.models import revision_of
 
@@ -39,6 +50,10 @@ class PreparedTask:
     def write_splits(self, splits: SplitSet, folder: Path) -> dict[str, Any]:
         """Write SPLIT.arrow for each split into ``folder``; return fingerprint, problem_type, label_names, max_length, splits."""
         raise NotImplementedError
+
+    def label_faults(self, splits: SplitSet) -> dict[str, Faults]:
+        """Return split -> rows whose labels cannot be used; asked only where such rows are to be skipped. Raises DataError."""
+        return {}
 
     def input_parts(self) -> dict[str, Any]:
         """Return what prepared rows depend on of what turns them into inputs, such as a tokenizer."""
@@ -71,17 +86,29 @@ class PreparedTask:
         root = cache_folder(self.recipe.data.cache_dir)
         known = Known(root, self._read_from(), self._known_parts())
         found = known.find()
-        if found is not None:
-            return self._with_told(*found, was_cached=True)
+        # They are told again, so that a list which is not whole has to be made anew.
+        skipped = None if found is None else listed_beside(found[0], number=found[1]["skipped"])
+        if found is not None and skipped is not None:
+            return self._with_told(*found, skipped=skipped, was_cached=True)
         splits = self.load_splits()
+        if self.recipe.data.on_bad_row == "skip":
+            splits = splits.without(self.label_faults(splits), on_bad_row="skip")
         parts = {"code": code_fingerprint(), "data": splits.fingerprint, **self.input_parts(), **self.key_parts(splits)}
+        if splits.skipped:
+            # The list of them lies beside the rows.
+            parts["skipped"] = as_lines(splits.skipped)
         folder, was_cached = prepared_folder(
             root, fingerprint_of(parts), lambda target: self.write_splits(splits, target)
         )
+        list_beside(folder, splits.skipped)
         # Equal rows may have come from elsewhere when they were prepared; what is told is about these files.
-        told = {"provenance": splits.provenance, "warnings": list(splits.warnings)}
+        told = {
+            "provenance": splits.provenance,
+            "warnings": list(splits.warnings),
+            "skipped": len(splits.skipped),
+        }
         known.keep(folder, told)
-        return self._with_told(folder, told, was_cached=was_cached)
+        return self._with_told(folder, told, skipped=splits.skipped, was_cached=was_cached)
 
     def _read_from(self) -> list[Path] | None:
         """Return the files and folders that prepared rows come from; None where they are not all on this machine's disks."""
@@ -95,10 +122,14 @@ class PreparedTask:
         # Paths are told as the recipe has them, and count from here.
         return {"base": str(self.base_folder.resolve()), **{name: part.model_dump() for name, part in parts.items()}}
 
-    def _with_told(self, folder: Path, told: Mapping[str, Any], *, was_cached: bool) -> tuple[Path, Prepared]:
-        prepared = self.load_data(folder)
-        warnings = [*told["warnings"], *self.notes(prepared.facts)]
+    def _with_told(
+        self, folder: Path, told: Mapping[str, Any], *, skipped: Sequence[SkippedRow], was_cached: bool
+    ) -> tuple[Path, Prepared]:
+        prepared, file = self.load_data(folder), str(folder / SKIPPED_FILE)
+        warnings = [*told["warnings"], *skip_notes(skipped, file=file), *self.notes(prepared.facts)]
         here = {"was_cached": was_cached, "provenance": told["provenance"], "warnings": warnings}
+        if skipped:
+            here["skipped"] = skip_facts(skipped, file=file)
         return folder, replace(prepared, facts={**prepared.facts, **here})
 
     def load_data(self, folder: Path) -> Prepared:
@@ -139,3 +170,11 @@ def write_features(
     columns = {column: split[column] for column in split.column_names if column != "label"}
     source = Source({**columns, **(more or {})}, len(split), splits.origin(name))
     return write_split(folder / f"{name}.arrow", source, make)
+
+
+def faults_of(labels: LabelSet, splits: SplitSet) -> dict[str, Faults]:
+    """Return split -> rows whose labels are missing or none of ``labels``."""
+    rows = {name: getattr(splits, name) for name in SPLITS if getattr(splits, name) is not None}
+    return {
+        name: labels.faults(list(of["label"][:]), split=name) for name, of in rows.items() if "label" in of.column_names
+    }

@@ -14,6 +14,7 @@ from launcher.contracts import Baseline, Predictions, Prepared, ShownRow
 from launcher.data.labels import LabelSet, make_labels
 from launcher.data.prepare import tokenize
 from launcher.data.sources import SplitSet, load_rows, load_splits
+from launcher.data.tables import Faults
 from launcher.errors import DataError, ModelError, ModelUnreachable
 from launcher.recipe.schema import Recipe
 from launcher.recipe.task_options import TextClassificationOptions
@@ -22,7 +23,7 @@ from launcher.tasks.class_weights import class_weights
 from launcher.tasks.focal import focal_factors, focal_factors_of_two
 from launcher.tasks.models import LoadedModel, load_config, load_model
 from launcher.tasks.padding import pad_inputs
-from launcher.tasks.prepared_task import SPLITS, write_features
+from launcher.tasks.prepared_task import SPLITS, faults_of, write_features
 from launcher.tasks.text_task import TextTask, joined
 
 # Fields by which configurations name the dropout before the classifier.
@@ -88,16 +89,7 @@ class TextClassification(TextTask):
     def prepare_splits(self, splits: SplitSet, folder: Path, *, max_length: int) -> dict[str, Any]:
         """Write the features of each split into ``folder``; return facts."""
         rows = {name: getattr(splits, name) for name in SPLITS if getattr(splits, name) is not None}
-        if "label" not in rows["train"].column_names:
-            raise DataError("the training rows have no labels; name their column in data.columns: {label: ...}")
-        labels = make_labels(
-            list(rows["train"]["label"][:]),
-            problem_type=self.options.problem_type,
-            declared=self.recipe.data.labels or (list(splits.label_names) or None),
-            base_folder=self.base_folder,
-            delimiter=self.options.label_delimiter,
-            origin=splits.origin("train"),
-        )
+        labels = self._labels(splits)
         make = functools.partial(text_features, tokenizer=self.tokenizer, max_length=max_length)
         counts = {name: _write(splits, name, labels, folder, make) for name in rows}
         return {
@@ -109,6 +101,22 @@ class TextClassification(TextTask):
             "pairs": "text_pair" in splits.train.column_names,
             "splits": counts,
         }
+
+    def label_faults(self, splits: SplitSet) -> dict[str, Faults]:
+        """Return split -> rows whose labels cannot be used. Raises DataError."""
+        return faults_of(self._labels(splits), splits)
+
+    def _labels(self, splits: SplitSet) -> LabelSet:
+        if "label" not in splits.train.column_names:
+            raise DataError("the training rows have no labels; name their column in data.columns: {label: ...}")
+        return make_labels(
+            list(splits.train["label"][:]),
+            problem_type=self.options.problem_type,
+            declared=self.recipe.data.labels or (list(splits.label_names) or None),
+            base_folder=self.base_folder,
+            delimiter=self.options.label_delimiter,
+            origin=splits.origin("train"),
+        )
 
     def show_row(self, row: Mapping[str, Any], prepared: Prepared) -> ShownRow:
         """Return a prepared row as the model sees it, and its label by name."""

@@ -14,6 +14,7 @@ import numpy as np
 from launcher.contracts import Baseline, Predictions, Prepared, ShownRow
 from launcher.data.labels import LabelSet, make_labels
 from launcher.data.sources import SplitSet, load_rows, load_splits
+from launcher.data.tables import Faults
 from launcher.data.words import WordRows, make_word_rows
 from launcher.errors import DataError, ModelError
 from launcher.evaluation.tagging import ENTITIES, TAGS, are_entity_tags
@@ -22,7 +23,7 @@ from launcher.recipe.task_options import TokenClassificationOptions
 from launcher.tasks.class_weights import class_weights
 from launcher.tasks.models import LoadedModel, load_config, load_model, load_tokenizer
 from launcher.tasks.padding import pad_inputs
-from launcher.tasks.prepared_task import SPLITS, write_features
+from launcher.tasks.prepared_task import SPLITS, faults_of, write_features
 from launcher.tasks.text_task import IGNORED, TextTask, token_losses
 
 _NEEDS, _OPTIONAL = ("tokens",), ("label", "id")
@@ -91,18 +92,7 @@ class TokenClassification(TextTask):
 
     def prepare_splits(self, splits: SplitSet, folder: Path, *, max_length: int) -> dict[str, Any]:
         """Write the features of each split into ``folder``; return facts."""
-        if "label" not in splits.train.column_names:
-            raise DataError(
-                "the training rows have no tags that can be told from the names of their columns: "
-                f"{_columns(splits)}; name the column in data.columns: {{label: ...}}"
-            )
-        labels = make_labels(
-            list(splits.train["label"][:]),
-            problem_type=TAGS,
-            declared=self.recipe.data.labels or (list(splits.label_names) or None),
-            base_folder=self.base_folder,
-            origin=splits.origin("train"),
-        )
+        labels = self._labels(splits)
         make = functools.partial(word_features, tokenizer=self.tokenizer, max_length=max_length)
         counts = {name: _write(splits, name, labels, folder, make) for name in SPLITS if getattr(splits, name)}
         return {
@@ -114,6 +104,24 @@ class TokenClassification(TextTask):
             "pairs": False,
             "splits": counts,
         }
+
+    def label_faults(self, splits: SplitSet) -> dict[str, Faults]:
+        """Return split -> rows with a tag that cannot be used. Raises DataError."""
+        return faults_of(self._labels(splits), splits)
+
+    def _labels(self, splits: SplitSet) -> LabelSet:
+        if "label" not in splits.train.column_names:
+            raise DataError(
+                "the training rows have no tags that can be told from the names of their columns: "
+                f"{_columns(splits)}; name the column in data.columns: {{label: ...}}"
+            )
+        return make_labels(
+            list(splits.train["label"][:]),
+            problem_type=TAGS,
+            declared=self.recipe.data.labels or (list(splits.label_names) or None),
+            base_folder=self.base_folder,
+            origin=splits.origin("train"),
+        )
 
     def _scored_as(self, names: Sequence[str]) -> str:
         wanted = self.options.evaluate_as

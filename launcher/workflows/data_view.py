@@ -64,6 +64,8 @@ class DataView:
     order: str
     """The order that the recipe has."""
     warnings: list[str]
+    skipped: Mapping[str, Any]
+    """Rows that were left out: counts by split, the first of them, and the file that lists all; empty where there are none."""
     splits: dict[str, SplitView]
     rows: list[ShownRow]
     """Examples, of the split that was asked for."""
@@ -107,6 +109,7 @@ def view_data(recipe: Recipe, *, base_folder: Path, split: str = "train", rows: 
         },
         order=training.train_sampling_strategy,
         warnings=list(prepared.facts["warnings"]),
+        skipped=prepared.facts.get("skipped", {}),
         splits={name: _view(rows_of, prepared, name) for name, rows_of in found.items() if rows_of is not None},
         rows=[task.show_row(shown[place], prepared) for place in places],
     )

@@ -52,3 +52,10 @@ def test_a_dataset_has_the_columns_in_their_order_and_their_values():
 def test_many_texts_take_little_more_than_their_bytes():
     column = Column.of(f"text {number:06}" for number in range(20_000))
     assert column.is_text and sum(chunk.nbytes for chunk in column.chunks) < 20_000 * 18
+
+
+def test_without_the_rows_that_cannot_be_used_the_others_lie_in_arrow():
+    """A null among numbers, and half of a character among texts, keep their neighbours in a list."""
+    for values in ([1, None, 2], ["a", "\ud800", "b"]):
+        column = Column.of(values)
+        assert column.arrow() is None and column.take([0, 2]).arrow() is not None

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import fsspec
 import pytest
 import tiny
 
 from launcher.data import known
+from launcher.errors import DataError
 from launcher.recipe.schema import Recipe
 from launcher.tasks.text_classification import TextClassification
 
@@ -141,11 +143,53 @@ def test_a_label_file_counts(bert, data, tmp_path, reads, settled):
 
 
 def test_rows_from_elsewhere_and_links_to_folders_are_uncertain(data, tmp_path):
-    sections = tiny.recipe(data={"source": "builtin:api-topics"}).data, tiny.recipe(data={"source": "a/hub-id"}).data
-    assert [known.sources_on_disk(section, base_folder=tmp_path) for section in sections] == [None, None]
+    (tmp_path / "https:/host").mkdir(parents=True)
+    (tmp_path / "https:/host/rows.csv").write_text("text,label\n")
+    for source in ("builtin:api-topics", "a/hub-id", "https://host/rows.csv", "s3://bucket/set"):
+        section = tiny.recipe(data={"source": source}).data
+        assert known.sources_on_disk(section, base_folder=tmp_path) is None
     assert known.look_at([data]) is not None and known.look_at([data, tmp_path / "missing"]) is None
     (data / "more").symlink_to(tmp_path)
     assert known.look_at([data]) is None
+
+
+def test_rows_that_were_left_out_are_told_again(bert, data, tmp_path, reads, settled):
+    (data / "train.csv").write_text((data / "train.csv").read_text().replace("\n", "\nno cell of a label\n", 1))
+
+    def prepared():
+        return task_for(bert, data, tmp_path / "cache", on_bad_row="skip").prepare_data()
+
+    folder, first = prepared()
+    _, second = prepared()
+    assert reads == [1] and second.facts["was_cached"]
+    assert first.facts["skipped"]["counts"] == {"train": 1}
+    for name in ("skipped", "warnings", "provenance"):
+        assert second.facts[name] == first.facts[name]
+    assert "were skipped" in " ".join(second.facts["warnings"])
+    listed = folder / "skipped.jsonl"
+    whole = listed.read_text()
+    for damage in (listed.unlink, lambda: listed.write_text(""), lambda: listed.write_text(whole[:20])):
+        damage()
+        assert prepared()[1].facts["skipped"] == first.facts["skipped"] and listed.read_text() == whole
+    assert len(reads) == 4
+    with pytest.raises(DataError, match="train.csv:2: has 1 fields"):
+        task_for(bert, data, tmp_path / "cache").prepare_data()
+
+
+def test_an_address_is_asked_each_time(bert, data, tmp_path, reads, settled):
+    """Also where it and its copy on this machine are as old as any file."""
+    memory = fsspec.filesystem("memory")
+    try:
+        for path in data.iterdir():
+            memory.pipe_file(f"/known/{path.name}", path.read_bytes())
+        old, _ = task_for(bert, "memory://known", tmp_path / "cache").prepare_data()
+        again, prepared = task_for(bert, "memory://known", tmp_path / "cache").prepare_data()
+        assert reads == [1, 1] and again == old and prepared.facts["was_cached"]
+        memory.pipe_file("/known/train.csv", (data / "train.csv").read_bytes().replace(b"old", b"new"))
+        new, _ = task_for(bert, "memory://known", tmp_path / "cache").prepare_data()
+        assert reads == [1, 1, 1] and new != old
+    finally:
+        memory.rm("/known", recursive=True)
 
 
 def test_a_damaged_or_outdated_entry_is_no_entry(bert, data, tmp_path, reads, settled):

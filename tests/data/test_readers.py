@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import gzip
+import importlib.util
+import itertools
 import json
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -12,7 +15,8 @@ from hypothesis import given, settings, strategies as st
 from launcher.data.readers import read_file
 from launcher.data.readers_csv import read_delimited
 from launcher.data.readers_text import read_text
-from launcher.errors import DataError
+from launcher.data.readers_xlsx import table_of_rows
+from launcher.errors import DataError, InstallationError
 from launcher.recipe.data_section import SourceSpec
 
 CHINESE = "这家餐厅的服务很好,我们下次还会再来"
@@ -30,9 +34,13 @@ def read(path: Path, **options: object):
 
 
 def fault(path: Path, **options: object) -> str:
-    with pytest.raises(DataError) as caught:
-        read(path, **options)
-    return str(caught.value)
+    """What is said of the file, or of its first row that cannot be used."""
+    try:
+        table = read(path, **options)
+    except DataError as error:
+        return str(error)
+    row, found = min(table.faults.items())
+    return f"{table.places.of(found, row)}: {found.reason}"
 
 
 # --- encodings -----------------------------------------------------------------------------------------------------
@@ -76,7 +84,9 @@ def test_a_wrong_or_unknown_encoding_names_the_line(tmp_path: Path) -> None:
 
 
 def test_utf8_with_one_broken_byte_is_not_read_as_something_else(tmp_path: Path) -> None:
-    path = write(tmp_path, "a.csv", ("text,label\n" + f"{GERMAN},gut\n" * 9).encode() + b"sch\xf6n,gut\n")
+    path = write(
+        tmp_path, "a.csv", ("text,label\n" + f"{GERMAN.replace(',', '')},gut\n" * 9).encode() + b"sch\xf6n,gut\n"
+    )
     assert f"{path}:11:" in fault(path) and "f6" in fault(path)
 
 
@@ -120,7 +130,7 @@ def test_what_the_csv_writer_writes_is_read_back(rows: list[list[str]]) -> None:
 
     out = io.StringIO(newline="")
     csv.writer(out, quoting=csv.QUOTE_ALL).writerows([["text", "label"], *rows])
-    read_back = read_delimited(out.getvalue(), path=Path("a.csv"))
+    read_back = read_delimited(out.getvalue(), shown="a.csv")
     assert list(map(list, zip(read_back.columns["text"], read_back.columns["label"], strict=True))) == rows
 
 
@@ -131,6 +141,21 @@ def test_faulty_rows_are_named_by_line(tmp_path: Path) -> None:
     assert "a.csv:2:" in fault(write(tmp_path, "a.csv", 'text,label\n"closed" too early,y\n'))
     assert "'text' stands twice" in fault(write(tmp_path, "a.csv", "text,text\na,b\n"))
     assert "is empty" in fault(write(tmp_path, "a.csv", ""))
+
+
+def test_reading_goes_on_behind_each_faulty_quote() -> None:
+    """Also in a file of many blocks, and where a quoted field has several lines."""
+    lines = [f'"text\n{row}",a\r\n' for row in range(20_000)]
+    for row in (1, 3000, 3001, 19_999):
+        lines[row] = f'"so" it is {row},b\n'
+    table = read_delimited("text,label\n" + "".join(lines), shown="a.csv")
+    assert list(table.faults) == [1, 3000, 3001, 19_999]
+    starts = list(itertools.accumulate([2, *(line.count("\n") for line in lines[:-1])]))
+    assert list(table.lines) == starts and [fault.at for fault in table.faults.values()] == [
+        str(starts[row]) for row in table.faults
+    ]
+    assert table.columns["text"][3000] is None and table.columns["text"][3002] == "text\n3002"
+    assert all(not isinstance(chunk, list) for chunk in table.columns["text"].chunks)
 
 
 def test_a_delimiter_in_doubt_is_asked_for(tmp_path: Path) -> None:
@@ -201,6 +226,107 @@ def test_parquet_with_categories_and_class_names(tmp_path: Path) -> None:
     table = read(tmp_path / "b.parquet")
     assert table.column("label") == ["one", None] and table.class_names == {"label": ("zero", "one")}
     assert "not a readable parquet file" in fault(write(tmp_path, "c.parquet", b"text,label\n"))
+
+
+@pytest.mark.parametrize("layout", ["file", "stream", "feather"])
+def test_arrow(tmp_path: Path, layout: str) -> None:
+    import pyarrow
+    import pyarrow.feather
+
+    rows = pyarrow.table({"text": ["a", "b"], "label": pyarrow.array(["no", "on"]).dictionary_encode()})
+    path = tmp_path / ("a.feather" if layout == "feather" else "a.arrow")
+    if layout == "feather":
+        pyarrow.feather.write_feather(rows, str(path), compression="lz4")
+    else:
+        make = {"file": pyarrow.ipc.new_file, "stream": pyarrow.ipc.new_stream}[layout]
+        with pyarrow.OSFile(str(path), "wb") as sink, make(sink, rows.schema) as writer:
+            writer.write_table(rows)
+    table = read(path)
+    assert table.column("label") == ["no", "on"] and table.column("text").is_text and table.warnings == ()
+    assert table.facts == {"format": "arrow", "layout": "stream" if layout == "stream" else "file"}
+    assert "`encoding` is set" in fault(path, encoding="utf-8")
+
+
+def test_arrow_as_datasets_writes_it_keeps_names_of_classes(tmp_path: Path) -> None:
+    from datasets import ClassLabel, Dataset, Features, Value
+
+    features = Features({"text": Value("string"), "label": ClassLabel(names=["zero", "one"])})
+    Dataset.from_dict({"text": ["a", "b"], "label": [1, 0]}, features=features).save_to_disk(str(tmp_path))
+    table = read(next(tmp_path.glob("*.arrow")))
+    assert table.column("label") == ["one", "zero"] and table.class_names == {"label": ("zero", "one")}
+
+
+def test_arrow_that_was_cut_short(tmp_path: Path) -> None:
+    import pyarrow
+
+    rows = pyarrow.table({"text": [f"text {n}" for n in range(2000)]})
+    with pyarrow.OSFile(str(tmp_path / "a.arrow"), "wb") as sink, pyarrow.ipc.new_stream(sink, rows.schema) as writer:
+        writer.write_table(rows, max_chunksize=1000)
+    whole = (tmp_path / "a.arrow").read_bytes()
+    assert "is not a readable Arrow file" in fault(write(tmp_path, "b.arrow", whole[: len(whole) // 3]))
+    assert "is not a readable Arrow file" in fault(write(tmp_path, "c.arrow", b"text,label"))
+    assert "is not a readable Arrow file" in fault(write(tmp_path, "d.arrow", b""))
+    # A stream may end between two messages without a word.
+    assert "no mark at its end" in read(write(tmp_path, "e.arrow", whole[:-8])).warnings[0]
+
+
+def test_the_cells_of_a_sheet_become_columns() -> None:
+    rows = [(2, ("text", " label ", None)), (3, (None, None)), (5, ("good", 1)), (6, ("bad", None, None))]
+    table = table_of_rows(rows, shown="a.xlsx", header=None, facts={})
+    assert table.column("text") == ["good", "bad"] and table.column("label") == [1, None]
+    assert table.places(1) == "a.xlsx:6 (row 2)"
+    assert table_of_rows(rows, shown="a.xlsx", header=["a", "b"], facts={}).column("a") == ["text", "good", "bad"]
+    for cells, said in (
+        (("text", None), "a.xlsx:1: column 2 has cells and no name"),
+        (("text", "text"), "a.xlsx:1: the column name 'text' stands twice"),
+    ):
+        with pytest.raises(DataError, match=said):
+            table_of_rows([(1, cells), (2, ("a", "b"))], shown="a.xlsx", header=None, facts={})
+    with pytest.raises(DataError, match="is empty"):
+        table_of_rows([(1, (None,))], shown="a.xlsx", header=None, facts={})
+
+
+def test_a_workbook_without_openpyxl_names_the_package(tmp_path: Path) -> None:
+    if importlib.util.find_spec("openpyxl"):
+        pytest.skip("openpyxl is installed")
+    with pytest.raises(InstallationError, match="pip install openpyxl"):
+        read(workbook(tmp_path / "a.xlsx", [[["text", "label"], ["good", 1]]]))
+
+
+def test_a_workbook(tmp_path: Path) -> None:
+    pytest.importorskip("openpyxl", reason="openpyxl, which reads .xlsx, is not installed")
+    table = read(workbook(tmp_path / "a.xlsx", [[["text", "label"], ["good", 1], ["bad", 0.5]], []]))
+    assert table.column("text") == ["good", "bad"] and table.column("label") == [1, 0.5]
+    assert table.places(0).endswith("a.xlsx:2 (row 1)") and table.facts == {"format": "xlsx", "sheet": "S1"}
+    assert "has the sheets 'S1', 'S2'" in fault(workbook(tmp_path / "b.xlsx", [[["a"]], [["b"]]]))
+    assert "is not a readable .xlsx file" in fault(write(tmp_path, "c.xlsx", b"text,label"))
+
+
+def workbook(path: Path, sheets: list[list[list[object]]]) -> Path:
+    """The least files of a workbook, as ECMA-376 names them."""
+    main = "http://schemas.openxmlformats.org/spreadsheetml/2006/main"
+    office = "http://schemas.openxmlformats.org/officeDocument/2006/relationships"
+    package = "http://schemas.openxmlformats.org/package/2006"
+    numbers = range(1, len(sheets) + 1)
+
+    def cell(value: object) -> str:
+        return f'<c t="inlineStr"><is><t>{value}</t></is></c>' if isinstance(value, str) else f"<c><v>{value}</v></c>"
+
+    kind = "application/vnd.openxmlformats-officedocument.spreadsheetml"
+    parts = "".join(f'<Override PartName="/s{n}.xml" ContentType="{kind}.worksheet+xml"/>' for n in numbers)
+    links = "".join(f'<Relationship Id="r{n}" Type="{office}/worksheet" Target="s{n}.xml"/>' for n in numbers)
+    names = "".join(f'<sheet name="S{n}" sheetId="{n}" r:id="r{n}"/>' for n in numbers)
+    with zipfile.ZipFile(path, "w") as file:
+        book = f'<Override PartName="/book.xml" ContentType="{kind}.sheet.main+xml"/>'
+        file.writestr("[Content_Types].xml", f'<Types xmlns="{package}/content-types">{book}{parts}</Types>')
+        root = f'<Relationship Id="r1" Type="{office}/officeDocument" Target="book.xml"/>'
+        file.writestr("_rels/.rels", f'<Relationships xmlns="{package}/relationships">{root}</Relationships>')
+        file.writestr("book.xml", f'<workbook xmlns="{main}" xmlns:r="{office}"><sheets>{names}</sheets></workbook>')
+        file.writestr("_rels/book.xml.rels", f'<Relationships xmlns="{package}/relationships">{links}</Relationships>')
+        for number, rows in zip(numbers, sheets, strict=True):
+            cells = "".join(f"<row>{''.join(map(cell, row))}</row>" for row in rows)
+            file.writestr(f"s{number}.xml", f'<worksheet xmlns="{main}"><sheetData>{cells}</sheetData></worksheet>')
+    return path
 
 
 def test_options_that_would_be_ignored_are_refused(tmp_path: Path) -> None:

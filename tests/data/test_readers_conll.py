@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from launcher.data.readers import Table, read_file
+from launcher.data.readers import read_file
 from launcher.data.sources import load_splits
+from launcher.data.tables import Table
 from launcher.errors import DataError
 from launcher.recipe.data_section import DataSection, SourceSpec
 
@@ -20,9 +21,13 @@ def read(folder: Path, text: str, name: str = "a.conll", **options: object) -> T
 
 
 def fault(folder: Path, text: str, name: str = "a.conll", **options: object) -> str:
-    with pytest.raises(DataError) as caught:
-        read(folder, text, name, **options)
-    return str(caught.value)
+    """What is said of the file, or of its first row that cannot be used."""
+    try:
+        table = read(folder, text, name, **options)
+    except DataError as error:
+        return str(error)
+    row, found = min(table.faults.items())
+    return f"{table.places.of(found, row)}: {found.reason}"
 
 
 @pytest.mark.parametrize("between", ["\t", " ", "   "])

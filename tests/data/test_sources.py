@@ -183,6 +183,51 @@ def test_columns_are_mapped_and_joined(tmp_path: Path) -> None:
     assert "only texts are joined" in fault(tmp_path, train="a.csv", columns={"text": "body", "label": ["kind"]})
 
 
+@pytest.mark.parametrize("ending", ["csv", "tsv", "json", "jsonl", "parquet", "arrow", "saved"])
+def test_columns_are_renamed_in_every_format(tmp_path: Path, ending: str) -> None:
+    """Also where the file has a column of our name that means something else."""
+    import pyarrow
+    from datasets import Dataset
+
+    rows = {"headline": ["good", "bad"], "kind": ["x", "y"], "text": ["1", "2"]}
+    path = tmp_path / f"a.{ending}"
+    if ending in ("csv", "tsv"):
+        mark = {"csv": ",", "tsv": "\t"}[ending]
+        path.write_text("\n".join(map(mark.join, [rows, *zip(*rows.values(), strict=True)])))
+    elif ending == "arrow":
+        table = pyarrow.table(rows)
+        with pyarrow.OSFile(str(path), "wb") as sink, pyarrow.ipc.new_stream(sink, table.schema) as writer:
+            writer.write_table(table)
+    elif ending == "saved":
+        Dataset.from_dict(rows).save_to_disk(str(path))
+    elif ending == "parquet":
+        Dataset.from_dict(rows).to_parquet(str(path))
+    else:
+        objects = [dict(zip(rows, row, strict=True)) for row in zip(*rows.values(), strict=True)]
+        path.write_text(json.dumps(objects) if ending == "json" else "\n".join(map(json.dumps, objects)))
+    found = load(
+        tmp_path, train=path.name, validation=path.name, columns={"text": "headline", "label": "kind", "id": "text"}
+    )
+    assert found.train[0] == {"text": "good", "label": "x", "id": "1", "row_id": 0}
+
+
+def test_columns_of_words_and_questions_are_renamed(tmp_path: Path) -> None:
+    (tmp_path / "a.conll").write_text("B-X\tAnna\nO\tsang\n\nO\thi\n")
+    words = {"source": "a.conll", "header": ["ner", "word"]}
+    data = DataSection(train=words, validation=words, columns={"tokens": "word", "label": "ner"})
+    found = load_splits(
+        data, base_folder=tmp_path, needs=("tokens",), optional=("label",), problem_type="token_classification"
+    )
+    assert found.train["tokens"][0] == ["Anna", "sang"] and found.train["label"][0] == ["B-X", "O"]
+    (tmp_path / "q.jsonl").write_text(
+        '{"q": "who?", "passage": "Anna sang", "gold": {"text": ["Anna"], "answer_start": [0]}}\n'
+    )
+    columns = {"question": "q", "context": "passage", "answers": "gold"}
+    data = DataSection(train="q.jsonl", validation="q.jsonl", columns=columns)
+    found = load_splits(data, base_folder=tmp_path, needs=("question", "context"), optional=("answers",))
+    assert found.train["text_pair"][0] == "Anna sang" and found.train["label"][0]["text"] == ["Anna"]
+
+
 def test_a_label_that_is_needed_is_asked_for(tmp_path: Path) -> None:
     csv(tmp_path, "a.csv", [("a b", "c d", 2.5)], "sentence1,sentence2,score")
     with pytest.raises(DataError, match="label: score"):
