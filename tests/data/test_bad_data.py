@@ -377,3 +377,21 @@ def test_check_names_what_reads_a_workbook(tmp_path: Path, monkeypatch: Any) -> 
     path.write_text("version: 1\nname: r\ntask: causal-lm\nmodel: {name_or_path: gpt2}\ndata: {train: a.xlsx}\n")
     (problem,) = examine(path)[1]
     assert "needs openpyxl" in problem.message and problem.remedy == "pip install openpyxl"
+
+
+def test_what_was_left_out_is_shown_by_the_view_of_the_data(tmp_path: Path, model: Path) -> None:
+    from launcher.workflows.data_view import view_data
+
+    bad = Bad("", {"a.jsonl": jsonl(line17="{")}, ())
+    recipe = Recipe.model_validate(values(bad, tmp_path, model, "skip"))
+    shown = view_data(recipe, base_folder=tmp_path, rows=1).to_json()
+    assert shown["skipped"]["counts"] == {"train": 1} and shown["skipped"]["rows"][0]["row"] == 17
+    assert any("1 train rows cannot be used" in note for note in shown["warnings"])
+
+
+def test_rows_to_predict_on_are_never_left_out(tmp_path: Path, model: Path) -> None:
+    bad = Bad("", {"a.jsonl": jsonl(line17={"text": None})}, ())
+    recipe = Recipe.model_validate(values(bad, tmp_path, model, "skip"))
+    task = registry.load(registry.TASKS, TEXT)(recipe, base_folder=tmp_path)
+    with pytest.raises(DataError, match=r"a.jsonl:17 \(row 17\)"):
+        task.read_rows(str(tmp_path / "a.jsonl"))
