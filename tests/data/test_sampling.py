@@ -263,8 +263,8 @@ def test_ranks_share_what_is_drawn():
     batches = PhaseBatches(lengths_of(101), planned, 3, draws=draws)
     ranks = [list(RankBatches(batches, accumulation=2, rank=rank, world_size=3)) for rank in range(3)]
     for step, whole in enumerate(batches):
-        parts = [row for rank in ranks for micro in rank[2 * step : 2 * step + 2] for row in micro if row >= 0]
-        assert sorted(parts) == sorted(whole.tolist())
+        drawn = [row.number for rank in ranks for micro in rank[2 * step : 2 * step + 2] for row in micro]
+        assert sorted(number for number in drawn if number >= 0) == sorted(whole.tolist())
 
 
 # --- padding rows weigh nothing --------------------------------------------------------------------------------------

@@ -14,6 +14,9 @@ from tests.recipe.conftest import SOUND, Write
 
 # key of an IDLE row -> a recipe in which its value has no effect
 WITHOUT_EFFECT = {
+    "data.max_length": "IMAGES\nDATA max_length: 64",
+    "data.join": "IMAGES\nDATA join: '. '",
+    "model.tokenizer_name_or_path": "IMAGES\nMODEL bert-base-uncased, tokenizer_name_or_path: t",
     "training.num_train_epochs": "training: {num_train_epochs: 3, max_steps: 5}",
     "training.eval_steps": "training: {eval_steps: 5}",
     "training.save_steps": "training: {save_steps: 5}",
@@ -97,6 +100,8 @@ def _recipe(lines: str) -> str:
             head = head.replace(
                 "task: text-classification", f"task: {{type: text-classification, problem_type: {rest}}}"
             )
+        elif word == "IMAGES":
+            head = head.replace("task: text-classification", "task: image-classification")
         elif word == "DATA":
             head = head.replace("data: {source: ag_news}", f"data: {{train: ag_news, {rest}}}")
         elif word == "MODEL":
