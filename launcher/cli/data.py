@@ -48,7 +48,11 @@ def data(
     """
     loaded = load_checked(recipe, overrides, quiet=as_json)
     from launcher.workflows.data_bar import data_bar
+    from launcher.recipe.task_options import IMAGE_TASKS
     from launcher.workflows.data_view import view_data
+
+    if plot is not None and loaded.recipe.task.type in IMAGE_TASKS:
+        raise typer.BadParameter("images have no lengths to draw; leave it out", param_hint="--plot")
 
     with data_bar(None if as_json else sys.stderr):
         found = view_data(loaded.recipe, base_folder=Path.cwd(), split=split, rows=rows)

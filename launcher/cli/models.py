@@ -25,7 +25,9 @@ def evaluate(run: RunPath, as_json: Json = False) -> None:
 
 def predict(
     run: RunPath,
-    texts: Annotated[list[str] | None, typer.Argument(help="Texts to predict.", show_default=False)] = None,
+    texts: Annotated[
+        list[str] | None, typer.Argument(help="Texts to predict, or paths of images.", show_default=False)
+    ] = None,
     file: Annotated[
         str | None, typer.Option("--file", help="A file of rows, in any format that training reads.")
     ] = None,
@@ -35,7 +37,7 @@ def predict(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Predict texts with a finished run's model."""
+    """Predict texts or images with a finished run's model."""
     if bool(texts) == bool(file):
         raise typer.BadParameter("give texts, or --file with a file of rows")
     from launcher.workflows.inference import (

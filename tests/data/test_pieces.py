@@ -63,16 +63,6 @@ def test_a_piece_without_answers_has_the_type_of_the_others(tokenizer, tmp_path,
     assert read_split(tmp_path / "rows.arrow")["references"][-2:] == [[], ["apple"]]
 
 
-def test_a_piece_without_rows_has_the_types_of_the_others(tokenizer, tmp_path, small_pieces):
-    """Blank texts are no rows of a language model."""
-    from launcher.tasks.causal_lm import block_features
-
-    columns = {"text": [" "] * 8 + ["the iron"], "row_id": list(range(9))}
-    make = functools.partial(block_features, tokenizer=tokenizer, max_length=20, end=None)
-    assert write_split(tmp_path / "rows.arrow", Source(columns, 9, str), make)["empty"] == 8
-    assert read_split(tmp_path / "rows.arrow")[:]["row_id"] == [8]
-
-
 def test_a_piece_without_a_row_has_the_types_of_the_others(tokenizer, tmp_path, small_pieces):
     from launcher.data.blocks import make_framed_blocks
     from launcher.tasks.language_task import block_features
