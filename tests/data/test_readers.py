@@ -6,10 +6,12 @@ import gzip
 import importlib.util
 import itertools
 import json
+import sys
 import zipfile
 from pathlib import Path
 
 import pytest
+from conftest import require
 from hypothesis import given, settings, strategies as st
 
 from launcher.data.readers import read_file
@@ -286,15 +288,14 @@ def test_the_cells_of_a_sheet_become_columns() -> None:
         table_of_rows([(1, (None,))], shown="a.xlsx", header=None, facts={})
 
 
-def test_a_workbook_without_openpyxl_names_the_package(tmp_path: Path) -> None:
-    if importlib.util.find_spec("openpyxl"):
-        pytest.skip("openpyxl is installed")
+def test_a_workbook_without_openpyxl_names_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "openpyxl", None)
     with pytest.raises(InstallationError, match="pip install openpyxl"):
         read(workbook(tmp_path / "a.xlsx", [[["text", "label"], ["good", 1]]]))
 
 
 def test_a_workbook(tmp_path: Path) -> None:
-    pytest.importorskip("openpyxl", reason="openpyxl, which reads .xlsx, is not installed")
+    require(importlib.util.find_spec("openpyxl"), "openpyxl, which reads .xlsx, is not installed")
     table = read(workbook(tmp_path / "a.xlsx", [[["text", "label"], ["good", 1], ["bad", 0.5]], []]))
     assert table.column("text") == ["good", "bad"] and table.column("label") == [1, 0.5]
     assert table.places(0).endswith("a.xlsx:2 (row 1)") and table.facts == {"format": "xlsx", "sheet": "S1"}
