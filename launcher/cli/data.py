@@ -47,8 +47,8 @@ def data(
     The data are prepared for it, as `launcher prepare` does.
     """
     loaded = load_checked(recipe, overrides, quiet=as_json)
-    from launcher.workflows.data_bar import data_bar
     from launcher.recipe.task_options import IMAGE_TASKS
+    from launcher.workflows.data_bar import data_bar
     from launcher.workflows.data_view import view_data
 
     if plot is not None and loaded.recipe.task.type in IMAGE_TASKS:

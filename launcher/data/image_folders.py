@@ -24,6 +24,11 @@ def holds_images(folder: Path) -> bool:
     )
 
 
+def holds_only_images(path: Path) -> bool:
+    """Whether ``path`` is a folder in which, at any depth, there are images and folders alone."""
+    return path.is_dir() and all(one.is_dir() or is_image_file(one) for one in path.rglob("*"))
+
+
 def read_image_folder(folder: Path) -> Table:
     """Return the images of a folder by the order of their names: image (a path below it) and, where folders are labels, label.
 

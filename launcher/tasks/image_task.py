@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from launcher.data.image_folders import holds_only_images
 from launcher.data.images import image_bytes, open_image
 from launcher.data.pieces import Origin
 from launcher.errors import ModelError
@@ -55,6 +56,11 @@ class ImageTask(PreparedTask):
     def model_files(self) -> list[Path] | None:
         """Return no file: prepared images do not depend on the model."""
         return []
+
+    def read_from(self) -> list[Path] | None:
+        """Return the folders of images; None where a file names images, which may lie anywhere and change without it."""
+        found = super().read_from()
+        return found if found is not None and all(map(holds_only_images, found)) else None
 
     def example_row(self) -> dict[str, Any]:
         """Return a row like the prepared ones, for plans without data."""

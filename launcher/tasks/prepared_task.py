@@ -84,7 +84,7 @@ class PreparedTask:
             DataError: a fault in the data, or ``data.max_length`` beyond what the model takes.
         """
         root = cache_folder(self.recipe.data.cache_dir)
-        known = Known(root, self._read_from(), self._known_parts())
+        known = Known(root, self.read_from(), self._known_parts())
         found = known.find()
         # They are told again, so that a list which is not whole has to be made anew.
         skipped = None if found is None else listed_beside(found[0], number=found[1]["skipped"])
@@ -110,7 +110,7 @@ class PreparedTask:
         known.keep(folder, told)
         return self._with_told(folder, told, skipped=splits.skipped, was_cached=was_cached)
 
-    def _read_from(self) -> list[Path] | None:
+    def read_from(self) -> list[Path] | None:
         """Return the files and folders that prepared rows come from; None where they are not all on this machine's disks."""
         model = self.model_files()
         sources = sources_on_disk(self.recipe.data, base_folder=self.base_folder)

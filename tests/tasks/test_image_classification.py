@@ -169,6 +169,25 @@ def test_images_are_turned_upright_and_given_the_models_channels():
     assert open_image(buffer.getvalue()).size == (4, 6) and open_image(buffer.getvalue(), mode="L").mode == "L"
 
 
+def test_an_image_that_a_file_names_may_change_without_the_file(tmp_path):
+    """Of a folder the quick look at its files suffices; a table's images lie anywhere."""
+    import os
+
+    folder = write_images(tmp_path / "old")
+    rows = [{"image": str(p), "label": p.parent.name} for p in sorted((folder / "train").glob("*/*.png"))]
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows/train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for path in [*folder.rglob("*"), *(tmp_path / "rows").rglob("*")]:
+        os.utime(path, (0, 0))
+    assert task_for(folder, tmp_path).read_from() == [folder]
+    source = tmp_path / "rows"
+    assert task_for(source, tmp_path).read_from() is None
+    before = task_for(source, tmp_path / "cache").prepare_data()[1]
+    (folder / "train/red/001.png").write_bytes(png(picture("red", 77)))
+    after = task_for(source, tmp_path / "cache").prepare_data()[1]
+    assert before.fingerprint != after.fingerprint
+
+
 # --- inputs ----------------------------------------------------------------------------------------------------------
 
 
