@@ -99,7 +99,7 @@ class CausalLM(LanguageTask):
         self, names: Sequence[str], prepared: Prepared, predictions: Predictions, *, split: str
     ) -> list[Baseline]:
         """Return the named baselines: how often each token occurs in train."""
-        from launcher.evaluation.baselines import unigram_baseline
+        from launcher.evaluation.baselines_tokens import unigram_baseline
 
         learned, wanted = predicted_tokens(prepared.train), predicted_tokens(getattr(prepared, split))
         seen = np.concatenate(list(learned.values()))

@@ -152,7 +152,7 @@ class MaskedLM(LanguageTask):
         self, names: Sequence[str], prepared: Prepared, predictions: Predictions, *, split: str
     ) -> list[Baseline]:
         """Return the named baselines: how often each token occurs in train, told at the places that are masked in ``split``."""
-        from launcher.evaluation.baselines import unigram_baseline
+        from launcher.evaluation.baselines_tokens import unigram_baseline
 
         special = self.masking.special_ids
         seen = np.concatenate([ids[~np.isin(ids, special)] for _, ids in _tokens(prepared.train)])

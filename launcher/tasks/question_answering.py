@@ -243,7 +243,7 @@ class QuestionAnswering(TextTask):
         self, names: Sequence[str], prepared: Prepared, predictions: Predictions, *, split: str
     ) -> list[Baseline]:
         """Return the named baselines: words near those that question and text share."""
-        from launcher.evaluation.baselines import overlap_baseline
+        from launcher.evaluation.baselines_tokens import overlap_baseline
 
         rows = getattr(prepared, split)
         contexts = [rows["context"][int(row)] for row in _first_rows(rows)]

@@ -269,7 +269,7 @@ class TokenClassification(TextTask):
         self, names: Sequence[str], prepared: Prepared, predictions: Predictions, *, split: str
     ) -> list[Baseline]:
         """Return the named baselines: the most frequent tag of each word in train."""
-        from launcher.evaluation.baselines import word_tag_baseline
+        from launcher.evaluation.baselines_tokens import word_tag_baseline
 
         train = prepared.train
         words = [word for of_row in train["words"] for word in of_row]

@@ -14,7 +14,7 @@ import pytest
 from launcher.contracts import Predictions
 from launcher.evaluation.answers import ANSWERS, normalized, row_scores
 from launcher.evaluation.assessment import Evaluation, evaluate_predictions
-from launcher.evaluation.baselines import overlap_baseline
+from launcher.evaluation.baselines_tokens import overlap_baseline
 from launcher.evaluation.kinds import kind_of, metrics_for
 from launcher.evaluation.predictions_io import read_predictions, write_predictions
 from launcher.evaluation.verdict import verdict_sentence

@@ -11,7 +11,7 @@ import seqeval.metrics
 
 from launcher.contracts import Predictions
 from launcher.evaluation.assessment import Evaluation, evaluate_predictions
-from launcher.evaluation.baselines import word_tag_baseline
+from launcher.evaluation.baselines_tokens import word_tag_baseline
 from launcher.evaluation.kinds import kind_of, metrics_for
 from launcher.evaluation.predictions_io import read_predictions, write_predictions
 from launcher.evaluation.tagging import ENTITIES, TAGS, are_entity_tags, entities_of, row_errors, tags_by_row
