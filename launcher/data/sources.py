@@ -12,19 +12,18 @@ from typing import TYPE_CHECKING, Any
 
 from launcher.data.bad_rows import OnBadRow, SkippedRow, refuse_many
 from launcher.data.labels import infer_problem_type
-from launcher.data.sources_columns import check_keys
-from launcher.data.sources_find import SPLITS, OpenSource, open_source, pick_split
-from launcher.data.sources_rows import (
-    Part,
-    RowSet,
+from launcher.data.sources_between import (
     check_alike,
     fingerprint,
     labelled,
-    read_split,
     recurring,
+    straddling,
     without_hidden_labels,
 )
-from launcher.data.splits import split_share
+from launcher.data.sources_columns import check_keys
+from launcher.data.sources_find import SPLITS, OpenSource, open_source, pick_split
+from launcher.data.sources_rows import Part, RowSet, read_split
+from launcher.data.splits import linked, split_share
 from launcher.data.tables import Faults
 from launcher.errors import DataError
 from launcher.recipe.data_section import DataSection, SourceSpec
@@ -33,7 +32,9 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 NEEDS = ("text",)
-OPTIONAL = ("text_pair", "label", "id")
+# Whatever the task, rows may be of groups, which is said by data.columns alone.
+GROUP = "group"
+OPTIONAL = ("text_pair", "label", "id", GROUP)
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,7 @@ def load_splits(
         DataError: a source, column or row is missing or broken; file, row, value and remedy are named. With
             ``data.on_bad_row: skip`` rows that cannot be used are left out, unless they are too many.
     """
+    optional = tuple(dict.fromkeys((*optional, GROUP)))
     check_keys(data.columns, known=(*needs, *optional))
     found = _find_parts(data, base_folder=base_folder, plain_text=plain_text)
     sets = {
@@ -123,7 +125,7 @@ def load_splits(
         )
         sets |= {"train": train, "validation": validation}
         notes.append(note)
-    return _finish(sets, notes=[*notes, *recurring(sets)])
+    return _finish(sets, notes=[*notes, *recurring(sets), *straddling(sets)])
 
 
 def load_rows(
@@ -210,7 +212,10 @@ def _set_aside(train: RowSet, *, data: DataSection, problem_type: str, delimiter
             how = f"drawn from all rows alike, as labels are not strata in {kind.replace('_', ' ')}"
         else:
             strata, how = [sys.intern(str(label).strip()) for label in labels], "stratified by label"
-    kept, held = split_share(_digests(train), share=data.validation_share, seed=data.split_seed, strata=strata)
+    keys: list[Any] = _digests(train)
+    if GROUP in train.columns:
+        keys, strata, how = linked(keys, train.columns[GROUP]), None, "whole groups, drawn alike"
+    kept, held = split_share(keys, share=data.validation_share, seed=data.split_seed, strata=strata)
     note = f"no validation rows are given: {len(held)} of the {train.rows} train rows were set aside, {how}"
     return train.select(kept), replace(train.select(held), skipped=()), note
 

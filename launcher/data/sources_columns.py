@@ -310,6 +310,12 @@ def id_values(table: Table, *, column: str, rows: Sequence[int], faults: Faults)
     return Column.of(None if row in faults else str(value) for row, value in zip(rows, values, strict=True))
 
 
+def group_values(table: Table, *, column: str, rows: Sequence[int], faults: Faults) -> Column:
+    """Return the groups of ``rows`` as text; None for a row of no group."""
+    values = table.column(column).take(rows)
+    return Column.of(None if value is None or value == "" else str(value) for value in values)
+
+
 def label_values(table: Table, *, column: str, rows: Sequence[int], faults: Faults) -> Column:
     """Return the labels of ``rows``: text, numbers, lists of text, or None where there is none (null, NaN)."""
     values = table.column(column).take(rows)

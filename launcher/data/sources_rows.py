@@ -1,9 +1,7 @@
-"""One split's rows in our columns: read, filtered, mapped, checked; and what is compared between splits."""
+"""One split's rows in our columns: read, filtered, mapped, checked."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +15,7 @@ from launcher.data.sources_columns import (
     check_not_empty,
     check_tags,
     choose_columns,
+    group_values,
     id_values,
     label_values,
     text_values,
@@ -24,7 +23,7 @@ from launcher.data.sources_columns import (
     uniform_labels,
 )
 from launcher.data.sources_find import Reader
-from launcher.data.tables import Fault, Faults, Places, Table
+from launcher.data.tables import Faults, Places, Table
 from launcher.errors import DataError
 from launcher.registry import suggest
 
@@ -139,11 +138,11 @@ def read_split(
                 # Before its columns are looked at: broken rows may be why one is missing.
                 refuse([skipped_row(fault, split=split, places=table.places, row=row)], on_bad_row=data.on_bad_row)
             limit = None if part.spec.limit is None else part.spec.limit - kept
-            # Rows to predict on come without the label column that the recipe names.
+            # Rows to predict on come without the label column that the recipe names, and groups are train's affair.
             mapped = {
                 ours: theirs
                 for ours, theirs in data.columns.items()
-                if split != "test" or _is_there(ours, theirs, table)
+                if split == "train" or _is_there(ours, theirs, table, split=split)
             }
             chosen = choose_columns(table, columns=mapped, needs=needs, optional=optional) if table.names else {}
             piece = _read_table(
@@ -164,8 +163,9 @@ def read_split(
     return _join(split, pieces=pieces, warnings=[note for part in parts for note in part.warnings])
 
 
-def _is_there(ours: str, theirs: str | list[str], table: Table) -> bool:
-    return ours != "label" or theirs in table.names
+def _is_there(ours: str, theirs: str | list[str], table: Table, *, split: str) -> bool:
+    may_lack = ("label", "group") if split == "test" else ("group",)
+    return ours not in may_lack or theirs in table.names
 
 
 def _no_rows(split: str, *, part: Part, read: int) -> str:
@@ -237,10 +237,15 @@ def _our_columns(
     return columns
 
 
-_ORDER = ("image", "text", "question", "text_pair", "context", "tokens", "label", "answers", "id")
+_ORDER = ("image", "text", "question", "text_pair", "context", "tokens", "label", "answers", "id", "group")
 # A question is a text, and what may answer it the second one.
 _TEXTS = {"text": "text", "question": "text", "text_pair": "text_pair", "context": "text_pair"}
-_VALUES: dict[str, Callable[..., Column]] = {"tokens": token_values, "label": label_values, "id": id_values}
+_VALUES: dict[str, Callable[..., Column]] = {
+    "tokens": token_values,
+    "label": label_values,
+    "id": id_values,
+    "group": group_values,
+}
 
 
 def _join(split: str, *, pieces: Sequence[RowSet], warnings: Sequence[str]) -> RowSet:
@@ -301,96 +306,3 @@ def _equal(value: Any, wanted: str | float | bool) -> bool:
     if isinstance(value, bool) != isinstance(wanted, bool):
         return False
     return str(value) == wanted if isinstance(wanted, str) else bool(value == wanted)
-
-
-# --- between splits ------------------------------------------------------------------------------------------------
-
-
-def without_hidden_labels(
-    test: RowSet, *, train: RowSet | None = None, on_bad_row: OnBadRow = "error"
-) -> tuple[RowSet, list[str]]:
-    """Return test rows without labels where none has one, and a note that says so.
-
-    Hidden labels are null, empty, or -1 where train has no such label. Where only some rows have one, the others cannot be used.
-    Raises DataError for them, unless they are skipped.
-    """
-    if "label" not in test.columns:
-        expected = train is not None and "label" in train.columns
-        return test, ["the test rows have no labels: they are for prediction only"] if expected else []
-    labels = test.columns["label"]
-    known = set(map(str, train.columns.get("label", ()))) if train else set()
-    hidden = [
-        label is None or (str(label).strip() in ("", "-1", "-1.0") and str(label) not in known) for label in labels
-    ]
-    if all(hidden):
-        return test.without_labels(), ["no test row has a label (null, empty or -1): they are for prediction only"]
-    unlabelled = [row for row, label in enumerate(labels) if label is None]
-    reason = (
-        f"has no label, like {len(unlabelled)} of the {test.rows} test rows; "
-        "label all test rows, or none (then they are for prediction only)"
-    )
-    faults = {row: Fault(reason, None) for row in unlabelled}
-    return test.without(faults, split="test", on_bad_row=on_bad_row), []
-
-
-def labelled(sets: Mapping[str, RowSet], *, on_bad_row: OnBadRow) -> dict[str, RowSet]:
-    """Return the rows that have a label, where there are labels. Raises DataError for one that has none, unless they are skipped."""
-    found = {}
-    for split, rows in sets.items():
-        missing = [row for row, label in enumerate(rows.columns.get("label", ())) if label is None]
-        faults = {row: Fault("has no label (null); add it, or remove the row", None) for row in missing}
-        found[split] = rows.without(faults, split=split, on_bad_row=on_bad_row)
-        refuse_many(found[split].skipped, split=split, kept=found[split].rows)
-    return found
-
-
-def check_alike(sets: Mapping[str, RowSet]) -> None:
-    """Raise DataError where validation or test lacks a column that train has; test may lack label."""
-    train = set(sets["train"].columns) - {"id"}
-    for split, rows in sets.items():
-        odd = (set(rows.columns) - {"id"}) ^ train
-        odd -= {"label"} if split == "test" else set()
-        if odd:
-            raise DataError(
-                f"{rows.segments[0][1].shown}: {split} and train do not both have {', '.join(sorted(odd))}; "
-                "name the columns under data.columns, or make the files alike"
-            )
-
-
-def recurring(sets: Mapping[str, RowSet]) -> list[str]:
-    """Return a warning, with an example, for validation and for test rows whose text also stands in train."""
-    wanted = {split: list(sets[split].text_keys()) for split in ("validation", "test") if split in sets}
-    train = _first_rows(sets["train"], wanted={key for keys in wanted.values() for key in keys})
-    notes = []
-    for split, keys in wanted.items():
-        again = [(row, train[key]) for row, key in enumerate(keys) if key in train]
-        if again:
-            row, first = again[0]
-            text = " ".join(sets[split].columns["text"][row].split())
-            notes.append(
-                f"{len(again)} of the {sets[split].rows} {split} rows also stand in train (case and spacing aside), so "
-                f"the scores on {split} flatter: {sets[split].place(row)} = {sets['train'].place(first)}: {text[:80]!r}"
-            )
-    return notes
-
-
-def _first_rows(rows: RowSet, *, wanted: set[tuple[str, ...]]) -> dict[tuple[str, ...], int]:
-    """Return each wanted key that stands in ``rows``, with its first row. The keys of all rows would take more than the texts."""
-    found: dict[tuple[str, ...], int] = {}
-    for row, key in enumerate(rows.text_keys()):
-        if key in wanted:
-            found.setdefault(key, row)
-    return found
-
-
-def fingerprint(sets: Mapping[str, RowSet]) -> str:
-    """Return the sha256 (hex) over every row of every split, in order, by our column names."""
-    digest = hashlib.sha256()
-    write = json.JSONEncoder(ensure_ascii=False).encode
-    for split, rows in sets.items():
-        # An image is known by the hash of its bytes, wherever it lies.
-        names = [name for name in rows.columns if name != "image"]
-        digest.update(json.dumps([split, names, rows.rows]).encode())
-        for row in zip(*(rows.columns[name] for name in names), strict=True):
-            digest.update(write(row).encode("utf-8", "surrogatepass"))
-    return digest.hexdigest()

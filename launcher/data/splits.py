@@ -1,4 +1,4 @@
-"""A seeded share of train to validate on: stratified by label, with equal texts kept on one side."""
+"""A seeded share of train to validate on: stratified by label, with equal texts, and rows of a group, kept on one side."""
 
 from __future__ import annotations
 
@@ -34,6 +34,26 @@ def split_share(
     validation = sorted(row for group in held for row in members[group])
     chosen = set(validation)
     return [row for row in range(len(keys)) if row not in chosen], validation
+
+
+def linked(keys: Sequence[Hashable], groups: Sequence[Hashable | None]) -> list[int]:
+    """Return [rows] numbers that are equal where rows have the same key or group, or are joined by others that have.
+
+    ``groups``: None for a row of no group.
+    """
+    above = list(range(len(keys)))
+
+    def top(row: int) -> int:
+        while above[row] != row:
+            above[row] = above[above[row]]
+            row = above[row]
+        return row
+
+    first: dict[tuple[str, Hashable], int] = {}
+    for row, (key, group) in enumerate(zip(keys, groups, strict=True)):
+        for name in (("key", key), ("group", group))[: 1 if group is None else 2]:
+            above[top(row)] = top(first.setdefault(name, row))
+    return [top(row) for row in range(len(keys))]
 
 
 def _held_out(strata: Sequence[Hashable], *, share: float, seed: int) -> list[int]:

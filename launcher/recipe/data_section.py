@@ -83,7 +83,7 @@ class DataSection(Section):
     """Rows for the final evaluation only. Without labels they are for prediction only."""
     columns: dict[str, str | list[str]] = Field(default_factory=dict)
     """Our column name: the source's. ``{text: [title, body], label: category}`` joins a list with ``join``. Of token-classification
-    ``{tokens: words, label: ner_tags}``, each a list."""
+    ``{tokens: words, label: ner_tags}``, each a list. ``{group: user_id}`` names groups of rows that are not divided between train and validation."""
     join: str = " "
     """What joined columns are joined by."""
     labels: list[str] | str | None = None

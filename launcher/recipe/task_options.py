@@ -10,12 +10,12 @@ from launcher.recipe.section import Section
 
 # Our names of columns, by task.
 COLUMNS = {
-    "text-classification": ("text", "text_pair", "label", "id"),
-    "token-classification": ("tokens", "label", "id"),
-    "question-answering": ("question", "context", "answers", "id"),
-    "causal-lm": ("text", "id"),
-    "masked-lm": ("text", "id"),
-    "image-classification": ("image", "label", "id"),
+    "text-classification": ("text", "text_pair", "label", "id", "group"),
+    "token-classification": ("tokens", "label", "id", "group"),
+    "question-answering": ("question", "context", "answers", "id", "group"),
+    "causal-lm": ("text", "id", "group"),
+    "masked-lm": ("text", "id", "group"),
+    "image-classification": ("image", "label", "id", "group"),
 }
 
 # The baselines that a task can have, those that it has by default.

@@ -364,3 +364,29 @@ def test_real_sets(shared: Path, name: str, data: dict, rows: tuple, columns: li
     assert (len(splits.train), len(splits.validation), len(splits.test)) == rows
     assert splits.train.column_names == columns
     assert splits.warnings == ()
+
+
+# --- groups ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_group_is_never_divided(tmp_path: Path) -> None:
+    """Neither by the group alone, nor where an equal text links two groups; a row without a group goes its own way."""
+    rows = [(f"text {n}", "ab"[n % 2], "" if n % 10 == 9 else f"user {n // 4}") for n in range(80)]
+    rows[8] = ("text 3", "a", "user 2")
+    csv(tmp_path, "a.csv", rows, header="text,label,user")
+    splits = load(tmp_path, train="a.csv", columns={"group": "user"}, validation_share=0.3)
+    sides = [set(split["group"][:]) - {None} for split in (splits.train, splits.validation)]
+    assert sides[0] and sides[1] and not sides[0] & sides[1]
+    assert {"user 0", "user 2"} <= sides[0] or {"user 0", "user 2"} <= sides[1]
+    assert len(splits.train) + len(splits.validation) == 80 and None in splits.train["group"][:]
+    assert "whole groups, drawn alike" in " ".join(splits.warnings)
+
+
+def test_groups_that_straddle_given_splits_are_told(tmp_path: Path) -> None:
+    csv(tmp_path, "a.csv", [("one", "a", "u1"), ("two", "b", "u2")], header="text,label,user")
+    csv(tmp_path, "b.csv", [("three", "a", "u2"), ("four", "b", "u3")], header="text,label,user")
+    csv(tmp_path, "c.csv", [("five", "a"), ("six", "b")])
+    splits = load(tmp_path, train="a.csv", validation="b.csv", test="c.csv", columns={"group": "user"})
+    told = " ".join(splits.warnings)
+    assert "1 of the 2 validation rows are of 1 groups that also stand in train, such as 'u2'" in told
+    assert "has no column 'usr'" in fault(tmp_path, train="a.csv", columns={"group": "usr"})

@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 from hypothesis import assume, given, settings, strategies as st
 
-from launcher.data.splits import split_share
+from launcher.data.splits import linked, split_share
 from launcher.errors import DataError
 
 labels = st.lists(st.sampled_from("abcde"), min_size=2, max_size=200)
@@ -58,3 +58,24 @@ def test_too_little_to_split_is_an_error() -> None:
         split_share(["a", "a"], share=0.5, seed=0)
     with pytest.raises(DataError, match="stands on one row only"):
         split_share("ab", share=0.5, seed=0, strata="xy")
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 12), st.one_of(st.none(), st.integers(0, 6))), min_size=1, max_size=40),
+)
+def test_rows_of_a_key_or_a_group_are_linked_and_no_others(rows: list[tuple[int, int | None]]) -> None:
+    """Held to a search through the graph of rows."""
+    found = linked([key for key, _ in rows], [group for _, group in rows])
+    places = range(len(rows))
+
+    def near(a: int, b: int) -> bool:
+        return rows[a][0] == rows[b][0] or (rows[a][1] is not None and rows[a][1] == rows[b][1])
+
+    for start in places:
+        reached, open_rows = {start}, [start]
+        while open_rows:
+            row = open_rows.pop()
+            new = {other for other in places if near(row, other)} - reached
+            reached |= new
+            open_rows += new
+        assert {row for row in places if found[row] == found[start]} == reached
