@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 _STYLES = {"special": "dim", "read": "", "learned": "green", "label": "bold magenta"}
 _MOST_LABELS = 30
 _BAR = 40
+_BRIEF = 110
 _LEGEND = " (special tokens dim, what is learned green)"
 
 
@@ -106,6 +107,7 @@ def _show(found: DataView, *, split: str) -> None:
         _show_images(found)
     else:
         _show_lengths_and_cuts(found)
+    _show_near(found)
     _show_labels(found)
     if found.padding:
         _show_padding(found)
@@ -114,6 +116,24 @@ def _show(found: DataView, *, split: str) -> None:
     for row in found.rows:
         console().print(_row_text(row, counted=bool(found.padding)), soft_wrap=True)
     typer.echo(f"\nprepared rows: {short(Path(found.folder))}")
+
+
+def _show_near(found: DataView) -> None:
+    """Say of each split how many texts are nearly the same as others, with examples."""
+    for name, view in found.splits.items():
+        near = view.near
+        if near is None or not (near.within or near.in_train):
+            continue
+        sample = "" if near.looked_at >= view.rows else f" (of {near.looked_at:,} that were looked at)"
+        train = f"; {near.in_train:,} are nearly one of train, so scores on {name} flatter" if near.in_train else ""
+        typer.echo(f"{name}: {near.within:,} texts are nearly an earlier one{sample}{train}")
+        for one, other in near.examples:
+            typer.echo(f"  {_brief(one)}\n  ~ {_brief(other)}")
+
+
+def _brief(text: str) -> str:
+    plain = " ".join(text.split())
+    return plain if len(plain) <= _BRIEF else f"{plain[:_BRIEF]} ..."
 
 
 def _show_images(found: DataView) -> None:

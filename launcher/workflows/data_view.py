@@ -12,6 +12,7 @@ import numpy as np
 
 from launcher import registry
 from launcher.contracts import Prepared, ShownRow
+from launcher.data.near_duplicates import MOST_TEXTS, near_texts
 from launcher.data.sampling import GlobalBatches, Order
 from launcher.launching.batch import plan_batch
 from launcher.plans import BatchPlan
@@ -20,9 +21,24 @@ from launcher.recipe.task_options import counted_in
 
 ORDERS: tuple[Order, ...] = ("group_by_length", "random", "sequential")
 _BINS = 12
+_NEAR_EXAMPLES = 3
 _QUANTILES = (0.5, 0.9, 0.99)
 # A rank's rows are padded to a multiple of this.
 _MULTIPLE = 8
+
+
+@dataclass(frozen=True)
+class NearView:
+    """Texts of a split that are nearly the same as others (``data/near_duplicates.py``)."""
+
+    looked_at: int
+    """Texts; fewer than the split's where there are very many."""
+    within: int
+    """Those that are like an earlier one of the split."""
+    in_train: int
+    """Those that are like one of train; 0 for train itself."""
+    examples: list[tuple[str, str]]
+    """Some of them that are not the same, each with the text that it is like."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +59,8 @@ class SplitView:
     """Name -> rows (words, where words are tagged); empty where there are none."""
     repeated: int
     """Rows whose text (case and spacing aside) or image stands in an earlier row of the split."""
+    near: NearView | None = None
+    """None where rows are images."""
     drawn: dict[str, float] = field(default_factory=dict)
     """Name -> rows of an epoch on average, where rows are drawn by their labels (task.class_sampling)."""
 
@@ -126,6 +144,7 @@ def _view(rows: Any, prepared: Prepared, name: str) -> SplitView:
         lengths={"shortest": int(lengths.min()), **middle, "longest": int(lengths.max())},
         histogram=histogram(lengths),
         labels=dict(zip(prepared.label_names, facts.get("labels", ()), strict=False)),
+        near=None if "image" in rows.column_names else _near(rows, prepared, name),
         repeated=_repeated(rows["image_hash" if "image_hash" in rows.column_names else "text"][:]),
         drawn=_drawn(prepared) if name == "train" else {},
     )
@@ -136,6 +155,26 @@ def _drawn(prepared: Prepared) -> dict[str, float]:
         return {}
     rows = np.bincount(prepared.train["labels"], weights=prepared.draws, minlength=len(prepared.label_names))
     return dict(zip(prepared.label_names, rows.tolist(), strict=True))
+
+
+def _near(rows: Any, prepared: Prepared, name: str) -> NearView:
+    texts = _sample(rows)
+    within = near_texts(texts)
+    train = _sample(prepared.train) if name != "train" else []
+    leaks = near_texts(texts, train) if train else []
+    pairs = [(texts[one.row], train[one.other]) for one in leaks if one.likeness < 1]
+    pairs += [(texts[one.row], texts[one.other]) for one in within if one.likeness < 1]
+    return NearView(len(texts), len(within), len(leaks), pairs[:_NEAR_EXAMPLES])
+
+
+def _sample(rows: Any) -> list[str]:
+    # Rows that continue a divided text have none.
+    texts = [text for text in rows["text"][:] if text]
+    return (
+        texts
+        if len(texts) <= MOST_TEXTS
+        else [texts[n] for n in np.linspace(0, len(texts) - 1, MOST_TEXTS).astype(int)]
+    )
 
 
 def histogram(lengths: np.ndarray) -> list[tuple[int, int, int]]:

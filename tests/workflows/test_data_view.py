@@ -54,6 +54,25 @@ def test_counts_are_those_of_the_rows(place, tmp_path):
     assert not found.was_cached and view_data(changed, base_folder=tmp_path).was_cached
 
 
+def test_texts_that_are_nearly_the_same_are_told(place, tmp_path, capsys):
+    from launcher.cli.data import _show_near
+
+    first = "the apple is near the old river and the pear is far"
+    train = [(first, "fruit"), (f"{first} of iron", "fruit"), ("tin zinc gold", "metal"), ("nile volga", "river")]
+    tiny.write_csv(tmp_path / "train.csv", train)
+    tiny.write_csv(tmp_path / "validation.csv", [(f"{first}!", "fruit"), ("silver", "metal"), ("loire", "river")])
+    changed = recipe(place, data={"source": str(tmp_path), "cache_dir": str(tmp_path / "cache")})
+    found = view_data(changed, base_folder=tmp_path)
+    views = {name: view.near for name, view in found.splits.items()}
+    assert (views["train"].within, views["train"].in_train) == (1, 0)
+    assert (views["validation"].within, views["validation"].in_train) == (0, 1)
+    assert views["train"].examples == [(f"{first} of iron", first)]
+    _show_near(found)
+    told = capsys.readouterr().out
+    assert "train: 1 texts are nearly an earlier one" in told and "validation: 0 texts" in told
+    assert "1 are nearly one of train, so scores on validation flatter" in told
+
+
 def test_rows_are_shown_as_the_model_reads_them(place):
     found = view_data(recipe(place), base_folder=place, split="test", rows=2)
     assert [row.row_id for row in found.rows] == [0, 29]
