@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import importlib.util
 import itertools
 import json
 import sys
@@ -11,7 +10,6 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from conftest import require
 from hypothesis import given, settings, strategies as st
 
 from launcher.data.readers import read_file
@@ -295,7 +293,6 @@ def test_a_workbook_without_openpyxl_names_the_package(tmp_path: Path, monkeypat
 
 
 def test_a_workbook(tmp_path: Path) -> None:
-    require(importlib.util.find_spec("openpyxl"), "openpyxl, which reads .xlsx, is not installed")
     table = read(workbook(tmp_path / "a.xlsx", [[["text", "label"], ["good", 1], ["bad", 0.5]], []]))
     assert table.column("text") == ["good", "bad"] and table.column("label") == [1, 0.5]
     assert table.places(0).endswith("a.xlsx:2 (row 1)") and table.facts == {"format": "xlsx", "sheet": "S1"}
