@@ -22,6 +22,15 @@ TOPICS = {
     "river": ["rhine", "nile", "volga", "ganges", "loire", "tiber"],
 }
 FILLER = ["the", "a", "is", "was", "very", "old", "new", "near", "far", "and", "of", "with"]
+# Every strategy, as a task on a tiny model can have it.
+STRATEGIES: dict[str, dict[str, Any]] = {
+    "full": {"type": "full"},
+    "encoder": {"type": "encoder"},
+    "head": {"type": "head"},
+    "layerwise": {"type": "layerwise", "layer_decay": 0.8, "freeze_layers": 1},
+    "discriminative": {"type": "discriminative"},
+    "lora": {"type": "lora", "r": 4, "target_modules": "all-linear"},
+}
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 

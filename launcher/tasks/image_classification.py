@@ -11,7 +11,7 @@ import numpy as np
 from launcher.contracts import Baseline, Predictions, Prepared, ShownRow
 from launcher.data.augmentation import augmented
 from launcher.data.chance import row_generator
-from launcher.data.images import checked_bytes
+from launcher.data.images import checked_bytes, open_image
 from launcher.data.labels import LabelSet, make_labels
 from launcher.data.sources import SplitSet, load_rows, load_splits
 from launcher.data.tables import Faults
@@ -19,10 +19,10 @@ from launcher.errors import DataError
 from launcher.recipe.schema import Recipe
 from launcher.tasks.class_sampling import with_draws
 from launcher.tasks.class_weights import class_weights
-from launcher.tasks.focal import focal_factors
 from launcher.tasks.image_task import ImageTask, image_features
+from launcher.tasks.label_loss import label_items, label_losses, probabilities
 from launcher.tasks.models import LoadedModel, load_config, load_model
-from launcher.tasks.prepared_task import SPLITS, faults_of, write_features
+from launcher.tasks.prepared_task import SPLITS, faults_of, write_labelled
 
 PROBLEM = "single_label_classification"
 
@@ -77,7 +77,7 @@ class ImageClassification(ImageTask):
             "problem_type": PROBLEM,
             "label_names": list(labels.names),
             "max_length": 1,
-            "splits": {name: _write(splits, name, labels, folder) for name in names},
+            "splits": {name: write_labelled(splits, name, labels, folder, image_features) for name in names},
         }
 
     def key_parts(self, splits: SplitSet) -> dict[str, Any]:
@@ -123,6 +123,7 @@ class ImageClassification(ImageTask):
         loaded = load_model(
             AutoModelForImageClassification, self.recipe.model, config, skeleton=skeleton, quantization=quantization
         )
+        # As of texts: Trainer must not scale their loss by a count of items that they ignore.
         loaded.model.accepts_loss_kwargs = False
         return loaded
 
@@ -149,22 +150,14 @@ class ImageClassification(ImageTask):
 
     def items(self, batch: Mapping[str, Any]) -> Any:
         """Return the batch's total weight, a scalar tensor: rows, or with class weights the sum of the rows' weights."""
-        weights = batch["sample_weight"]
-        if self.class_weights is not None:
-            weights = weights * self.class_weights.to(weights.device)[batch["labels"]]
-        return weights.sum()
+        return label_items(batch, self.class_weights)
 
     def loss(self, outputs: Any, batch: Mapping[str, Any], *, label_smoothing: float = 0.0) -> Any:
         """Return the weighted sum of the rows' cross entropy, or focal loss (launcher.tasks.focal), a float32 scalar tensor."""
-        import torch.nn.functional as F
-
-        logits = outputs["logits"].float()
-        classes = None if self.class_weights is None else self.class_weights.to(logits.device)
-        rows = F.cross_entropy(
-            logits, batch["labels"], weight=classes, reduction="none", label_smoothing=label_smoothing
-        )
-        if self.options.focal_gamma:
-            rows = rows * focal_factors(logits, batch["labels"], gamma=self.options.focal_gamma)
+        rows = label_losses(
+            outputs["logits"].float(), batch["labels"], class_weights=self.class_weights, label_smoothing=label_smoothing,
+            gamma=self.options.focal_gamma,
+        )  # fmt: skip
         return (rows * batch["sample_weight"]).sum()
 
     # --- evaluation ------------------------------------------------------------------------------------------------
@@ -176,10 +169,9 @@ class ImageClassification(ImageTask):
 
     def predictions(self, logits: np.ndarray, split: Any, prepared: Prepared) -> Predictions:
         """Turn logits [rows, labels] into Predictions for the rows of ``split``."""
-        powers = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
         return Predictions(
             problem_type=PROBLEM,
-            scores=powers / powers.sum(axis=1, keepdims=True),
+            scores=probabilities(logits.astype(np.float64), PROBLEM),
             labels=np.asarray(split["labels"][:], dtype=np.int64) if "labels" in split.column_names else None,
             label_names=prepared.label_names,
             texts=tuple(split["text"][:]),
@@ -208,25 +200,12 @@ class ImageClassification(ImageTask):
 
 
 def small_copies(rows: Any, *, size: int = 32) -> np.ndarray:
-    """Return grey copies of images as float32 [rows, pixels] from 0 to 1, at most ``size`` pixels wide and high."""
-    from launcher.data.images import open_image
-
+    """Return grey copies of images as float32 [rows, pixels] from 0 to 1, resized to ``size`` pixels in width and height."""
     return np.stack([_small(open_image(data, mode="L"), size) for data in rows["image"]])
 
 
 def _small(image: Any, size: int) -> np.ndarray:
     return np.asarray(image.resize((size, size)), dtype=np.float32).ravel() / 255
-
-
-def _write(splits: SplitSet, name: str, labels: LabelSet, folder: Path) -> dict[str, Any]:
-    """Write a split's images and labels; return counts."""
-    split = getattr(splits, name)
-    if "label" not in split.column_names:
-        return {**write_features(splits, name, folder, image_features), "labelled": False}
-    encoded = labels.encode(list(split["label"][:]), split=name, origin=splits.origin(name))
-    counts = np.bincount(encoded, minlength=len(labels.names)).tolist()
-    written = write_features(splits, name, folder, image_features, more={"labels": encoded})
-    return {**written, "labelled": True, "labels": counts}
 
 
 def _named(paths: Sequence[str]) -> dict[str, list[Any]]:

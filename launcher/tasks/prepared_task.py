@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from launcher.contracts import Predictions, Prepared
 from launcher.data.bad_rows import (
     SKIPPED_FILE,
@@ -170,6 +172,20 @@ def write_features(
     columns = {column: split[column] for column in split.column_names if column != "label"}
     source = Source({**columns, **(more or {})}, len(split), splits.origin(name))
     return write_split(folder / f"{name}.arrow", source, make)
+
+
+def write_labelled(splits: SplitSet, name: str, labels: LabelSet, folder: Path, make: MakeRows) -> dict[str, Any]:
+    """Write a split's features (``write_features``) and its labels' numbers, where it has labels; return counts, also by label."""
+    split = getattr(splits, name)
+    if "label" not in split.column_names:
+        return {**write_features(splits, name, folder, make), "labelled": False}
+    encoded = labels.encode(list(split["label"][:]), split=name, origin=splits.origin(name))
+    counts: dict[str, Any] = {**write_features(splits, name, folder, make, more={"labels": encoded}), "labelled": True}
+    if encoded.ndim == 1 and labels.names:
+        counts["labels"] = np.bincount(encoded.astype(int), minlength=len(labels.names)).tolist()
+    elif labels.names:
+        counts["labels"] = encoded.sum(axis=0).astype(int).tolist()
+    return counts
 
 
 def faults_of(labels: LabelSet, splits: SplitSet) -> dict[str, Faults]:

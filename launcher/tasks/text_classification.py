@@ -20,10 +20,11 @@ from launcher.recipe.schema import Recipe
 from launcher.recipe.task_options import TextClassificationOptions
 from launcher.tasks.class_sampling import with_draws
 from launcher.tasks.class_weights import class_weights
-from launcher.tasks.focal import focal_factors, focal_factors_of_two
+from launcher.tasks.focal import focal_factors_of_two
+from launcher.tasks.label_loss import label_items, label_losses, probabilities
 from launcher.tasks.models import LoadedModel, load_config, load_model
 from launcher.tasks.padding import pad_inputs
-from launcher.tasks.prepared_task import SPLITS, faults_of, write_features
+from launcher.tasks.prepared_task import SPLITS, faults_of, write_labelled
 from launcher.tasks.text_task import TextTask, joined
 
 # Fields by which configurations name the dropout before the classifier.
@@ -91,7 +92,7 @@ class TextClassification(TextTask):
         rows = {name: getattr(splits, name) for name in SPLITS if getattr(splits, name) is not None}
         labels = self._labels(splits)
         make = functools.partial(text_features, tokenizer=self.tokenizer, max_length=max_length)
-        counts = {name: _write(splits, name, labels, folder, make) for name in rows}
+        counts = {name: write_labelled(splits, name, labels, folder, make) for name in rows}
         return {
             "fingerprint": splits.fingerprint,
             "label_warnings": list(labels.warnings),
@@ -232,10 +233,8 @@ class TextClassification(TextTask):
 
     def items(self, batch: Mapping[str, Any]) -> Any:
         """Return the batch's total weight, a scalar tensor: rows, or with class weights the sum of the rows' weights."""
-        weights = batch["sample_weight"]
-        if self.class_weights is not None and self.problem_type != "multi_label_classification":
-            weights = weights * self.class_weights.to(weights.device)[batch["labels"]]
-        return weights.sum()
+        by_class = None if self.problem_type == "multi_label_classification" else self.class_weights
+        return label_items(batch, by_class)
 
     def loss(self, outputs: Any, batch: Mapping[str, Any], *, label_smoothing: float = 0.0) -> Any:
         """Return the weighted sum of the rows' losses, a float32 scalar tensor.
@@ -249,8 +248,7 @@ class TextClassification(TextTask):
         logits, labels, gamma = outputs["logits"].float(), batch["labels"], self.options.focal_gamma
         classes = None if self.class_weights is None else self.class_weights.to(logits.device)
         if self.problem_type == "single_label_classification":
-            rows = F.cross_entropy(logits, labels, weight=classes, reduction="none", label_smoothing=label_smoothing)
-            rows = rows * focal_factors(logits, labels, gamma=gamma) if gamma else rows
+            rows = label_losses(logits, labels, class_weights=classes, label_smoothing=label_smoothing, gamma=gamma)
         elif self.problem_type == "multi_label_classification":
             places = F.binary_cross_entropy_with_logits(logits, labels, weight=classes, reduction="none")
             places = places * focal_factors_of_two(logits, labels, gamma=gamma) if gamma else places
@@ -317,31 +315,6 @@ def text_features(
         **({"labels": rows["labels"]} if "labels" in rows else {}),
     }
     return columns, {"rows": len(texts), "tokens": int(tokens.lengths.sum()), "cut": tokens.cut}
-
-
-def _write(splits: SplitSet, name: str, labels: LabelSet, folder: Path, make: Any) -> dict[str, Any]:
-    """Write a split's features and labels; return counts."""
-    split = getattr(splits, name)
-    if "label" not in split.column_names:
-        return {**write_features(splits, name, folder, make), "labelled": False}
-    encoded = labels.encode(list(split["label"][:]), split=name, origin=splits.origin(name))
-    counts: dict[str, Any] = {**write_features(splits, name, folder, make, more={"labels": encoded}), "labelled": True}
-    if encoded.ndim == 1 and labels.names:
-        counts["labels"] = np.bincount(encoded.astype(int), minlength=len(labels.names)).tolist()
-    elif labels.names:
-        counts["labels"] = encoded.sum(axis=0).astype(int).tolist()
-    return counts
-
-
-def probabilities(logits: np.ndarray, problem_type: str) -> np.ndarray:
-    """Return scores as in ``Predictions.scores`` for float64 logits [rows, outputs]."""
-    if problem_type == "regression":
-        return logits
-    if problem_type == "single_label_classification":
-        shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
-        return shifted / shifted.sum(axis=1, keepdims=True)
-    positive = 0.5 * (1 + np.tanh(0.5 * logits))
-    return np.hstack([1 - positive, positive]) if problem_type == "binary_classification" else positive
 
 
 def _has_head_dropout(model: Any, probability: float) -> bool:

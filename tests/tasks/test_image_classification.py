@@ -251,15 +251,6 @@ def test_the_loss_is_that_of_torch_and_padding_rows_count_nothing(images, tmp_pa
 
 # --- runs ------------------------------------------------------------------------------------------------------------
 
-STRATEGIES: dict[str, dict[str, Any]] = {
-    "full": {"type": "full"},
-    "encoder": {"type": "encoder"},
-    "head": {"type": "head"},
-    "layerwise": {"type": "layerwise", "layer_decay": 0.8, "freeze_layers": 1},
-    "discriminative": {"type": "discriminative"},
-    "lora": {"type": "lora", "r": 4, "target_modules": "all-linear"},
-}
-
 
 def learn(place: Path, name: str, data: Path | str, /, **changes: Any) -> dict[str, Any]:
     values = {**values_for(data, **changes), "name": name}
@@ -325,13 +316,13 @@ MARGIN = 0.02
 @pytest.mark.slow
 @pytest.mark.soak
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", tiny.STRATEGIES)
 def test_every_strategy_trains_and_is_saved(images, tmp_path, strategy):
     """From a model that was trained before: some of them keep what is pretrained."""
     learn(tmp_path, "base", images, training={"learning_rate": 5e-3, "num_train_epochs": 2, "global_batch_size": 8})
     found = learn(
         tmp_path, "next", images, model={"name_or_path": str(tmp_path / "runs/base-001/model"), "config": None},
-        strategy=STRATEGIES[strategy], training={"learning_rate": 5e-3, "num_train_epochs": 2, "global_batch_size": 8},
+        strategy=tiny.STRATEGIES[strategy], training={"learning_rate": 5e-3, "num_train_epochs": 2, "global_batch_size": 8},
     )  # fmt: skip
     assert found["metrics"]["accuracy"] > 0.5
 

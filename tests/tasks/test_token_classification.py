@@ -204,16 +204,6 @@ def test_what_is_checked_is_what_is_computed(bert, data, tmp_path):
 # --- runs ------------------------------------------------------------------------------------------------------------
 
 
-STRATEGIES: dict[str, dict[str, Any]] = {
-    "full": {"type": "full"},
-    "encoder": {"type": "encoder"},
-    "head": {"type": "head"},
-    "layerwise": {"type": "layerwise", "layer_decay": 0.8, "freeze_layers": 1},
-    "discriminative": {"type": "discriminative"},
-    "lora": {"type": "lora", "r": 4, "target_modules": "all-linear"},
-}
-
-
 def learn(place: Path, name: str, model: Path | str, data: Path | str, /, **changes: Any) -> dict[str, Any]:
     values = tiny.recipe_values(model, data, name=name, task=TASK, **changes)
     done = tiny.launcher("run", tiny.write_recipe(place / f"{name}.yaml", values), cwd=place, timeout=900)
@@ -259,11 +249,11 @@ def test_two_ranks_have_the_losses_of_one_and_the_model_is_used(bert, data, tmp_
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
-    "strategy", [name if name == "lora" else pytest.param(name, marks=pytest.mark.soak) for name in STRATEGIES]
+    "strategy", [name if name == "lora" else pytest.param(name, marks=pytest.mark.soak) for name in tiny.STRATEGIES]
 )
 def test_every_strategy_trains_it_and_the_saved_model_is_the_trained_one(bert, data, tmp_path, strategy):
     found = learn(
-        tmp_path, "s", bert, data, strategy=STRATEGIES[strategy], training={"learning_rate": 1e-2},
+        tmp_path, "s", bert, data, strategy=tiny.STRATEGIES[strategy], training={"learning_rate": 1e-2},
         evaluation={"bootstrap": 20, "verify_saved": True},
     )  # fmt: skip
     manifest = json.loads((tmp_path / "runs/s-001/model/MANIFEST.json").read_text())
