@@ -182,7 +182,9 @@ class Predictions:
     Where each word of a row has a tag (entity_recognition, token_classification), ``words`` are the rows' words, and ``predicted``
     (the tags' numbers), ``scores`` (their probabilities) and ``labels`` are flat: [words of all rows], one row after the other.
     Where a row has an answer (question_answering), ``answers`` are those that were predicted, ``references`` the right ones, ``scores`` float64
-    [rows] the answers' probabilities, and ``labels`` int64 [rows] the number of references.
+    [rows] the answers' probabilities, and ``labels`` int64 [rows] the number of references. Where a text is written (translation,
+    summarization), ``answers`` are the texts, ``references`` the right ones, ``scores`` float64 [rows] 1 where a text ended by itself and 0 where it
+    reached the greatest length, and ``labels`` int64 [rows] the number of references.
     """
 
     problem_type: str
@@ -317,6 +319,20 @@ class Task(Protocol):
         """Return what is kept of a model's outputs for each row of a batch, a tensor [rows, outputs], or [rows, tokens, outputs], that
         is small enough for all rows of a split to be held at once.
         """
+        ...
+
+    @property
+    def generates(self) -> bool:
+        """Whether predictions are texts that the model writes: ``generate`` then stands for ``row_outputs``."""
+        ...
+
+    @property
+    def validates_by_loss(self) -> bool:
+        """Whether validation during training computes the loss alone."""
+        ...
+
+    def generate(self, model: Any, batch: Mapping[str, Any]) -> Any:
+        """Return the tokens that ``model`` writes for a batch, int64 [rows, tokens]; all ranks call it at the same time."""
         ...
 
     def items(self, batch: Mapping[str, Any]) -> Any:

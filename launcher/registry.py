@@ -15,6 +15,8 @@ TASKS = {
     "question-answering": "launcher.tasks.question_answering:QuestionAnswering",
     "causal-lm": "launcher.tasks.causal_lm:CausalLM",
     "masked-lm": "launcher.tasks.masked_lm:MaskedLM",
+    "translation": "launcher.tasks.seq2seq:Translation",
+    "summarization": "launcher.tasks.seq2seq:Summarization",
     "image-classification": "launcher.tasks.image_classification:ImageClassification",
 }
 STRATEGIES = {
@@ -51,6 +53,11 @@ NEAR_MISSES = {
     "extractive-question-answering": "question-answering",
     "image_classification": "image-classification",
     "vision": "image-classification",
+    "seq2seq": "translation",
+    "machine-translation": "translation",
+    "mt": "translation",
+    "text2text-generation": "summarization",
+    "summarisation": "summarization",
     "causal_lm": "causal-lm",
     "clm": "causal-lm",
     "language-modeling": "causal-lm",

@@ -17,6 +17,8 @@ BUILTIN_SOURCES = {
     "api-topics": "launcher.data.builtin_api_topics:make_api_topics",
     "default-values": "launcher.data.builtin_default_values:make_default_values",
     "digits": "launcher.data.builtin_digits:make_digits",
+    "docstrings": "launcher.data.builtin_docstrings:make_docstrings",
+    "number-words": "launcher.data.builtin_number_words:make_number_words",
     "code-roles": "launcher.data.builtin_code_roles:make_code_roles",
 }
 

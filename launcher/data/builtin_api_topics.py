@@ -8,21 +8,19 @@ nor a family of like sentences gives the topic away.
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import json
 import re
-import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
 from pathlib import Path
 
 from launcher.data.builtin import BuiltinData
 from launcher.data.builtin_api_topics_sources import FINGERPRINT, LIBRARY_NAMES, TOPICS, VERSIONS, Part
 from launcher.data.builtin_cache import kept_rows
+from launcher.data.builtin_packages import docstrings_of, files_of, parsed
 from launcher.errors import DataError
 
 TRAIN_PER_TOPIC = 40
@@ -32,7 +30,6 @@ MASK = "[library]"
 
 _SHORTEST, _LONGEST = 40, 300
 _CONTENT_WORDS = 4
-_SKIPPED_FOLDERS = {"tests", "test", "testing", "_testing", "__pycache__"}
 _STOP_TEXT = (
     "a an the of to in for and or is are be by with from as at on that this it its if not can which return returns given "
     "used using use into when whether than then each all any will may been has have was were do does such only one two "
@@ -75,7 +72,7 @@ def make_api_topics(*, cache_dir: Path | None = None) -> BuiltinData:
     """
     found = installed_versions()
     here = Path(__file__)
-    code = (here, here.with_name("builtin_api_topics_sources.py"))
+    code = tuple(here.with_name(f"builtin_{name}.py") for name in ("api_topics", "api_topics_sources", "packages"))
     rows = kept_rows("api-topics", versions=found, code=code, make=make_rows, cache_dir=cache_dir)
     digest = _fingerprint(rows)
     other = [f"{name} {found[name]} (pinned: {pinned})" for name, pinned in VERSIONS.items() if found[name] != pinned]
@@ -174,54 +171,13 @@ def _distinct(texts: Sequence[Text]) -> list[Text]:
 
 def _texts(part: Part, *, topic: str) -> Iterator[Text]:
     """Yield the usable first paragraphs of a part of a package."""
-    for root, path in _files(part.path):
-        tree = _parse(path)
-        for name, docstring in _docstrings(tree, methods=part.methods) if tree else ():
+    for root, path in files_of(part.path, asked_by="builtin:api-topics"):
+        tree = parsed(path)
+        for name, docstring in docstrings_of(tree, methods=part.methods) if tree else ():
             shown = clean(docstring)
             words = tuple(re.findall(r"[a-z]+", shown.lower()))
             if _usable(shown):
                 yield Text(shown, words, topic, f"{path.relative_to(root.parent).as_posix()}:{name}")
-
-
-def _files(part: str) -> Iterator[tuple[Path, Path]]:
-    """Yield (the package's folder, file) of a module or of a package without its tests, in order of their names."""
-    top, _, inner = part.partition("/")
-    spec = find_spec(top)
-    if spec is None or not spec.submodule_search_locations:
-        raise DataError(f"builtin:api-topics: the package {top} has no folder of Python files; install it again")
-    root = Path(spec.submodule_search_locations[0])
-    base = root / inner
-    if base.with_name(base.name + ".py").is_file():
-        yield root, base.with_name(base.name + ".py")
-    for path in sorted(base.rglob("*.py")) if base.is_dir() else ():
-        inside = path.relative_to(base)
-        if not _SKIPPED_FOLDERS & set(inside.parts[:-1]) and not path.name.startswith(("test", "conftest")):
-            yield root, path
-
-
-def _parse(path: Path) -> ast.Module | None:
-    try:
-        with warnings.catch_warnings():
-            # Invalid escapes in other people's files are no news for our user.
-            warnings.simplefilter("ignore")
-            return ast.parse(path.read_text("utf-8"))
-    except SyntaxError:
-        return None
-
-
-def _docstrings(node: ast.AST, *, methods: bool, outer: str = "") -> Iterator[tuple[str, str]]:
-    """Yield (dotted name, docstring) of public functions and classes, and of public methods where they are wanted."""
-    for child in getattr(node, "body", ()):
-        if isinstance(child, ast.If | ast.Try):
-            yield from _docstrings(child, methods=methods, outer=outer)
-        if not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) or child.name.startswith("_"):
-            continue
-        name = f"{outer}.{child.name}" if outer else child.name
-        docstring = ast.get_docstring(child, clean=False)
-        if docstring:
-            yield name, docstring
-        if isinstance(child, ast.ClassDef) and methods:
-            yield from _docstrings(child, methods=methods, outer=name)
 
 
 def clean(docstring: str) -> str:

@@ -119,6 +119,7 @@ def _types() -> dict[str, pyarrow.DataType]:
         "image": pyarrow.large_binary(),
         "input_ids": pyarrow.list_(pyarrow.int32()),
         "word_ids": pyarrow.list_(pyarrow.int32()),
+        "target_ids": pyarrow.list_(pyarrow.int32()),
         "token_type_ids": pyarrow.list_(pyarrow.int8()),
         **dict.fromkeys(("text", "context"), text),
         **dict.fromkeys(("length", "row_id", "first_word"), number),

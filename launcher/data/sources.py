@@ -208,7 +208,7 @@ def _set_aside(train: RowSet, *, data: DataSection, problem_type: str, delimiter
     strata, how = None, "drawn from all rows alike, as there are no labels"
     if labels is not None:
         kind = infer_problem_type(labels, problem_type, delimiter=delimiter)
-        if kind in ("regression", "multi_label_classification", "token_classification", "question_answering"):
+        if kind not in ("single_label_classification", "binary_classification"):
             how = f"drawn from all rows alike, as labels are not strata in {kind.replace('_', ' ')}"
         else:
             strata, how = [sys.intern(str(label).strip()) for label in labels], "stratified by label"

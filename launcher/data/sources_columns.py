@@ -1,4 +1,4 @@
-"""The source's columns to ours: text, text_pair, tokens, label, id; by the recipe's ``columns`` or by names that leave no doubt."""
+"""The source's columns to ours: text, text_pair, tokens, label, target, id; by the recipe's ``columns`` or by names that leave no doubt."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from launcher.data.columns import Column
-from launcher.data.tables import Fault, Faults, Table
+from launcher.data.tables import Fault, Faults, Table, column_of, has_column
 from launcher.errors import DataError
 from launcher.registry import suggest
 
@@ -37,6 +37,17 @@ _PAIRS = (
     ("premise", "hypothesis"),
     ("question1", "question2"),
     ("question", "sentence"),
+)
+# A text and what is to be written of it.
+_TARGETS = (
+    ("source", "target"),
+    ("text", "target"),
+    ("text", "summary"),
+    ("document", "summary"),
+    ("article", "summary"),
+    ("dialogue", "summary"),
+    ("article", "highlights"),
+    ("input", "output"),
 )
 _SECOND_NAMES = tuple(second for _, second in _PAIRS if second != "sentence")
 # Columns that often stand beside a text: with one of them, the text alone is a choice that the user should make.
@@ -80,7 +91,7 @@ def check_keys(columns: dict[str, str | list[str]], *, known: Sequence[str]) -> 
 
 def _check_given(name: str, *, given: list[str], table: Table) -> None:
     for column in given:
-        if column not in table.names:
+        if not has_column(table, column):
             near = suggest(column, table.names)
             hint = f"; did you mean {near!r}?" if near else ""
             raise DataError(
@@ -93,7 +104,10 @@ def _find(names: Sequence[str], *, taken: dict[str, list[str]], ours: Sequence[s
     """Return our name -> the source's, for what the names alone decide."""
     free = [name for name in names if not any(name in used for used in taken.values())]
     found = {}
-    if "text" not in taken:
+    pairs = [pair for pair in _TARGETS if set(pair) <= set(free)]
+    if "target" in ours and not {"text", "target"} & set(taken) and len(pairs) == 1:
+        found = dict(zip(("text", "target"), pairs[0], strict=True))
+    elif "text" not in taken:
         found.update(_find_texts(free))
     common = {
         "image": _IMAGE_NAMES,
@@ -105,9 +119,9 @@ def _find(names: Sequence[str], *, taken: dict[str, list[str]], ours: Sequence[s
         match = name if name in free else _only(free, likely)
         if name not in taken and match:
             found[name] = match
-    for name in ("question", "context", "answers"):
+    for name in ("question", "context", "answers", "target"):
         if name not in taken and name in free:
-            found[name] = name
+            found.setdefault(name, name)
     return {name: match for name, match in found.items() if name in ours}
 
 
@@ -131,7 +145,7 @@ def _only(names: Sequence[str], common: Sequence[str]) -> str | None:
 
 def _ask(table: Table, *, missing: list[str], chosen: dict[str, list[str]]) -> str:
     """Say which columns the file has, and write the line that is needed."""
-    listed = ", ".join(map(repr, table.names)) or "none"
+    listed = ", ".join(map(repr, _names_shown(table))) or "none"
     if missing == ["tokens"] and not any(
         isinstance(value, list) for name in table.names for value in table.column(name)[:1]
     ):
@@ -153,6 +167,17 @@ def _ask(table: Table, *, missing: list[str], chosen: dict[str, list[str]]) -> s
     )
 
 
+def _names_shown(table: Table) -> list[str]:
+    """Return the names of the columns, and with a dot those inside of mappings, as a recipe names them."""
+    first = {name: next(iter(table.column(name)[:1]), None) for name in table.names}
+    inside = {
+        name: [f"{name}.{key}" for key in value]
+        for name, value in first.items()
+        if isinstance(value, dict) and all(isinstance(text, str) for text in value.values())
+    }
+    return [shown for name in table.names for shown in inside.get(name) or [name]]
+
+
 def _flow(given: list[str]) -> str:
     return given[0] if len(given) == 1 else f"[{', '.join(given)}]"
 
@@ -167,7 +192,7 @@ def text_values(
     """Return the texts of ``rows``, several columns joined."""
     parts = []
     for column in columns:
-        picked = table.column(column).take(rows)
+        picked = _lists_joined(column_of(table, column).take(rows), join)
         for row, value in () if picked.is_text else zip(rows, picked, strict=True):
             if row not in faults and (reason := _text_fault(value, column=column, ours=ours)):
                 faults[row] = Fault(reason, value)
@@ -176,6 +201,38 @@ def text_values(
         return parts[0]
     values = zip(*parts, strict=True)
     return Column.of(None if row in faults else join.join(held) for row, held in zip(rows, values, strict=True))
+
+
+def _lists_joined(values: Column, join: str) -> Column:
+    """Return texts, lists of texts (sentences of one) joined."""
+    if values.is_text or not any(isinstance(value, list) for value in values):
+        return values
+    return Column.of(join.join(value) if _is_texts(value) else value for value in values)
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(text, str) for text in value)
+
+
+def target_values(table: Table, *, column: str, rows: Sequence[int], faults: Faults) -> Column:
+    """Return what is to be written of each of ``rows``, a list of one or more right texts; None where that is not known."""
+    values = column_of(table, column).take(rows)
+    for row, value in zip(rows, values, strict=True):
+        texts = [value] if isinstance(value, str) else value
+        if row in faults or texts is None:
+            continue
+        if not _is_texts(texts) or not texts or not all(map(str.strip, texts)):
+            reason = (
+                f"column {column!r} (target) holds {_cut(value)}, which is neither text nor a list of right texts, none of them "
+                "empty; mend or remove the row, or name another column under data.columns"
+            )
+            faults[row] = Fault(reason, value)
+        elif not all(map(_is_whole, texts)):
+            faults[row] = Fault(f"column {column!r} (target) holds {_HALF}", value)
+    return Column.of(
+        None if row in faults else [value] if isinstance(value, str) else value
+        for row, value in zip(rows, values, strict=True)
+    )
 
 
 def _text_fault(value: Any, *, column: str, ours: str) -> str | None:
@@ -218,7 +275,7 @@ def check_not_empty(texts: Mapping[str, Column], *, rows: Sequence[int], each: b
 
 def token_values(table: Table, *, column: str, rows: Sequence[int], faults: Faults) -> Column:
     """Return the words of ``rows``, at least one each."""
-    values = table.column(column).take(rows)
+    values = column_of(table, column).take(rows)
     for row, value in zip(rows, values, strict=True):
         is_list = isinstance(value, list) and value and all(isinstance(word, str) for word in value)
         if not is_list:
@@ -253,7 +310,7 @@ def answer_values(table: Table, *, column: str, rows: Sequence[int], contexts: S
 
     An answer that does not stand in its context where it says so is a fault.
     """
-    values = table.column(column).take(rows)
+    values = column_of(table, column).take(rows)
     for row, value, context in zip(rows, values, contexts, strict=True):
         if row not in faults and (reason := _answer_fault(value, context, column)):
             faults[row] = Fault(reason, value)
@@ -303,7 +360,7 @@ def _is_place(value: Any) -> bool:
 
 def id_values(table: Table, *, column: str, rows: Sequence[int], faults: Faults) -> Column:
     """Return the ids of ``rows`` as text."""
-    values = table.column(column).take(rows)
+    values = column_of(table, column).take(rows)
     for row, value in () if values.is_text else zip(rows, values, strict=True):
         if not _is_whole(str(value)):
             faults.setdefault(row, Fault(f"column {column!r} (id) holds {_HALF}", value))
@@ -312,13 +369,13 @@ def id_values(table: Table, *, column: str, rows: Sequence[int], faults: Faults)
 
 def group_values(table: Table, *, column: str, rows: Sequence[int], faults: Faults) -> Column:
     """Return the groups of ``rows`` as text; None for a row of no group."""
-    values = table.column(column).take(rows)
+    values = column_of(table, column).take(rows)
     return Column.of(None if value is None or value == "" else str(value) for value in values)
 
 
 def label_values(table: Table, *, column: str, rows: Sequence[int], faults: Faults) -> Column:
     """Return the labels of ``rows``: text, numbers, lists of text, or None where there is none (null, NaN)."""
-    values = table.column(column).take(rows)
+    values = column_of(table, column).take(rows)
     if values.is_text:
         return values
     for row, value in zip(rows, values, strict=True):

@@ -18,12 +18,13 @@ from launcher.data.sources_columns import (
     group_values,
     id_values,
     label_values,
+    target_values,
     text_values,
     token_values,
     uniform_labels,
 )
 from launcher.data.sources_find import Reader
-from launcher.data.tables import Faults, Places, Table
+from launcher.data.tables import Faults, Places, Table, has_column
 from launcher.errors import DataError
 from launcher.registry import suggest
 
@@ -164,8 +165,8 @@ def read_split(
 
 
 def _is_there(ours: str, theirs: str | list[str], table: Table, *, split: str) -> bool:
-    may_lack = ("label", "group") if split == "test" else ("group",)
-    return ours not in may_lack or theirs in table.names
+    may_lack = ("label", "target", "group") if split == "test" else ("group",)
+    return ours not in may_lack or (isinstance(theirs, str) and has_column(table, theirs))
 
 
 def _no_rows(split: str, *, part: Part, read: int) -> str:
@@ -222,6 +223,8 @@ def _our_columns(
         elif ours == "answers":
             contexts = columns["text_pair"]
             columns["label"] = answer_values(table, column=theirs[0], rows=rows, contexts=contexts, faults=faults)
+        elif ours == "target":
+            columns["label"] = target_values(table, column=theirs[0], rows=rows, faults=faults)
         elif ours == "image":
             columns |= image_values(table, column=theirs[0], rows=rows, faults=faults)
         else:
@@ -237,7 +240,7 @@ def _our_columns(
     return columns
 
 
-_ORDER = ("image", "text", "question", "text_pair", "context", "tokens", "label", "answers", "id", "group")
+_ORDER = ("image", "text", "question", "text_pair", "context", "tokens", "label", "answers", "target", "id", "group")
 # A question is a text, and what may answer it the second one.
 _TEXTS = {"text": "text", "question": "text", "text_pair": "text_pair", "context": "text_pair"}
 _VALUES: dict[str, Callable[..., Column]] = {

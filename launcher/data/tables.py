@@ -113,3 +113,19 @@ class ColumnsTable:
     def column(self, name: str) -> Column:
         """Return the values of a column, in order."""
         return Column.of(self.columns[name])
+
+
+def has_column(table: Table, name: str) -> bool:
+    """Whether a table has a column, or in ``outer.inner`` a column of mappings (JSON objects) with such a key."""
+    outer, _, inner = name.partition(".")
+    if name in table.names or not inner or outer not in table.names:
+        return name in table.names
+    return any(isinstance(value, Mapping) and inner in value for value in table.column(outer))
+
+
+def column_of(table: Table, name: str) -> Column:
+    """Return the values of a column as ``has_column`` knows it; None where a row has no such key."""
+    if name in table.names:
+        return table.column(name)
+    outer, _, inner = name.partition(".")
+    return Column.of(value.get(inner) if isinstance(value, Mapping) else None for value in table.column(outer))

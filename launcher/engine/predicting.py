@@ -25,6 +25,7 @@ def predict_logits(
     loss: Callable[[Any, dict[str, Any]], tuple[Any, Any]] | None = None,
     on_batch: Callable[[int, int], None] | None = None,
     row_outputs: Callable[[Any, dict[str, Any]], Any] = lambda outputs, batch: outputs["logits"],
+    generate: Callable[[Any, dict[str, Any]], Any] | None = None,
 ) -> tuple[np.ndarray, float | None]:
     """Return (outputs float32 [rows, outputs] or [rows, tokens, outputs] in the order of the rows, mean loss), the same on all ranks.
 
@@ -34,6 +35,7 @@ def predict_logits(
         loss: (outputs, batch) -> (summed loss, total weight), for labelled rows.
         on_batch: told (passes done, passes in all).
         row_outputs: (outputs, batch) -> what is kept for each row [rows, outputs]; the logits, unless they are many.
+        generate: (model, batch) -> the tokens that the model writes [rows, tokens], which are kept instead; NaN stands where a row has fewer.
     """
     rank, world = rank_and_world()
     rows = Rows(split)
@@ -48,15 +50,22 @@ def predict_logits(
             numbers = mine[number] if counts else batches[0][:1]
             batch = collate(rows.__getitems__([int(n) for n in numbers]))
             batch = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
-            outputs = model(**{k: v for k, v in batch.items() if k not in ("labels", "sample_weight", "row_numbers")})
+            has_loss = loss is not None and "labels" in batch
+            outputs = model(**_inputs(batch)) if has_loss or generate is None else None
+            kept = row_outputs(outputs, batch) if generate is None else generate(model, batch)
             if counts:
-                found.append((numbers, row_outputs(outputs, batch).float().cpu().numpy()))
-                if loss is not None and "labels" in batch:
+                # Numbers of tokens are far below 2^24, up to which float32 is exact.
+                found.append((numbers, kept.float().cpu().numpy()))
+                if loss is not None and has_loss:
                     totals += torch.stack([part.double().cpu() for part in loss(outputs, batch)])
             if on_batch is not None:
                 on_batch(number + 1, passes)
     gathered = everyone((found, totals.tolist()))
     return _in_order([pair for part, _ in gathered for pair in part], len(rows)), _mean_loss([t for _, t in gathered])
+
+
+def _inputs(batch: dict[str, Any]) -> dict[str, Any]:
+    return {name: v for name, v in batch.items() if name not in ("labels", "sample_weight", "row_numbers")}
 
 
 def _in_order(parts: list[tuple[np.ndarray, np.ndarray]], rows: int) -> np.ndarray:

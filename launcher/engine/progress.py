@@ -181,7 +181,9 @@ class Progress:
         sys.stdout.flush()
 
 
-_SHOWN = {"loss", "accuracy", "macro_f1", "micro_f1", "f1", "exact_match", "spearman", "pearson", "mse"}
+_SHOWN = {
+    "loss", "accuracy", "macro_f1", "micro_f1", "f1", "exact_match", "spearman", "pearson", "mse", "bleu", "chrf", "rougeL",
+}  # fmt: skip
 
 
 def _duration(seconds: float) -> str:

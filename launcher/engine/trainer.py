@@ -257,8 +257,12 @@ class RunMixin(CheckpointMixin):
         """Evaluate on the validation rows, on all ranks, and log the task's metrics with ``prefix_`` before each."""
         context = self.context
         started = time.time()
-        logits, loss = self.logits(context.prepared.validation)
-        metrics = context.task.metrics(context.task.predictions(logits, context.prepared.validation, context.prepared))
+        by_loss = context.task.validates_by_loss
+        logits, loss = self.logits(context.prepared.validation, with_predictions=not by_loss)
+        predictions = (
+            None if by_loss else context.task.predictions(logits, context.prepared.validation, context.prepared)
+        )
+        metrics = {} if predictions is None else context.task.metrics(predictions)
         metrics = {f"{metric_key_prefix}_{name}": float(value) for name, value in metrics.items()}
         if loss is not None:
             metrics[f"{metric_key_prefix}_loss"] = loss
@@ -274,9 +278,13 @@ class RunMixin(CheckpointMixin):
             self.lr_scheduler.on_metric(metrics[f"eval_{self.args.metric_for_best_model.removeprefix('eval_')}"])
         return metrics
 
-    def logits(self, split: Any, *, with_loss: bool = True) -> tuple[Any, float | None]:
-        """Return (the task's outputs [rows, outputs], mean loss or None) of the current model on ``split``."""
+    def logits(self, split: Any, *, with_loss: bool = True, with_predictions: bool = True) -> tuple[Any, float | None]:
+        """Return (the task's outputs [rows, outputs], mean loss or None) of the current model on ``split``.
+
+        ``with_predictions``: whether predictions are to be made of them; without, a model that writes texts writes none.
+        """
         context = self.context
+        writes = context.task.generates and with_predictions
         context.progress.heartbeat.beat("evaluating", may_be_silent=True)
         return predict_logits(
             self.evaluation_model(),
@@ -289,6 +297,7 @@ class RunMixin(CheckpointMixin):
             else None,
             on_batch=context.progress.on_evaluation_batch,
             row_outputs=context.task.row_outputs,
+            generate=context.task.generate if writes else None,
         )
 
     def evaluation_model(self) -> Any:
@@ -326,4 +335,7 @@ def _column(split: Any, name: str) -> Any:
 
 def _real_tokens(batch: dict[str, Any]) -> Any:
     mask = batch.get("attention_mask")
+    if mask is not None and "decoder_input_ids" in batch:
+        # Those that are written count as well.
+        return mask.sum() + (batch["labels"] >= 0).sum()
     return mask.sum() if mask is not None else torch.tensor(float(next(iter(batch.values())).shape[0]))

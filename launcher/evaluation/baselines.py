@@ -36,6 +36,9 @@ TITLES = {
     "overlap": "word-overlap",
     "unigram": "unigram",
     "pixels": "linear-on-pixels",
+    "copy": "copied-text",
+    "nearest": "nearest-training-text",
+    "lead": "first-sentences",
 }
 """How a baseline is called in sentences and tables."""
 

@@ -15,19 +15,25 @@ class Metric:
     words: str
     """How it is called in sentences and tables."""
     higher_is_better: bool = True
-    in_points: bool = False
-    """Whether differences of it are said in points, that is hundredths."""
+    points: int = 0
+    """Points that 1 of it is: differences are said in them. 100 for a share, 1 for a score of 0 to 100; 0: in no points."""
     has_unit: bool = False
     """Whether it is written with significant digits, as a quantity with a unit is, instead of three decimals."""
 
 
 METRICS: dict[str, Metric] = {
-    "accuracy": Metric("accuracy", in_points=True),
-    "macro_f1": Metric("macro F1", in_points=True),
-    "micro_f1": Metric("micro F1", in_points=True),
-    "weighted_f1": Metric("weighted F1", in_points=True),
-    "f1": Metric("F1", in_points=True),
-    "exact_match": Metric("exact match", in_points=True),
+    "accuracy": Metric("accuracy", points=100),
+    "macro_f1": Metric("macro F1", points=100),
+    "micro_f1": Metric("micro F1", points=100),
+    "weighted_f1": Metric("weighted F1", points=100),
+    "f1": Metric("F1", points=100),
+    "exact_match": Metric("exact match", points=100),
+    "bleu": Metric("BLEU", points=1),
+    "chrf": Metric("chrF", points=1),
+    "rougeL": Metric("ROUGE-L", points=100),
+    "rouge1": Metric("ROUGE-1", points=100),
+    "rouge2": Metric("ROUGE-2", points=100),
+    "rougeLsum": Metric("ROUGE-Lsum", points=100),
     "macro_precision": Metric("macro precision"),
     "micro_precision": Metric("micro precision"),
     "precision": Metric("precision"),
@@ -46,10 +52,11 @@ METRICS: dict[str, Metric] = {
     "mse": Metric("mean squared error", higher_is_better=False, has_unit=True),
     "rmse": Metric("root mean squared error", higher_is_better=False, has_unit=True),
     "mae": Metric("mean absolute error", higher_is_better=False, has_unit=True),
+    "cut_off": Metric("share that reached the greatest length", higher_is_better=False),
     "loss": Metric("loss", higher_is_better=False, has_unit=True),
     "perplexity": Metric("perplexity", higher_is_better=False, has_unit=True),
 }
-"""Every metric, in the order of tables; ``loss`` is the training objective, for causal-lm and masked-lm per token."""
+"""Every metric, in the order of tables; ``loss`` is the training objective, for language models and what generates texts per token."""
 
 
 def greater_is_better(name: str) -> bool:

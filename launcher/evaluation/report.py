@@ -15,10 +15,10 @@ from launcher.evaluation.kinds.base import Words, clean_text
 from launcher.evaluation.metric_names import METRICS, greater_is_better
 from launcher.evaluation.verdict import (
     Verdict,
+    in_points,
     metric_text,
     number,
     p_value,
-    signed,
     strongest_baseline,
     verdict,
     verdict_sentence,
@@ -150,8 +150,8 @@ def _metric_tiles(e: Evaluation) -> list[dict[str, str]]:
 def _difference_tile(metric: str, difference: Mapping[str, float], reference: Mapping[str, Any]) -> dict[str, str]:
     """Say the difference with its sign; the unit goes below, where there is room."""
     estimate, title = difference["estimate"], f"against {reference['title']}"
-    value = signed(100 * estimate, 1) if METRICS[metric].in_points else metric_text(metric, estimate)
-    unit = f"points of {METRICS[metric].words}" if METRICS[metric].in_points else METRICS[metric].words
+    value = in_points(metric, estimate) if METRICS[metric].points else metric_text(metric, estimate)
+    unit = f"points of {METRICS[metric].words}" if METRICS[metric].points else METRICS[metric].words
     rounds_to_zero = not any(digit in value for digit in "123456789")
     return {"name": title, "value": f"+{value}" if estimate > 0 and not rounds_to_zero else value, "note": unit}
 
@@ -223,7 +223,7 @@ def _spoken_difference(metric: str, d: Mapping[str, float] | None) -> dict[str, 
         return None
 
     def say(value: float) -> str:
-        return signed(100 * value, 1) if METRICS[metric].in_points else metric_text(metric, value)
+        return in_points(metric, value) if METRICS[metric].points else metric_text(metric, value)
 
     return {"value": say(d["estimate"]), "range": f"{say(d['low'])} to {say(d['high'])}" if "low" in d else ""}
 
@@ -296,7 +296,7 @@ def _followed(facts: ReportFacts, e: Evaluation | None) -> list[str]:
     names |= dict.fromkeys(
         name
         for name in (e.headline if e else ("accuracy", "macro_f1", "spearman"))
-        if METRICS[name].in_points or name in ("spearman", "perplexity")
+        if METRICS[name].points or name in ("spearman", "perplexity")
     )
     return [name for name in names if name != "loss"]
 

@@ -85,6 +85,9 @@ def _opening(state: str, reference: dict[str, Any]) -> str:
             "majority": "always giving the same answer",
             "overlap": "words near those that question and text share",
             "word_tag": "the tag that each word has most often",
+            "copy": "the text as it was read",
+            "nearest": "what train has for the text that is most alike",
+            "lead": "the text's first sentences",
             "unigram": "how often each token occurs",
             "pixels": "a linear model on the pixels of small copies",
         }
@@ -147,9 +150,9 @@ def _value(e: Evaluation, metric: str) -> str:
 
 
 def _difference(metric: str, d: Mapping[str, float]) -> str:
-    if METRICS[metric].in_points:
-        interval = f" [{signed(100 * d['low'], 1)}, {signed(100 * d['high'], 1)}]" if "low" in d else ""
-        return f"{signed(100 * d['estimate'], 1)} points{interval}"
+    if METRICS[metric].points:
+        interval = f" [{in_points(metric, d['low'])}, {in_points(metric, d['high'])}]" if "low" in d else ""
+        return f"{in_points(metric, d['estimate'])} points{interval}"
     interval = f" [{metric_text(metric, d['low'])}, {metric_text(metric, d['high'])}]" if "low" in d else ""
     return f"{metric_text(metric, d['estimate'])}{interval}"
 
@@ -167,8 +170,13 @@ def number(value: float) -> str:
 
 
 def metric_text(name: str, value: float) -> str:
-    """Return a metric's value: three decimals, and significant digits for those that carry the labels' unit."""
-    return number(value) if METRICS[name].has_unit else signed(value, 3)
+    """Return a metric's value: three decimals, one for a score of 0 to 100, and significant digits for those that carry the labels' unit."""
+    return number(value) if METRICS[name].has_unit else signed(value, 1 if METRICS[name].points == 1 else 3)
+
+
+def in_points(name: str, difference: float) -> str:
+    """Return a difference of a metric that is said in points, with one decimal."""
+    return signed(METRICS[name].points * difference, 1)
 
 
 def signed(value: float, decimals: int) -> str:

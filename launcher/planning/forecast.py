@@ -92,7 +92,7 @@ def _longest(prepared: Prepared, name: str) -> int:
     if split is None:
         return 0
     if not len(split):
-        return int(prepared.facts["max_length"])
+        return int(prepared.facts["row_tokens"])
     return int(max(split["length"][:]))
 
 

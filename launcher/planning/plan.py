@@ -15,6 +15,7 @@ from launcher.launching.timeline import plan_timeline
 from launcher.plans import LaunchPlan, RunPlan
 from launcher.recipe.schedule_keys import WITHOUT_WARMUP
 from launcher.recipe.schema import Recipe
+from launcher.recipe.task_options import TASKS_WITHOUT_LABELS
 from launcher.strategies.prefix import Refusal, is_considered, plan_cache
 from launcher.strategies.prefix_facts import cache_facts, cached_splits, free_room
 
@@ -116,10 +117,13 @@ def unknown_rows(recipe: Recipe, *, reason: str) -> Prepared:
     labels = recipe.data.labels if isinstance(recipe.data.labels, list) else ["0", "1"]
     problem = getattr(recipe.task, "problem_type", recipe.task.type.replace("-", "_"))
     problem = "single_label_classification" if problem == "auto" else problem
+    read = recipe.data.max_length or DEFAULT_MAX_LENGTH
     facts = {
         "splits": {},
         "warnings": [],
-        "max_length": recipe.data.max_length or DEFAULT_MAX_LENGTH,
+        "max_length": read,
+        # What a task writes comes on top of what it reads.
+        "row_tokens": read + getattr(recipe.task, "max_target_length", 0),
         "unread": reason,
         "steps_are_set": recipe.training.max_steps is not None,
     }
@@ -128,7 +132,7 @@ def unknown_rows(recipe: Recipe, *, reason: str) -> Prepared:
         [],
         None,
         "",
-        () if problem in ("causal_lm", "masked_lm", "question_answering") else tuple(labels),
+        () if recipe.task.type in TASKS_WITHOUT_LABELS else tuple(labels),
         problem,
         facts,
     )

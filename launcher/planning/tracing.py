@@ -191,11 +191,14 @@ def compute_of(setting: MemorySetting) -> Literal["fp32", "autocast_bf16", "auto
 
 
 def example_batch(task: Any, prepared: Any, *, rows: int, length: int) -> dict[str, Any]:
-    """Return a batch as the task's collator makes it, of rows that are all ``length`` tokens long."""
+    """Return a batch as the task's collator makes it, of rows that are all ``length`` tokens long; what is written counts among them."""
     has_rows = prepared is not None and prepared.train is not None and len(prepared.train)
     row = dict(prepared.train[0]) if has_rows else task.example_row()
     if row is None:
-        return _batch_without_rows(prepared, rows=rows, length=length)
+        return _batch_without_rows(task, prepared, rows=rows, length=length)
+    if "target_ids" in row:
+        written = _written(task, length)
+        row["target_ids"], length = row["target_ids"][:1] * written, length - written
     own = len(row["input_ids"]) if "input_ids" in row else 0
     stretched = {
         name: [value[0]] * length if isinstance(value, list) and own and len(value) == own else value
@@ -205,10 +208,20 @@ def example_batch(task: Any, prepared: Any, *, rows: int, length: int) -> dict[s
     return {name: value for name, value in batch.items() if hasattr(value, "dtype")}
 
 
-def _batch_without_rows(prepared: Any, *, rows: int, length: int) -> dict[str, Any]:
+def _written(task: Any, length: int) -> int:
+    """Return how many of a row's tokens are taken to be written."""
+    return min(length // 2, int(task.options.max_target_length))
+
+
+def _batch_without_rows(task: Any, prepared: Any, *, rows: int, length: int) -> dict[str, Any]:
     """Return a batch of texts for tokenizers that are out of reach: a label for each row, or, without labels, for each token."""
     import torch
 
+    if task.generates:
+        written = torch.zeros((rows, _written(task, length)), dtype=torch.long)
+        read = torch.ones((rows, length - written.shape[1]), dtype=torch.long)
+        batch = {"input_ids": read, "attention_mask": torch.ones_like(read)}
+        return {**batch, "labels": written, "decoder_input_ids": written, "sample_weight": torch.ones(rows)}
     tokens = torch.ones((rows, length), dtype=torch.long)
     by_row = prepared is not None and prepared.label_names and prepared.problem_type != "token_classification"
     labels = torch.zeros(rows, dtype=torch.long) if by_row else tokens

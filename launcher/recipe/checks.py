@@ -16,7 +16,7 @@ from launcher.recipe.optimizer_keys import OPTIMIZERS, obeys, optimizer_name
 from launcher.recipe.schedule_keys import FOLLOW_METRIC, KWARGS, WITHOUT_WARMUP
 from launcher.recipe.schema import Recipe
 from launcher.recipe.strategy_checks import DISCRIMINATIVE_IDLE
-from launcher.recipe.task_options import IMAGE_TASKS
+from launcher.recipe.task_options import IMAGE_TASKS, TASKS_WITHOUT_LABELS
 from launcher.recipe.view import Finding, View, is_local
 
 if TYPE_CHECKING:
@@ -81,12 +81,9 @@ def _images(v: View) -> str | bool:
     return v.recipe.task.type in IMAGE_TASKS and f"the task is {v.recipe.task.type}, whose rows are images"
 
 
-_WITHOUT_LABELS = ("causal-lm", "masked-lm", "question-answering")
-
-
 def _no_labels(v: View) -> str | bool:
     return _regression(v) or (
-        v.recipe.task.type in _WITHOUT_LABELS and f"the task is {v.recipe.task.type}, which has no labels"
+        v.recipe.task.type in TASKS_WITHOUT_LABELS and f"the task is {v.recipe.task.type}, which has no labels"
     )
 
 
@@ -244,6 +241,11 @@ IDLE = (
     Idle("task.label_delimiter", _not_multi_label, "write problem_type: multi_label_classification, or remove it"),
     *(Idle(key, _images, "remove it; there are no texts") for key in ("data.max_length", "data.join")),
     Idle("model.tokenizer_name_or_path", _images, "remove it; images have a processor of their own"),
+    Idle(
+        "task.length_penalty",
+        lambda v: v.value("task.num_beams") == 1 and "task.num_beams is 1, which compares no texts",
+        "write num_beams: 4, or remove it",
+    ),
     Idle("data.labels", _no_labels, "remove it; there are no classes"),
     Idle("data.validation_share", _has_validation, "keep one of the two"),
     Idle("data.split_seed", _has_validation, "keep one of the two"),

@@ -21,8 +21,6 @@ from launcher.registry import NEAR_MISSES, suggest
 # Words of later versions, so that nobody looks for a spelling mistake.
 LATER = {
     "task": {
-        "summarization",
-        "translation",
         "sft",
         "dpo",
         "object-detection",

@@ -12,6 +12,8 @@ from launcher.recipe.view import Finding, View
 METRICS = {
     "causal-lm": ("loss", "perplexity"),
     "masked-lm": ("loss", "perplexity"),
+    "translation": ("bleu", "chrf", "loss"),
+    "summarization": ("rougeL", "rouge1", "rouge2", "rougeLsum", "loss"),
     "question-answering": ("f1", "exact_match", "loss"),
     "token-classification": ("f1", "precision", "recall", "accuracy", "macro_f1", "loss"),
 }
@@ -36,6 +38,9 @@ def metric_fits(v: View) -> Iterator[Finding]:
     plain, task = metric.removeprefix("eval_"), v.recipe.task.type
     if task in METRICS and plain not in METRICS[task] and not plain.startswith("test"):
         yield Finding(key, f"{shown(key, metric)}, which {task} does not have", f"write {' or '.join(METRICS[task])}")
+    if v.value("task.predict_with_generate") is False and plain != "loss":
+        message = f"{shown(key, metric)}, but task.predict_with_generate is false: validation has the loss alone"
+        yield Finding(key, message, "write loss, or predict_with_generate: true")
     if task not in METRICS and plain == "perplexity":
         yield Finding(key, f"{shown(key, metric)}, which {task} does not have", "write loss, or remove it")
 

@@ -15,6 +15,8 @@ COLUMNS = {
     "question-answering": ("question", "context", "answers", "id", "group"),
     "causal-lm": ("text", "id", "group"),
     "masked-lm": ("text", "id", "group"),
+    "translation": ("text", "target", "id", "group"),
+    "summarization": ("text", "target", "id", "group"),
     "image-classification": ("image", "label", "id", "group"),
 }
 
@@ -25,12 +27,18 @@ BASELINES = {
     "question-answering": ("overlap",),
     "causal-lm": ("unigram",),
     "masked-lm": ("unigram",),
+    "translation": ("copy", "nearest"),
+    "summarization": ("lead",),
     "image-classification": ("majority", "pixels"),
 }
 
 
 # Tasks whose rows are images.
 IMAGE_TASKS = ("image-classification",)
+
+
+# Tasks whose rows have no labels out of a list of names.
+TASKS_WITHOUT_LABELS = ("causal-lm", "masked-lm", "question-answering", "translation", "summarization")
 
 
 def counted_in(task: str) -> str:
@@ -156,6 +164,40 @@ class MaskedLMOptions(Section):
     """Whether all tokens of a word are to be told together."""
 
 
+class _GeneratedTextOptions(Section):
+    """What tasks share whose model reads a text and writes another. Names are those of transformers' examples and generation."""
+
+    source_prefix: str = ""
+    """Put before each text, as models such as T5 want it: ``"translate English to German: "``."""
+    max_target_length: int = Field(128, ge=2)
+    """Longest text to write, in tokens: longer targets are cut in training, counted and reported, and generation ends there."""
+    num_beams: int | None = Field(None, ge=1)
+    """Beams of the search; 1: the likeliest token each time. null: as the model's generation_config.json has it, 1 without one."""
+    length_penalty: float | None = None
+    """Above 0 prefers longer texts, below 0 shorter ones, among the beams; null: as the model has it."""
+    no_repeat_ngram_size: int | None = Field(None, ge=0)
+    """No run of this many tokens is written twice; 0: any may be. null: as the model has it."""
+    predict_with_generate: bool = True
+    """Whether validation during training generates texts and scores them, which takes time; false: it computes the loss alone. The
+    final evaluation always generates."""
+
+
+class TranslationOptions(_GeneratedTextOptions):
+    """A text in one language to the same in another."""
+
+    type: Literal["translation"]
+    source_lang: str | None = None
+    """Code of the language that is read, for tokenizers of many languages, as they write it: ``en_XX``, ``eng_Latn``."""
+    target_lang: str | None = None
+    """Code of the language that is written; generation then begins with it, where the model does so."""
+
+
+class SummarizationOptions(_GeneratedTextOptions):
+    """A long text to a short one."""
+
+    type: Literal["summarization"]
+
+
 def _task_type(value: Any) -> Any:
     """Return the type that a mapping names; one without it is of the first task that there was."""
     return value.get("type", "text-classification") if isinstance(value, dict) else getattr(value, "type", None)
@@ -167,6 +209,8 @@ TaskOptions = Annotated[
     | Annotated[QuestionAnsweringOptions, Tag("question-answering")]
     | Annotated[CausalLMOptions, Tag("causal-lm")]
     | Annotated[MaskedLMOptions, Tag("masked-lm")]
+    | Annotated[TranslationOptions, Tag("translation")]
+    | Annotated[SummarizationOptions, Tag("summarization")]
     | Annotated[ImageClassificationOptions, Tag("image-classification")],
     Discriminator(_task_type),
 ]

@@ -12,10 +12,10 @@ import numpy as np
 from launcher.contracts import Predictions, Prepared
 from launcher.data.blocks import Blocks
 from launcher.data.sources import SplitSet, load_rows, load_splits
-from launcher.errors import DataError, ModelError, ModelUnreachable
+from launcher.errors import DataError
 from launcher.tasks.models import LoadedModel, load_config
 from launcher.tasks.prepared_task import SPLITS, write_features
-from launcher.tasks.text_task import IGNORED, TextTask, token_losses
+from launcher.tasks.text_task import IGNORED, TextTask, predicted_count, summed_loss, token_losses
 
 Cut = Callable[[Sequence[str]], Blocks]
 
@@ -65,12 +65,7 @@ class LanguageTask(TextTask):
 
     def notes(self, facts: Mapping[str, Any]) -> list[str]:
         """Return what a reader should know of how texts became rows, and of the model."""
-        return [*self._notes_on_rows(facts), *self._notes_on_model()]
-
-    def _notes_on_model(self) -> list[str]:
-        if self.recipe.model.name_or_path is not None:
-            return []
-        return ["the model is not pretrained: model.name_or_path is null, so its weights are random, by training.seed"]
+        return [*self._notes_on_rows(facts), *self.notes_on_model()]
 
     def _notes_on_rows(self, facts: Mapping[str, Any]) -> list[str]:
         found = []
@@ -131,21 +126,6 @@ class LanguageTask(TextTask):
 
     # --- model -----------------------------------------------------------------------------------------------------
 
-    def require_vocabulary(self, config: Any, *, skeleton: bool) -> None:
-        """Raise ModelError where the tokenizer has tokens that the model does not know."""
-        try:
-            tokens = len(self.tokenizer)
-        except ModelUnreachable:
-            if not skeleton:
-                raise
-            return
-        known = getattr(config.get_text_config(), "vocab_size", None)
-        if known is not None and tokens > known:
-            raise ModelError(
-                f"the tokenizer has {tokens:,} tokens, but the model knows {known:,} (vocab_size); use the model's own tokenizer, "
-                "or for a random model a larger model.config.vocab_size"
-            )
-
     def load_trained(self, folder: Path, facts: Mapping[str, Any]) -> Any:
         """Return a saved model in evaluation mode."""
         return self.build_model(None).model.eval()
@@ -154,12 +134,11 @@ class LanguageTask(TextTask):
 
     def items(self, batch: Mapping[str, Any]) -> Any:
         """Return how many tokens a batch predicts, those of rows of weight 0 left out; a float32 scalar tensor."""
-        return ((self.targets(batch) != IGNORED).float() * _weights(batch)).sum()
+        return predicted_count(self.targets(batch), batch)
 
     def loss(self, outputs: Any, batch: Mapping[str, Any], *, label_smoothing: float = 0.0) -> Any:
         """Return the summed cross entropy of the predicted tokens, in nats, a float32 scalar tensor."""
-        losses = token_losses(outputs["logits"], self.targets(batch), label_smoothing=label_smoothing)
-        return (losses * _weights(batch)).sum()
+        return summed_loss(outputs["logits"], self.targets(batch), batch, label_smoothing=label_smoothing)
 
     def row_outputs(self, outputs: Any, batch: Mapping[str, Any]) -> Any:
         """Return each row's summed loss and number of predicted tokens, float32 [rows, 2]; the logits would fill the memory."""
@@ -199,11 +178,6 @@ def by_text(rows: Iterable[tuple[int, np.ndarray]]) -> dict[int, np.ndarray]:
     for row_id, tokens in rows:
         pieces.setdefault(int(row_id), []).append(tokens)
     return {row_id: np.concatenate(pieces[row_id]) for row_id in sorted(pieces)}
-
-
-def _weights(batch: Mapping[str, Any]) -> Any:
-    """Return the rows' weights [rows, 1]; 1 where rows are shared among ranks, whose labels say what does not count."""
-    return batch["sample_weight"][:, None] if "sample_weight" in batch else 1.0
 
 
 # --- rows ----------------------------------------------------------------------------------------------------------

@@ -81,9 +81,9 @@ class MaskedLM(LanguageTask):
             with_words=self.options.whole_word_mask,
         )
 
-    def _notes_on_model(self) -> list[str]:
+    def notes_on_model(self) -> list[str]:
         """Also say where the output layer is new: it then has to be learned before masked tokens are told."""
-        found = super()._notes_on_model()
+        found = super().notes_on_model()
         if found:
             return found
         try:

@@ -43,6 +43,20 @@ class PreparedTask:
         """Whether a row's input differs between epochs."""
         return False
 
+    @property
+    def generates(self) -> bool:
+        """Whether predictions are texts that the model writes: ``generate`` then stands for ``row_outputs``."""
+        return False
+
+    @property
+    def validates_by_loss(self) -> bool:
+        """Whether validation during training computes the loss alone."""
+        return False
+
+    def generate(self, model: Any, batch: Mapping[str, Any]) -> Any:
+        """Return the tokens that ``model`` writes for a batch, int64 [rows, tokens]; all ranks call it at the same time."""
+        raise NotImplementedError
+
     # --- for a subclass to give ------------------------------------------------------------------------------------
 
     def load_splits(self) -> SplitSet:

@@ -10,7 +10,7 @@ from typing import Any
 
 from launcher.contracts import Prepared, ShownRow
 from launcher.data.sources import SplitSet
-from launcher.errors import DataError
+from launcher.errors import DataError, ModelError, ModelUnreachable
 from launcher.tasks.focal import focal_factors
 from launcher.tasks.models import load_config, load_tokenizer, model_folders, token_limit, tokenizer_fingerprint
 from launcher.tasks.prepared_task import PreparedTask
@@ -85,6 +85,27 @@ class TextTask(PreparedTask):
 
     # --- the model and its predictions -----------------------------------------------------------------------------
 
+    def require_vocabulary(self, config: Any, *, skeleton: bool) -> None:
+        """Raise ModelError where the tokenizer has tokens that the model does not know."""
+        try:
+            tokens = len(self.tokenizer)
+        except ModelUnreachable:
+            if not skeleton:
+                raise
+            return
+        known = getattr(config.get_text_config(), "vocab_size", None)
+        if known is not None and tokens > known:
+            raise ModelError(
+                f"the tokenizer has {tokens:,} tokens, but the model knows {known:,} (vocab_size); use the model's own tokenizer, "
+                "or for a random model a larger model.config.vocab_size"
+            )
+
+    def notes_on_model(self) -> list[str]:
+        """Return a note where the model is not pretrained."""
+        if self.recipe.model.name_or_path is not None:
+            return []
+        return ["the model is not pretrained: model.name_or_path is null, so its weights are random, by training.seed"]
+
     def model_facts(self, prepared: Prepared) -> dict[str, Any]:
         """Return what has to be known to use the saved model without its run."""
         return {"task": self.recipe.task.type, **{name: prepared.facts[name] for name in _FACTS}}
@@ -93,6 +114,21 @@ class TextTask(PreparedTask):
 def joined(texts: Sequence[str], pairs: Sequence[str] | None) -> list[str]:
     """Return texts, or pairs of them as one, for people to read."""
     return list(texts) if pairs is None else [f"{a} ⏎ {b}" for a, b in zip(texts, pairs, strict=True)]
+
+
+def predicted_count(targets: Any, batch: Mapping[str, Any]) -> Any:
+    """Return how many tokens of a batch are predicted, those of rows of weight 0 left out; a float32 scalar tensor."""
+    return ((targets != IGNORED).float() * _row_weights(batch)).sum()
+
+
+def summed_loss(logits: Any, targets: Any, batch: Mapping[str, Any], *, label_smoothing: float = 0.0) -> Any:
+    """Return the summed cross entropy of the predicted tokens of a batch, in nats, a float32 scalar tensor."""
+    return (token_losses(logits, targets, label_smoothing=label_smoothing) * _row_weights(batch)).sum()
+
+
+def _row_weights(batch: Mapping[str, Any]) -> Any:
+    """Return the rows' weights [rows, 1]; 1 where rows are shared among ranks, whose labels say what does not count."""
+    return batch["sample_weight"][:, None] if "sample_weight" in batch else 1.0
 
 
 def token_losses(

@@ -58,6 +58,7 @@ class FinishedModel:
         logits, _ = predict_logits(
             self.model, split, self.task.collator(),
             batch_size=self.recipe.training.per_device_eval_batch_size, device=self.device, row_outputs=self.task.row_outputs,
+            generate=self.task.generate if self.task.generates else None,
         )  # fmt: skip
         result: Predictions = self.task.predictions(logits, split, prepared)
         return result

@@ -5,6 +5,7 @@ from __future__ import annotations
 from launcher.contracts import Predictions
 from launcher.evaluation.kinds.answers import Answers
 from launcher.evaluation.kinds.base import Kind
+from launcher.evaluation.kinds.generated import Summarization, Translation
 from launcher.evaluation.kinds.labels import MultiLabel, SingleLabel
 from launcher.evaluation.kinds.language import Language, MaskedLanguage
 from launcher.evaluation.kinds.regression import Regression
@@ -17,6 +18,8 @@ KINDS: dict[str, Kind] = {
     "regression": Regression(),
     "causal_lm": Language(),
     "masked_lm": MaskedLanguage(),
+    "translation": Translation(),
+    "summarization": Summarization(),
     "question_answering": Answers(),
     "entity_recognition": Entities(),
     "token_classification": Tags(),
