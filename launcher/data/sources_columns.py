@@ -187,12 +187,13 @@ def _flow(given: list[str]) -> str:
 
 
 def text_values(
-    table: Table, *, columns: list[str], rows: Sequence[int], join: str, ours: str, faults: Faults
+    table: Table, *, columns: list[str], rows: Sequence[int], join: str, ours: str, faults: Faults, may_be_lists: bool
 ) -> Column:
-    """Return the texts of ``rows``, several columns joined."""
+    """Return the texts of ``rows``, several columns joined, and with ``may_be_lists`` lists of sentences too."""
     parts = []
     for column in columns:
-        picked = _lists_joined(column_of(table, column).take(rows), join)
+        held = column_of(table, column).take(rows)
+        picked = _lists_joined(held, join) if may_be_lists else held
         for row, value in () if picked.is_text else zip(rows, picked, strict=True):
             if row not in faults and (reason := _text_fault(value, column=column, ours=ours)):
                 faults[row] = Fault(reason, value)
@@ -205,7 +206,7 @@ def text_values(
 
 def _lists_joined(values: Column, join: str) -> Column:
     """Return texts, lists of texts (sentences of one) joined."""
-    if values.is_text or not any(isinstance(value, list) for value in values):
+    if values.is_text:
         return values
     return Column.of(join.join(value) if _is_texts(value) else value for value in values)
 

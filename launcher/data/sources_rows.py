@@ -155,6 +155,7 @@ def read_split(
                 data=data,
                 split=split,
                 may_be_empty=may_be_empty,
+                may_be_lists="target" in optional,
             )
             pieces.append(piece)
             kept, read, start = kept + piece.rows, read + table.rows, start + table.rows
@@ -186,6 +187,7 @@ def _read_table(
     data: DataSection,
     split: str,
     may_be_empty: bool,
+    may_be_lists: bool,
 ) -> RowSet:
     rows = _kept_rows(table, spec=part.spec)[:limit]
     among = rows if isinstance(rows, range) else set(rows)
@@ -195,7 +197,9 @@ def _read_table(
     names: tuple[str, ...] = ()
     if chosen:
         facts["columns"] = {ours: theirs[0] if len(theirs) == 1 else theirs for ours, theirs in chosen.items()}
-        ours = _our_columns(table, chosen=chosen, rows=rows, join=data.join, faults=faults, may_be_empty=may_be_empty)
+        ours = _our_columns(
+            table, chosen=chosen, rows=rows, join=data.join, faults=faults, may_be_empty=may_be_empty, may_be_lists=may_be_lists
+        )  # fmt: skip
         columns = ours | columns
         names = table.class_names.get(chosen["label"][0], ()) if "label" in chosen else ()
     whole = RowSet(columns, ((start, table.places),), (), table.warnings, names)
@@ -213,13 +217,16 @@ def _our_columns(
     join: str,
     faults: Faults,
     may_be_empty: bool,
+    may_be_lists: bool,
 ) -> dict[str, Column]:
-    """Return our columns; rows that cannot be used are added to ``faults`` and hold None."""
+    """Return our columns; rows that cannot be used are added to ``faults`` and hold None. ``may_be_lists``: texts as lists of sentences."""
     columns: dict[str, Column] = {}
     for ours in sorted(chosen, key=_ORDER.index):
         theirs = chosen[ours]
         if ours in _TEXTS:
-            columns[_TEXTS[ours]] = text_values(table, columns=theirs, rows=rows, join=join, ours=ours, faults=faults)
+            columns[_TEXTS[ours]] = text_values(
+                table, columns=theirs, rows=rows, join=join, ours=ours, faults=faults, may_be_lists=may_be_lists
+            )
         elif ours == "answers":
             contexts = columns["text_pair"]
             columns["label"] = answer_values(table, column=theirs[0], rows=rows, contexts=contexts, faults=faults)

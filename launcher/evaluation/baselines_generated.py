@@ -11,7 +11,7 @@ import numpy as np
 from launcher.contracts import Baseline, Predictions
 from launcher.evaluation.kinds import metrics_for
 
-_SENTENCE_END = re.compile(r"(?<=[.!?。！？])\s*(?=\S)|\n+")
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])|\n+")
 # Of training texts that are compared at the same time, so that memory stays small.
 _ROWS_AT_ONCE = 500
 

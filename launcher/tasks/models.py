@@ -168,6 +168,8 @@ def token_limit(tokenizer: Any, config: Any) -> int | None:
 
 # Names of earlier versions that configurations still take, and that the hub's config.json files have.
 _EARLIER = {"rope_theta": "rope_parameters", "rope_scaling": "rope_parameters", "torch_dtype": "dtype"}
+# Fields that every configuration takes, and has only where they are given.
+_OF_ALL = ("decoder_start_token_id",)
 _MODEL_TYPE = "model_type"
 
 
@@ -190,7 +192,7 @@ def config_from_numbers(section: ModelSection) -> Any | None:
         near = suggest(str(kind), list(CONFIG_MAPPING.keys()))
         hint = f"did you mean {near}?" if near else "see model_type in the model's config.json"
         raise ModelError(f"model.config.model_type is {kind!r}, which transformers does not know; {hint}")
-    _refuse_unknown(AutoConfig.for_model(kind), numbers, besides=_EARLIER)
+    _refuse_unknown(AutoConfig.for_model(kind), numbers, besides=(*_EARLIER, *_OF_ALL))
     try:
         return AutoConfig.for_model(kind, **numbers)
     except (StrictDataclassError, TypeError, ValueError, KeyError) as error:

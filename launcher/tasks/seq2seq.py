@@ -138,9 +138,7 @@ class SequenceToSequence(TextTask):
 
     def read_rows(self, source: str) -> dict[str, list[Any]]:
         """Return the texts of a file. Raises DataError."""
-        kept = {ours: theirs for ours, theirs in self.recipe.data.columns.items() if ours != "target"}
-        reading = self.recipe.data.model_copy(update={"columns": kept})
-        return load_rows(source, data=reading, base_folder=Path(), needs=_NEEDS, optional=("id",)).lists()
+        return load_rows(source, data=self.recipe.data, base_folder=Path(), needs=_NEEDS, optional=_OPTIONAL).lists()
 
     # --- model -----------------------------------------------------------------------------------------------------
 
@@ -245,7 +243,7 @@ class SequenceToSequence(TextTask):
 
     def generate(self, model: Any, batch: Mapping[str, Any]) -> Any:
         """Return the tokens that ``model`` writes for a batch, int64 [rows, tokens]; all ranks call it at the same time."""
-        inputs = {name: batch[name] for name in self.tokenizer.model_input_names if name in batch}
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
         # Where weights are sharded over ranks, transformers lets all of them go on until the last one has ended.
         found = getattr(model, "module", model).generate(**inputs, use_cache=True)
         return found[:, 1:]
@@ -332,7 +330,9 @@ def pair_features(
     """Return columns of tokens for texts and, where there are ``references``, for what is to be written; and counts."""
     texts = rows["text"]
     read = tokenize(tokenizer, [prefix + text for text in texts], None, max_length=max_length)
-    columns: dict[str, Any] = {**read.features, "length": read.lengths, "row_id": rows["row_id"], "text": texts}
+    # Of pairs of texts, which some tokenizers tell apart by a type of each token, these models know nothing.
+    ids = read.features["input_ids"]
+    columns: dict[str, Any] = {"input_ids": ids, "length": read.lengths, "row_id": rows["row_id"], "text": texts}
     counts = {"rows": len(texts), "tokens": int(read.lengths.sum()), "cut": read.cut}
     references = rows.get("references")
     if references is None:

@@ -85,6 +85,7 @@ WITHOUT_EFFECT = {
             "probe_rank": 8,
         }.items()
     },
+    "task.length_penalty": "TRANSLATE num_beams: 1, length_penalty: 2.0",
     "training.async_save": "training: {async_save: true, save_strategy: 'no'}",
     "strategy.trainable_share": "strategy: {type: discriminative, trainable_share: 0.5}",
     "strategy.probe_steps": "strategy: {type: discriminative, score: file, importance_file: a.json, probe_steps: 9}",
@@ -100,6 +101,8 @@ def _recipe(lines: str) -> str:
             head = head.replace(
                 "task: text-classification", f"task: {{type: text-classification, problem_type: {rest}}}"
             )
+        elif word == "TRANSLATE":
+            head = head.replace("task: text-classification", f"task: {{type: translation, {rest}}}")
         elif word == "IMAGES":
             head = head.replace("task: text-classification", "task: image-classification")
         elif word == "DATA":

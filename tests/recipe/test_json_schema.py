@@ -28,6 +28,8 @@ def test_the_short_form_of_the_task() -> None:
             "question-answering",
             "causal-lm",
             "masked-lm",
+            "translation",
+            "summarization",
             "image-classification",
         ]
     } in json_schema()["properties"]["task"]["anyOf"]
