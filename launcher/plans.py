@@ -174,6 +174,7 @@ class RunPlan:
     launch: LaunchPlan
     phases: tuple[PlannedPhase, ...]
     train_rows: int
+    """Training rows of an epoch."""
     steps_per_epoch: int
     """Steps of the first epoch."""
     total_steps: int

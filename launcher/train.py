@@ -69,7 +69,7 @@ def train(session: Session, tracker: Tracker) -> None:
     model, parameters = build_model(recipe, session.launch, task, prepared)
     strategy = registry.load(registry.STRATEGIES, recipe.strategy.type)()
     phases, probe = strategy.phases(parameters, recipe), strategy.probe(parameters, recipe)
-    rows, facts = len(prepared.train), prepared.facts
+    rows, facts = prepared.epoch_rows, prepared.facts
     plan = plan_run(recipe, session.launch, phases, train_rows=rows, facts=facts, probe=probe)
     if probe is not None:
         from launcher.workflows.importance import find_importance
@@ -161,6 +161,8 @@ def _tell_data(progress: Any, prepared: Prepared) -> None:
     progress.say(f"data: {counts} rows{labels}{cut_text}")
     if "class_sampling" in prepared.facts:
         progress.say(f"class sampling: {prepared.facts['class_sampling']}")
+    if "mixture" in prepared.facts:
+        progress.say(f"mixture: {prepared.facts['mixture']['told']}")
 
 
 def _begin(session: Session, progress: Any, plan: Any, task: Any, model: Any) -> threading.Thread:

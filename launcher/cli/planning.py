@@ -171,6 +171,8 @@ def _plan_lines(whole: WholePlan) -> list[tuple[str, str]]:
         ]
     if "class_sampling" in found.facts:
         lines.append(("sampling", found.facts["class_sampling"]))
+    if "mixture" in found.facts:
+        lines.append(("mixture", found.facts["mixture"]["told"]))
     lines += [("", f"warning: {text}") for text in found.facts["warnings"]]
     launch = found.launch
     stage = f" ZeRO-{launch.zero_stage}" if launch.zero_stage is not None else ""

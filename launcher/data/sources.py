@@ -61,6 +61,11 @@ class SplitSet:
     skipped: tuple[SkippedRow, ...] = ()
     """Rows that were left out because they cannot be used (``data.on_bad_row: skip``)."""
 
+    @property
+    def first_rows(self) -> tuple[int, ...]:
+        """The first ``row_id`` of each source of train, in the recipe's order."""
+        return self.places["train"].firsts if "train" in self.places else ()
+
     def origin(self, split: str) -> Callable[[int], str]:
         """Return a function: position of a row in ``split`` (from 0) -> its file and row, for an error message."""
         return self.places[split].place

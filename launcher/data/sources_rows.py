@@ -49,6 +49,8 @@ class RowSet:
     """Names of the classes where the source declares them."""
     skipped: tuple[SkippedRow, ...] = ()
     """Rows that were left out because they cannot be used."""
+    firsts: tuple[int, ...] = ()
+    """The first row_id of each source; a source may be of several tables."""
 
     @property
     def rows(self) -> int:
@@ -131,8 +133,10 @@ def read_split(
     if split == "test" and "label" in needs:
         needs, optional = [name for name in needs if name != "label"], [*optional, "label"]
     pieces: list[RowSet] = []
+    firsts: list[int] = []
     start = 0
     for part in parts:
+        firsts.append(start)
         kept = read = 0
         for table in part.reader():
             for row, fault in sorted(table.faults.items())[:1]:
@@ -162,7 +166,8 @@ def read_split(
         if not kept:
             refuse_many([row for piece in pieces for row in piece.skipped], split=split, kept=0)
             raise DataError(_no_rows(split, part=part, read=read))
-    return _join(split, pieces=pieces, warnings=[note for part in parts for note in part.warnings])
+    joined = _join(split, pieces=pieces, warnings=[note for part in parts for note in part.warnings])
+    return replace(joined, firsts=tuple(firsts))
 
 
 def _is_there(ours: str, theirs: str | list[str], table: Table, *, split: str) -> bool:

@@ -253,8 +253,8 @@ def _flops_and_tokens(
 
 
 def mean_length(plan: RunPlan, setting: MemorySetting) -> float:
-    """Return the mean tokens of a training row; where rows are unknown, as many as a row may have."""
-    split = plan.facts["splits"].get("train", {})
+    """Return the mean tokens of a row that is drawn in training; where rows are unknown, as many as a row may have."""
+    split = plan.facts.get("mixture") or plan.facts["splits"].get("train", {})
     return split["tokens"] / split["rows"] if split.get("rows") and "tokens" in split else float(setting.length)
 
 

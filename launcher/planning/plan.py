@@ -32,7 +32,7 @@ def plan_run(
     facts: Mapping[str, Any],
     probe: Probe | None = None,
 ) -> RunPlan:
-    """Return the plan of a run over ``train_rows`` rows; a pure function.
+    """Return the plan of a run over epochs of ``train_rows`` rows; a pure function.
 
     Raises:
         RecipeError: the run ends before one of its phases begins.
@@ -97,10 +97,10 @@ def preview(recipe: Recipe, launch: LaunchPlan, *, base_folder: Path) -> Preview
 
 
 def _rows(task: Any, recipe: Recipe) -> tuple[Prepared, int]:
-    """Return the prepared data and how many rows train; made up where a hub that has them, or their tokenizer, cannot be reached."""
+    """Return the prepared data and the rows of an epoch; made up where a hub that has them, or their tokenizer, cannot be reached."""
     try:
         _, prepared = task.prepare_data()
-        return prepared, len(prepared.train)
+        return prepared, prepared.epoch_rows
     except (DataUnreachable, ModelUnreachable) as error:
         what = "they are" if isinstance(error, DataUnreachable) else "their tokenizer is"
         reason = f"{what} not in the local cache, and the hub or address cannot be reached"

@@ -248,6 +248,11 @@ IDLE = (
     ),
     Idle("data.labels", _no_labels, "remove it; there are no classes"),
     Idle("data.validation_share", _has_validation, "keep one of the two"),
+    Idle(
+        "data.stopping_strategy",
+        lambda v: not v.recipe.data.weighted and "no source of data.train has a weight",
+        "give each source of train a weight, or remove it",
+    ),
     Idle("data.split_seed", _has_validation, "keep one of the two"),
     Idle("strategy.head_lr", _frozen_head, "write train_head: true, or remove it"),
     *(Idle(*row) for row in DISCRIMINATIVE_IDLE),

@@ -21,6 +21,7 @@ from launcher.data.bad_rows import (
 )
 from launcher.data.known import Known, sources_on_disk
 from launcher.data.labels import LabelSet
+from launcher.data.mixtures import with_mixture
 from launcher.data.pieces import MakeRows, Source, write_split
 from launcher.data.prepare import cache_folder, code_fingerprint, fingerprint_of, load_prepared, prepared_folder
 from launcher.data.sources import SplitSet
@@ -110,11 +111,16 @@ class PreparedTask:
         if self.recipe.data.on_bad_row == "skip":
             splits = splits.without(self.label_faults(splits), on_bad_row="skip")
         parts = {"code": code_fingerprint(), "data": splits.fingerprint, **self.input_parts(), **self.key_parts(splits)}
+        if len(splits.first_rows) > 1:
+            # Equal rows may be divided into other sources.
+            parts["sources"] = splits.first_rows
         if splits.skipped:
             # The list of them lies beside the rows.
             parts["skipped"] = as_lines(splits.skipped)
         folder, was_cached = prepared_folder(
-            root, fingerprint_of(parts), lambda target: self.write_splits(splits, target)
+            root,
+            fingerprint_of(parts),
+            lambda target: {**self.write_splits(splits, target), "sources": list(splits.first_rows)},
         )
         list_beside(folder, splits.skipped)
         # Equal rows may have come from elsewhere when they were prepared; what is told is about these files.
@@ -134,9 +140,13 @@ class PreparedTask:
 
     def _known_parts(self) -> dict[str, Any]:
         recipe = self.recipe
-        parts = {"task": recipe.task, "data": recipe.data, "model": recipe.model}
+        parts = {
+            "task": recipe.task.model_dump(),
+            "data": recipe.data.rows_alone(),
+            "model": recipe.model.model_dump(),
+        }
         # Paths are told as the recipe has them, and count from here.
-        return {"base": str(self.base_folder.resolve()), **{name: part.model_dump() for name, part in parts.items()}}
+        return {"base": str(self.base_folder.resolve()), **parts}
 
     def _with_told(
         self, folder: Path, told: Mapping[str, Any], *, skipped: Sequence[SkippedRow], was_cached: bool
@@ -151,7 +161,7 @@ class PreparedTask:
     def load_data(self, folder: Path) -> Prepared:
         """Return the prepared data in ``folder``: what every rank does after rank 0 has prepared them."""
         splits, facts = load_prepared(folder)
-        return Prepared(
+        prepared = Prepared(
             train=splits["train"],
             validation=splits.get("validation"),
             test=splits.get("test"),
@@ -160,6 +170,7 @@ class PreparedTask:
             problem_type=facts["problem_type"],
             facts=facts,
         )
+        return with_mixture(prepared, self.recipe.data)
 
     def declared_labels(self) -> list[str] | str | None:
         """Return the recipe's label names; those of a file by what it says, not by its name."""

@@ -87,6 +87,9 @@ class DataView:
     splits: dict[str, SplitView]
     rows: list[ShownRow]
     """Examples, of the split that was asked for."""
+    mixture: Mapping[str, Any] = field(default_factory=dict)
+    """Where sources of train have weights: stopping_strategy, rows and tokens of an epoch, and sources, each with its source, rows,
+    weight, rows that are drawn in an epoch, and share of it (``data/mixtures.py``)."""
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""
@@ -130,6 +133,7 @@ def view_data(recipe: Recipe, *, base_folder: Path, split: str = "train", rows: 
         skipped=prepared.facts.get("skipped", {}),
         splits={name: _view(rows_of, prepared, name) for name, rows_of in found.items() if rows_of is not None},
         rows=[task.show_row(shown[place], prepared) for place in places],
+        mixture={name: value for name, value in prepared.facts.get("mixture", {}).items() if name != "told"},
     )
 
 
@@ -151,7 +155,7 @@ def _view(rows: Any, prepared: Prepared, name: str) -> SplitView:
 
 
 def _drawn(prepared: Prepared) -> dict[str, float]:
-    if prepared.draws is None:
+    if prepared.draws is None or "class_sampling" not in prepared.facts:
         return {}
     rows = np.bincount(prepared.train["labels"], weights=prepared.draws, minlength=len(prepared.label_names))
     return dict(zip(prepared.label_names, rows.tolist(), strict=True))

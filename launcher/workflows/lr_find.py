@@ -127,7 +127,7 @@ def _batches(setting: _Setting, phase: Phase, prepared: Prepared, *, steps: int)
     from launcher.data.sampling import PhaseBatches, RankBatches
     from launcher.engine.loading import Rows
 
-    training, batch, count = setting.recipe.training, setting.launch.batch, len(prepared.train)
+    training, batch, count = setting.recipe.training, setting.launch.batch, prepared.epoch_rows
     size = batch.global_batch_size
     order = PhaseBatches(
         lengths=np.asarray(prepared.train["length"][:]),

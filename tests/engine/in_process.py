@@ -49,7 +49,7 @@ class Prepared:
         return trainer, ending == "stopped"
 
 
-def prepare(bert: Path, data: Path, runs: Path, *, run: RunDir | None = None, **changes: Any) -> Prepared:
+def prepare(bert: Path, data: Path, runs: Path, /, *, run: RunDir | None = None, **changes: Any) -> Prepared:
     """Make everything up to the first step; ``run``: the run to continue."""
     from transformers import set_seed
 
@@ -66,7 +66,7 @@ def prepare(bert: Path, data: Path, runs: Path, *, run: RunDir | None = None, **
     loaded = task.build_model(prepared)
     strategy = load(STRATEGIES, recipe.strategy.type)()
     parameters = list_parameters(loaded.model, newly_initialized=loaded.newly_initialized)
-    plan = plan_run(recipe, launch, strategy.phases(parameters, recipe), train_rows=len(prepared.train), facts={})
+    plan = plan_run(recipe, launch, strategy.phases(parameters, recipe), train_rows=prepared.epoch_rows, facts={})
     progress = Progress(run, attempt=attempt, rank=0, terminal=None, tracker=NoTracker())
     context = RunContext(recipe, run, attempt, plan, 0, task, prepared, progress, StopFlag(run.stop_request(attempt)))
     return Prepared(context, loaded.model, training_arguments(recipe, launch, output_dir=str(run.path)))
