@@ -231,10 +231,13 @@ class Prepared:
     facts: Mapping[str, Any] = field(default_factory=dict)
     draws: np.ndarray | None = None
     """float64 [rows of train]: how often each is drawn in an epoch on average; their sum, a whole number, is the rows of an epoch. None: each once."""
+    stream: Any | None = None
+    """With ``data.streaming`` the rows of train (launcher.data.streams.Stream), of which ``train`` is a sample; None: ``train`` has all."""
 
     @property
     def epoch_rows(self) -> int:
-        """Rows of an epoch."""
+        """Rows of an epoch, where that is known: of no stream."""
+        assert self.stream is None
         return epoch_rows(len(self.train), self.draws)
 
 

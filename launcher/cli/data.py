@@ -74,6 +74,7 @@ def prepare(recipe: RecipeName, overrides: Overrides = None, as_json: Json = Fal
     """
     loaded = load_checked(recipe, overrides, quiet=as_json)
     from launcher import registry
+    from launcher.plans import told_rows
     from launcher.workflows.data_bar import data_bar
 
     task = registry.load(registry.TASKS, loaded.recipe.task.type)(loaded.recipe, base_folder=Path.cwd())
@@ -93,8 +94,7 @@ def prepare(recipe: RecipeName, overrides: Overrides = None, as_json: Json = Fal
         return
     for text in facts["warnings"]:
         typer.echo(f"warning: {text}", err=True)
-    counts = ", ".join(f"{split['rows']:,} {name}" for name, split in facts["splits"].items())
-    typer.echo(f"{'found' if facts['was_cached'] else 'prepared'}: {counts} rows in {short(folder)}")
+    typer.echo(f"{'found' if facts['was_cached'] else 'prepared'}: {told_rows(facts)} in {short(folder)}")
 
 
 # --- for people ------------------------------------------------------------------------------------------------------

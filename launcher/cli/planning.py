@@ -161,9 +161,10 @@ def _show_plan(whole: WholePlan) -> None:
 
 
 def _plan_lines(whole: WholePlan) -> list[tuple[str, str]]:
+    from launcher.plans import told_rows
+
     found = whole.plan
-    splits = found.facts["splits"]
-    lines = [("data", ", ".join(f"{s['rows']:,} {name}" for name, s in splits.items()) + " rows")]
+    lines = [("data", told_rows(found.facts))]
     if found.unread:
         lines = [
             ("data", f"not read: {found.unread}"),
@@ -199,6 +200,8 @@ def _steps(whole: WholePlan) -> str:
     if not found.knows_steps:
         return "unknown, as the rows are; set training.max_steps to plan with a number"
     steps = f"{found.total_steps:,}"
+    if found.is_streamed:
+        return f"{steps} (training.max_steps; epochs are not known); warm-up {found.warmup_steps:,}"
     if found.unread:
         return f"{steps} (training.max_steps); warm-up {found.warmup_steps:,}"
     return f"{steps} = {_epochs(found)}; warm-up {found.warmup_steps:,}"

@@ -166,16 +166,29 @@ class RankBatches:
             yield from ([Drawn(number, epoch) for number in numbers] for numbers in self.share(rows))
 
     def share(self, rows: np.ndarray) -> list[list[int]]:
-        """Return the numbers (see ``Drawn``) of this rank's micro-batches of one global batch.
+        """Return the numbers (see ``Drawn``) of this rank's micro-batches of one global batch."""
+        return rank_share(
+            rows,
+            accumulation=self.accumulation,
+            rank=self.rank,
+            world_size=self.world_size,
+            least_rows=self.least_rows,
+        )
 
-        Rows of like length stay in one pass, and the ranks take turns in it, so that all ranks work equally long.
-        """
-        shares = []
-        for part in np.array_split(rows, self.accumulation):
-            mine = [int(row) for row in part[self.rank :: self.world_size]]
-            padding = -1 - int(part[0] if len(part) else rows[0])
-            shares.append(mine + [padding] * (self.least_rows - len(mine)))
-        return shares
+
+def rank_share(
+    rows: np.ndarray, *, accumulation: int, rank: int, world_size: int, least_rows: int = 1
+) -> list[list[int]]:
+    """Return the numbers (see ``Drawn``) of a rank's ``accumulation`` micro-batches of one global batch.
+
+    Rows of like length stay in one pass, and the ranks take turns in it, so that all ranks work equally long.
+    """
+    shares = []
+    for part in np.array_split(rows, accumulation):
+        mine = [int(row) for row in part[rank::world_size]]
+        padding = -1 - int(part[0] if len(part) else rows[0])
+        shares.append(mine + [padding] * (least_rows - len(mine)))
+    return shares
 
 
 def evaluation_batches(lengths: Sequence[int] | np.ndarray, *, batch_size: int) -> list[np.ndarray]:

@@ -150,7 +150,7 @@ def read_split(
                 if split == "train" or _is_there(ours, theirs, table, split=split)
             }
             chosen = choose_columns(table, columns=mapped, needs=needs, optional=optional) if table.names else {}
-            piece = _read_table(
+            piece = read_table(
                 table,
                 part=part,
                 start=start,
@@ -182,7 +182,7 @@ def _no_rows(split: str, *, part: Part, read: int) -> str:
     return f"{where} has no rows; give it some, or leave the split out"
 
 
-def _read_table(
+def read_table(
     table: Table,
     *,
     part: Part,
@@ -194,6 +194,16 @@ def _read_table(
     may_be_empty: bool,
     may_be_lists: bool,
 ) -> RowSet:
+    """Return the rows of a table in our columns, those that cannot be used left out or refused.
+
+    Args:
+        start: row_id of its first row.
+        limit: take only this many rows; None: all.
+        chosen: our column -> those of the table.
+
+    Raises:
+        DataError: a row cannot be used, unless ``data.on_bad_row`` is skip.
+    """
     rows = _kept_rows(table, spec=part.spec)[:limit]
     among = rows if isinstance(rows, range) else set(rows)
     faults = {row: fault for row, fault in table.faults.items() if row in among}

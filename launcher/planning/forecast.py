@@ -93,6 +93,8 @@ def _longest(prepared: Prepared, name: str) -> int:
         return 0
     if not len(split):
         return int(prepared.facts["row_tokens"])
+    if name == "train" and prepared.stream is not None:
+        return int(prepared.facts["max_length"])
     return int(max(split["length"][:]))
 
 

@@ -100,11 +100,16 @@ def _rows(task: Any, recipe: Recipe) -> tuple[Prepared, int]:
     """Return the prepared data and the rows of an epoch; made up where a hub that has them, or their tokenizer, cannot be reached."""
     try:
         _, prepared = task.prepare_data()
-        return prepared, prepared.epoch_rows
+        return prepared, rows_to_plan(recipe, prepared)
     except (DataUnreachable, ModelUnreachable) as error:
         what = "they are" if isinstance(error, DataUnreachable) else "their tokenizer is"
         reason = f"{what} not in the local cache, and the hub or address cannot be reached"
         return unknown_rows(recipe, reason=reason), _made_up_rows(recipe)
+
+
+def rows_to_plan(recipe: Recipe, prepared: Prepared) -> int:
+    """Return the rows of an epoch; of a stream, whose rows nobody has counted, those of the whole run."""
+    return _made_up_rows(recipe) if prepared.stream is not None else prepared.epoch_rows
 
 
 def _made_up_rows(recipe: Recipe) -> int:

@@ -1,11 +1,12 @@
-"""Rules between the keys of data: sources that are drawn from by weight."""
+"""Rules between the keys of data: sources that are drawn from by weight, and rows that are read while training."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from launcher.recipe.data_section import SourceSpec
+from launcher.recipe.data_section import STREAMED_FORMATS, SourceSpec
 from launcher.recipe.keys import shown
+from launcher.recipe.task_options import STREAMED_TASKS
 from launcher.recipe.view import Finding, View, sources
 
 
@@ -42,3 +43,95 @@ def _draws_fit(v: View, key: str, weight: float | None) -> Iterator[Finding]:
             f"{shown(key, weight)}, but training.train_sampling_strategy is sequential, which takes rows as they are"
         )
         yield Finding(key, message, "write train_sampling_strategy: random or group_by_length, or remove the weights")
+
+
+def streaming_fits(v: View) -> Iterator[Finding]:
+    """Yield what rows that are read while training need, and what needs all rows before."""
+    if not v.recipe.data.streaming:
+        return
+    key, data = "data.streaming", v.recipe.data
+    if v.recipe.task.type not in STREAMED_TASKS:
+        tasks = ", ".join(STREAMED_TASKS)
+        yield Finding(key, f"data.streaming is for {tasks}, and the task is {v.recipe.task.type}", "remove it")
+    if v.t.max_steps is None:
+        message = "data.streaming is true but training.max_steps is not given: how many rows there are is not known"
+        yield Finding(key, message, "add training.max_steps")
+    yield from _streams_are_named(v)
+    if (
+        v.recipe.task.type == "text-classification"
+        and data.labels is None
+        and v.value("task.problem_type") != "regression"
+    ):
+        yield Finding(
+            key, "data.streaming is true but data.labels is not given: the names of labels are not known before all rows are read",
+            "add data.labels, a list of them or a file with one a line",
+        )  # fmt: skip
+    for name, given, why, remedy in _needs_all_rows(v):
+        if given:
+            yield Finding(name, f"{shown(name, v.value(name))}, {why}, and data.streaming is true", remedy)
+    for what in ("eval", "save", "logging"):
+        name = f"{what}_strategy"
+        if (v.extra(name) if what == "logging" else getattr(v.t, name)) == "epoch":
+            yield Finding(
+                f"training.{name}" if v.given(f"training.{name}") else key,
+                f"training.{name} is epoch, but with data.streaming nobody knows where an epoch ends",
+                f"write {name}: steps and {what}_steps" + ("" if what == "logging" else f", or {name}: 'no'"),
+            )
+
+
+def _streams_are_named(v: View) -> Iterator[Finding]:
+    data = v.recipe.data
+    if data.source is not None:
+        message = "data.source is given and data.streaming is true: only the rows of train are read while training"
+        yield Finding("data.source", message, "name the sources as train:, validation: and test:")
+    elif data.validation is None:
+        message = "data.streaming is true but data.validation is not given: no share of train can be set aside"
+        yield Finding("data.streaming", message, "add data.validation, rows of their own")
+    for key, spec in sources(v.recipe):
+        if key.startswith("data.train") and isinstance(spec, SourceSpec):
+            for name, why in (
+                ("weight", "draws from rows that are counted"),
+                ("limit", "counts rows from the first one on"),
+            ):
+                if getattr(spec, name) is not None:
+                    yield Finding(f"{key}.{name}", f"{key}.{name} {why}, and data.streaming is true", "remove it")
+            if spec.format is not None and spec.format not in STREAMED_FORMATS:
+                formats = ", ".join(STREAMED_FORMATS)
+                message = f"{shown(f'{key}.format', spec.format)}, and data.streaming is true"
+                yield Finding(f"{key}.format", message, f"what can be streamed is {formats}")
+
+
+def _needs_all_rows(v: View) -> Iterator[tuple[str, object, str, str]]:
+    """Yield (key, whether it is given, why it needs all rows before training, remedy)."""
+    yield (
+        "task.class_sampling",
+        v.value("task.class_sampling") not in (None, "natural"),
+        "which draws by counted labels",
+        "remove it",
+    )
+    yield (
+        "task.class_weights",
+        v.value("task.class_weights") == "balanced",
+        "which counts the labels of all rows",
+        "name the weights, or remove it",
+    )
+    yield "evaluation.label_errors", v.recipe.evaluation.label_errors, "which judges all rows of train", "remove it"
+    yield (
+        "evaluation.baselines",
+        bool(v.recipe.evaluation.baselines),
+        "which learn from all rows of train",
+        "write baselines: []",
+    )
+    yield (
+        "strategy.prefix_cache",
+        v.value("strategy.prefix_cache") in ("memory", "disk"),
+        "which keeps states of all rows",
+        "remove it",
+    )
+    yield (
+        "strategy.gradual_unfreezing",
+        v.value("strategy.gradual_unfreezing"),
+        "whose stages are counted in epochs",
+        "remove it",
+    )
+    yield "training.batch_size_schedule", v.t.batch_size_schedule, "whose changes are counted in epochs", "remove it"

@@ -33,6 +33,10 @@ FORMATS = {
 }
 
 
+# Formats that can be read from a place inside a file on.
+STREAMED_FORMATS = ("jsonl", "csv", "tsv", "text", "parquet", "arrow")
+
+
 class SourceSpec(Section):
     """One place that rows come from."""
 
@@ -106,6 +110,11 @@ class DataSection(Section):
     """Share of train set aside, stratified by label, where no validation rows are given."""
     split_seed: int = 42
     """Seed of that split."""
+    streaming: bool = False
+    """Whether the rows of train are read from their files while training, and never all held or kept: for data that are larger than a disk.
+    Needs training.max_steps, and validation rows of their own."""
+    shuffle_buffer_size: int = Field(10_000, ge=1)
+    """Rows of train that are read at a time and shuffled among each other, with ``streaming``; each process holds as many."""
     cache_dir: str | None = None
     """Folder of prepared data; null: ``launcher`` in the user's cache folder."""
 
