@@ -103,7 +103,7 @@ def open_binary(place: str) -> BinaryIO:
             system, path = url_to_fs(place)
             raw: Any = io.BufferedReader(system.open(path, "rb"), _BUFFER_BYTES)
         else:
-            raw = Path(place).open("rb", buffering=_BUFFER_BYTES)
+            raw = Path(place).open("rb", buffering=_BUFFER_BYTES)  # noqa: SIM115 - who asked closes it
     except Exception as error:
         # Every file system has errors of its own.
         reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
@@ -359,7 +359,7 @@ class _Parquet(_ColumnsCursor):
         groups, begin = [], 0
         for number in range(opened.num_row_groups):
             rows = opened.metadata.row_group(number).num_rows
-            if begin + rows > skip:
+            if groups or begin + rows > skip:
                 groups.append(number)
             else:
                 begin += rows
