@@ -24,7 +24,7 @@ from launcher.data.sources_columns import check_keys
 from launcher.data.sources_find import SPLITS, OpenSource, open_source, pick_split
 from launcher.data.sources_rows import Part, RowSet, read_split
 from launcher.data.splits import linked, split_share
-from launcher.data.stream_readers import StreamFile
+from launcher.data.stream_files import StreamFile
 from launcher.data.stream_sources import find_stream, looked_at, sample_parts, stream_fingerprint
 from launcher.data.tables import Faults
 from launcher.errors import DataError

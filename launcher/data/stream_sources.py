@@ -15,7 +15,8 @@ from launcher.data.builtin import PREFIX
 from launcher.data.readers import file_format
 from launcher.data.sources_find import split_files
 from launcher.data.sources_rows import Part
-from launcher.data.stream_readers import Mark, StreamFile, open_binary, open_cursor
+from launcher.data.stream_files import Mark, StreamFile, open_binary
+from launcher.data.stream_readers import open_cursor
 from launcher.data.tables import Table
 from launcher.errors import DataError
 from launcher.recipe.addresses import is_address

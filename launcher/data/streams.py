@@ -18,7 +18,8 @@ from launcher.data.bad_rows import SkippedRow, refuse_many
 from launcher.data.labels import LabelSet
 from launcher.data.pieces import MakeRows
 from launcher.data.sources_rows import Part, RowSet, read_table
-from launcher.data.stream_readers import Cursor, Mark, StreamFile, open_cursor
+from launcher.data.stream_files import Cursor, Mark, StreamFile
+from launcher.data.stream_readers import open_cursor
 from launcher.data.tables import ColumnsTable, Table
 from launcher.errors import DataError
 from launcher.recipe.data_section import DataSection, SourceSpec

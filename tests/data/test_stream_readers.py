@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from launcher.data.readers import read_file
-from launcher.data.stream_readers import Mark, StreamFile, open_cursor
+from launcher.data.stream_files import Mark, StreamFile
+from launcher.data.stream_readers import open_cursor
 from launcher.errors import DataError
 from launcher.recipe.data_section import SourceSpec
 

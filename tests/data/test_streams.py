@@ -12,7 +12,8 @@ import pytest
 import tiny
 
 from launcher.data.sources import load_splits
-from launcher.data.stream_readers import Cursor, Mark, StreamFile, open_cursor
+from launcher.data.stream_files import Cursor, Mark, StreamFile
+from launcher.data.stream_readers import open_cursor
 from launcher.data.stream_sources import find_stream
 from launcher.data.streams import PIECES_OF_A_ROW, ROWS_OF_A_FILE, Features, Position, Stream, StreamBatch
 from launcher.errors import DataError
