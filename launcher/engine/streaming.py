@@ -95,10 +95,12 @@ class Streamed:
         self.progress = progress
         self._known: set[tuple[str, int]] | None = None
 
-    def resume(self, manifest: Mapping[str, Any]) -> None:
-        """Go on where a checkpoint was written."""
+    def resume(self, manifest: Mapping[str, Any], fingerprint: str) -> None:
+        """Go on where a checkpoint was written; with other files (which had to be allowed) in the epoch after that."""
         if "stream" in manifest:
-            self.position = Position.from_json(manifest["stream"])
+            found = Position.from_json(manifest["stream"])
+            is_same = manifest["data_fingerprint"] == fingerprint
+            self.position = found if is_same else Position(epoch=found.epoch + 1)
 
     def note(self, batches: Sequence[dict[str, Any]]) -> None:
         """Take what the stream says out of the micro-batches of a step, and list the rows that were left out."""

@@ -57,7 +57,7 @@ class RunMixin(CheckpointMixin):
         if beginning.resume_from is not None:
             manifest = read_manifest(beginning.resume_from)
             self._steps_done = manifest["step"]
-            self.streamed.resume(manifest)
+            self.streamed.resume(manifest, context.prepared.fingerprint)
         self._kept_in_eval = modules_kept_in_eval(self.model, context.planned.phase)
         # The loss below is already divided by the items of the whole global batch.
         self.loss_is_scaled_for_ga = True

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from launcher.recipe.data_section import STREAMED_FORMATS, SourceSpec
 from launcher.recipe.keys import shown
@@ -45,6 +46,18 @@ def _draws_fit(v: View, key: str, weight: float | None) -> Iterator[Finding]:
         yield Finding(key, message, "write train_sampling_strategy: random or group_by_length, or remove the weights")
 
 
+# Key, whether its value needs all rows before training, why, and the remedy.
+_NEEDS_ALL_ROWS: tuple[tuple[str, Callable[[Any], object], str, str], ...] = (
+    ("task.class_sampling", lambda value: value not in (None, "natural"), "draws by counted labels", "remove it"),
+    ("task.class_weights", lambda value: value == "balanced", "counts the labels of all rows", "name the weights"),
+    ("evaluation.label_errors", bool, "judges all rows of train", "remove it"),
+    ("evaluation.baselines", bool, "learns from all rows of train", "write baselines: []"),
+    ("strategy.prefix_cache", lambda value: value in ("memory", "disk"), "keeps states of all rows", "remove it"),
+    ("strategy.gradual_unfreezing", bool, "counts its stages in epochs", "remove it"),
+    ("training.batch_size_schedule", bool, "counts its changes in epochs", "remove it"),
+)
+
+
 def streaming_fits(v: View) -> Iterator[Finding]:
     """Yield what rows that are read while training need, and what needs all rows before."""
     if not v.recipe.data.streaming:
@@ -66,9 +79,9 @@ def streaming_fits(v: View) -> Iterator[Finding]:
             key, "data.streaming is true but data.labels is not given: the names of labels are not known before all rows are read",
             "add data.labels, a list of them or a file with one a line",
         )  # fmt: skip
-    for name, given, why, remedy in _needs_all_rows(v):
-        if given:
-            yield Finding(name, f"{shown(name, v.value(name))}, {why}, and data.streaming is true", remedy)
+    for name, needs, why, remedy in _NEEDS_ALL_ROWS:
+        if needs(v.value(name)):
+            yield Finding(name, f"{name} {why}, and data.streaming is true", remedy)
     for what in ("eval", "save", "logging"):
         name = f"{what}_strategy"
         if (v.extra(name) if what == "logging" else getattr(v.t, name)) == "epoch":
@@ -99,39 +112,3 @@ def _streams_are_named(v: View) -> Iterator[Finding]:
                 formats = ", ".join(STREAMED_FORMATS)
                 message = f"{shown(f'{key}.format', spec.format)}, and data.streaming is true"
                 yield Finding(f"{key}.format", message, f"what can be streamed is {formats}")
-
-
-def _needs_all_rows(v: View) -> Iterator[tuple[str, object, str, str]]:
-    """Yield (key, whether it is given, why it needs all rows before training, remedy)."""
-    yield (
-        "task.class_sampling",
-        v.value("task.class_sampling") not in (None, "natural"),
-        "which draws by counted labels",
-        "remove it",
-    )
-    yield (
-        "task.class_weights",
-        v.value("task.class_weights") == "balanced",
-        "which counts the labels of all rows",
-        "name the weights, or remove it",
-    )
-    yield "evaluation.label_errors", v.recipe.evaluation.label_errors, "which judges all rows of train", "remove it"
-    yield (
-        "evaluation.baselines",
-        bool(v.recipe.evaluation.baselines),
-        "which learn from all rows of train",
-        "write baselines: []",
-    )
-    yield (
-        "strategy.prefix_cache",
-        v.value("strategy.prefix_cache") in ("memory", "disk"),
-        "which keeps states of all rows",
-        "remove it",
-    )
-    yield (
-        "strategy.gradual_unfreezing",
-        v.value("strategy.gradual_unfreezing"),
-        "whose stages are counted in epochs",
-        "remove it",
-    )
-    yield "training.batch_size_schedule", v.t.batch_size_schedule, "whose changes are counted in epochs", "remove it"
