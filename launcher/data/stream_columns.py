@@ -37,7 +37,8 @@ class _ColumnsCursor(Cursor):
         """Return the columns that are wanted; None: all."""
         if self.file.columns is None:
             return None
-        wanted = {name for names in self.file.columns.values() for name in names} | set(self.file.filter or ())
+        # A name with a dot may be of a mapping's key.
+        wanted = {part for name in self.file.wanted for part in (name, name.partition(".")[0])}
         return [name for name in all_names if name in wanted]
 
     def take(self, most: int) -> Table:

@@ -34,6 +34,11 @@ class StreamFile:
     header: Sequence[str] | None = None
     filter: Mapping[str, Any] | None = None
 
+    @property
+    def wanted(self) -> set[str]:
+        """Names of its columns that are read."""
+        return {name for names in (self.columns or {}).values() for name in names} | set(self.filter or ())
+
 
 @dataclass(frozen=True)
 class Mark:

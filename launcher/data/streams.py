@@ -178,6 +178,7 @@ class Stream:
             data=self.data,
             split="train",
             may_be_empty=self.features.may_be_empty,
+            may_be_lists=False,
         )
         labels = self.features.labels
         if labels is None:
@@ -219,8 +220,8 @@ class Stream:
 
 def _with_names(table: Table, file: StreamFile) -> Table:
     """Return a table that has the columns that are wanted: rows of JSON may leave out what is null in all rows of a stretch."""
-    wanted = {name for names in (file.columns or {}).values() for name in names} | set(file.filter or ())
-    missing = [name for name in wanted if name not in table.names]
+    # A name with a dot may be of a mapping's key.
+    missing = [name for name in file.wanted if not {name, name.partition(".")[0]} & set(table.names)]
     if file.format != "jsonl" or not missing or not isinstance(table, ColumnsTable):
         return table
     return replace(table, columns={**table.columns, **{name: [None] * table.rows for name in missing}})

@@ -185,6 +185,24 @@ def test_filters_and_keys_that_a_stretch_lacks(tmp_path):
     assert sorted(row["row_id"] for batch in found[0] for row in batch.rows) == wanted
 
 
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_a_column_inside_a_mapping(tmp_path, kind):
+    from datasets import Dataset
+
+    rows = [{"both": {"en": f"row {number}", "de": "Zeile"}, "more": 1} for number in range(30)]
+    (tmp_path / "train").mkdir()
+    (tmp_path / "validation.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:9]))
+    if kind == "parquet":
+        Dataset.from_list(rows).to_parquet(str(tmp_path / "train" / "a.parquet"))
+    else:
+        (tmp_path / "train" / "a.jsonl").write_bytes((tmp_path / "validation.jsonl").read_bytes())
+    changes = {"columns": {"text": "both.en"}, "validation": str(tmp_path / "validation.jsonl")}
+    found = epochs(stream_of(tmp_path, **changes), 1)
+    assert {row["text"] for batch in found[0] for row in batch.rows} == {
+        f"row {number}" for number in range(30 if kind == "parquet" else 9)
+    }
+
+
 # --- tasks -----------------------------------------------------------------------------------------------------------
 
 
