@@ -230,7 +230,20 @@ class Prepared:
     problem_type: str
     facts: Mapping[str, Any] = field(default_factory=dict)
     draws: np.ndarray | None = None
-    """float64 [rows of train]: how often each is drawn in an epoch on average, with the number of rows as their sum; None: each once."""
+    """float64 [rows of train]: how often each is drawn in an epoch on average; their sum, a whole number, is the rows of an epoch. None: each once."""
+    stream: Any | None = None
+    """With ``data.streaming`` the rows of train (launcher.data.streams.Stream), of which ``train`` is a sample; None: ``train`` has all."""
+
+    @property
+    def epoch_rows(self) -> int:
+        """Rows of an epoch, where that is known: of no stream."""
+        assert self.stream is None
+        return epoch_rows(len(self.train), self.draws)
+
+
+def epoch_rows(rows: int, draws: np.ndarray | None) -> int:
+    """Return how many rows an epoch has, of ``rows`` that are drawn as in ``Prepared.draws``."""
+    return rows if draws is None else round(float(draws.sum()))
 
 
 @dataclass(frozen=True)

@@ -174,6 +174,7 @@ class RunPlan:
     launch: LaunchPlan
     phases: tuple[PlannedPhase, ...]
     train_rows: int
+    """Training rows of an epoch."""
     steps_per_epoch: int
     """Steps of the first epoch."""
     total_steps: int
@@ -192,6 +193,17 @@ class RunPlan:
         """Whether the number of steps is known: from the rows, or set by the recipe."""
         return not self.unread or bool(self.facts.get("steps_are_set"))
 
+    @property
+    def is_streamed(self) -> bool:
+        """Whether nobody has counted the rows of train: epochs are not known then."""
+        return "stream" in self.facts
+
     def to_json(self) -> dict[str, Any]:
         """Return plain values for plan.json."""
         return {**asdict(self), "facts": dict(self.facts)}
+
+
+def told_rows(facts: Mapping[str, Any]) -> str:
+    """Return how many rows each split has in words; of train, where it is streamed, those of the sample."""
+    sample = {"train": "a sample of "} if "stream" in facts else {}
+    return ", ".join(f"{sample.get(n, '')}{s['rows']:,} {n}" for n, s in facts["splits"].items()) + " rows"

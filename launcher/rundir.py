@@ -4,7 +4,7 @@ runs/NAME-NNN/  recipe.yaml  resolved.yaml  plan.json  events.jsonl  progress.js
                 attempts/N/  accelerate.yaml deepspeed.json environment.json launch.sh verdict.rank-R.json
                            heartbeat.rank-R.json logs/rank-R.log
                 slurm/     job.sh job.json job.log jobs.jsonl done.json (of submitted runs)
-                locks/  checkpoints/step-N/  model/  adapter/  importance.json  evaluation/  report.html  wandb/
+                locks/  checkpoints/step-N/  model/  adapter/  importance.json  skipped.jsonl  evaluation/  report.html  wandb/
 """
 
 from __future__ import annotations
@@ -147,6 +147,11 @@ class RunDir:
     def adapter(self) -> Path:
         """The finished adapters, loadable by PEFT onto the pretrained model."""
         return self.path / "adapter"
+
+    @property
+    def skipped(self) -> Path:
+        """Rows of a stream that were left out because they cannot be used, a line each."""
+        return self.path / "skipped.jsonl"
 
     @property
     def importance(self) -> Path:

@@ -21,6 +21,7 @@ from launcher.engine.allocator import use_huge_pages
 from launcher.engine.tracking import Tracker
 from launcher.errors import Interrupted, RunStateError
 from launcher.launching.locks import hold_rank
+from launcher.plans import told_rows
 from launcher.recipe.task_options import counted_in
 from launcher.rundir import RunDir
 from launcher.workflows.data_bar import data_bar
@@ -44,7 +45,7 @@ def train(session: Session, tracker: Tracker) -> None:
     from launcher.engine.progress import Progress
     from launcher.engine.release import release
     from launcher.engine.resuming import newest_valid, refuse_other_base, refuse_other_data, resume_flags
-    from launcher.planning.plan import plan_run
+    from launcher.planning.plan import plan_run, rows_to_plan
     from launcher.workflows.building import build_model
     from launcher.workflows.evaluate import evaluate_and_report
     from launcher.workflows.finish import save_model
@@ -69,7 +70,7 @@ def train(session: Session, tracker: Tracker) -> None:
     model, parameters = build_model(recipe, session.launch, task, prepared)
     strategy = registry.load(registry.STRATEGIES, recipe.strategy.type)()
     phases, probe = strategy.phases(parameters, recipe), strategy.probe(parameters, recipe)
-    rows, facts = len(prepared.train), prepared.facts
+    rows, facts = rows_to_plan(recipe, prepared), prepared.facts
     plan = plan_run(recipe, session.launch, phases, train_rows=rows, facts=facts, probe=probe)
     if probe is not None:
         from launcher.workflows.importance import find_importance
@@ -154,13 +155,14 @@ def _tell_data(progress: Any, prepared: Prepared) -> None:
         return
     for text in prepared.facts["warnings"]:
         progress.warn(text)
-    counts = ", ".join(f"{split['rows']:,} {name}" for name, split in prepared.facts["splits"].items())
     labels = f"; {len(prepared.label_names)} labels" if prepared.label_names else ""
     cut = prepared.facts["splits"]["train"]["cut"]
     cut_text = f"; {cut} training texts cut at {prepared.facts['max_length']} tokens" if cut else ""
-    progress.say(f"data: {counts} rows{labels}{cut_text}")
+    progress.say(f"data: {told_rows(prepared.facts)}{labels}{cut_text}")
     if "class_sampling" in prepared.facts:
         progress.say(f"class sampling: {prepared.facts['class_sampling']}")
+    if "mixture" in prepared.facts:
+        progress.say(f"mixture: {prepared.facts['mixture']['told']}")
 
 
 def _begin(session: Session, progress: Any, plan: Any, task: Any, model: Any) -> threading.Thread:

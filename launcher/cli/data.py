@@ -74,6 +74,7 @@ def prepare(recipe: RecipeName, overrides: Overrides = None, as_json: Json = Fal
     """
     loaded = load_checked(recipe, overrides, quiet=as_json)
     from launcher import registry
+    from launcher.plans import told_rows
     from launcher.workflows.data_bar import data_bar
 
     task = registry.load(registry.TASKS, loaded.recipe.task.type)(loaded.recipe, base_folder=Path.cwd())
@@ -93,8 +94,7 @@ def prepare(recipe: RecipeName, overrides: Overrides = None, as_json: Json = Fal
         return
     for text in facts["warnings"]:
         typer.echo(f"warning: {text}", err=True)
-    counts = ", ".join(f"{split['rows']:,} {name}" for name, split in facts["splits"].items())
-    typer.echo(f"{'found' if facts['was_cached'] else 'prepared'}: {counts} rows in {short(folder)}")
+    typer.echo(f"{'found' if facts['was_cached'] else 'prepared'}: {told_rows(facts)} in {short(folder)}")
 
 
 # --- for people ------------------------------------------------------------------------------------------------------
@@ -108,6 +108,7 @@ def _show(found: DataView, *, split: str) -> None:
     else:
         _show_lengths_and_cuts(found)
     _show_near(found)
+    _show_mixture(found)
     _show_labels(found)
     if found.padding:
         _show_padding(found)
@@ -129,6 +130,27 @@ def _show_near(found: DataView) -> None:
         typer.echo(f"{name}: {near.within:,} texts are nearly an earlier one{sample}{train}")
         for one, other in near.examples:
             typer.echo(f"  {_brief(one)}\n  ~ {_brief(other)}")
+
+
+def _show_mixture(found: DataView) -> None:
+    """Show how many rows of each source an epoch has, where sources have weights."""
+    from launcher.recipe.task_options import counted_in
+
+    mixture = found.mixture
+    if not mixture:
+        return
+    typer.echo(
+        f"\nan epoch: {mixture['rows']:,} rows, {mixture['tokens']:,} {counted_in(found.task)} "
+        f"({mixture['stopping_strategy']})"
+    )
+    table = [
+        [
+            one["source"], f"{one['rows']:,}", f"{one['weight']:g}", f"{one['drawn']:,}", f"{one['share']:.1%}",
+            f"{one['drawn'] / one['rows']:.3g}",
+        ]
+        for one in mixture["sources"]
+    ]  # fmt: skip
+    print_table(["source", "rows", "weight", "in an epoch", "share", "times a row"], table, right=set(range(1, 6)))
 
 
 def _brief(text: str) -> str:

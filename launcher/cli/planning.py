@@ -161,9 +161,10 @@ def _show_plan(whole: WholePlan) -> None:
 
 
 def _plan_lines(whole: WholePlan) -> list[tuple[str, str]]:
+    from launcher.plans import told_rows
+
     found = whole.plan
-    splits = found.facts["splits"]
-    lines = [("data", ", ".join(f"{s['rows']:,} {name}" for name, s in splits.items()) + " rows")]
+    lines = [("data", told_rows(found.facts))]
     if found.unread:
         lines = [
             ("data", f"not read: {found.unread}"),
@@ -171,6 +172,8 @@ def _plan_lines(whole: WholePlan) -> list[tuple[str, str]]:
         ]
     if "class_sampling" in found.facts:
         lines.append(("sampling", found.facts["class_sampling"]))
+    if "mixture" in found.facts:
+        lines.append(("mixture", found.facts["mixture"]["told"]))
     lines += [("", f"warning: {text}") for text in found.facts["warnings"]]
     launch = found.launch
     stage = f" ZeRO-{launch.zero_stage}" if launch.zero_stage is not None else ""
@@ -197,6 +200,8 @@ def _steps(whole: WholePlan) -> str:
     if not found.knows_steps:
         return "unknown, as the rows are; set training.max_steps to plan with a number"
     steps = f"{found.total_steps:,}"
+    if found.is_streamed:
+        return f"{steps} (training.max_steps; epochs are not known); warm-up {found.warmup_steps:,}"
     if found.unread:
         return f"{steps} (training.max_steps); warm-up {found.warmup_steps:,}"
     return f"{steps} = {_epochs(found)}; warm-up {found.warmup_steps:,}"

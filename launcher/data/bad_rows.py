@@ -38,7 +38,12 @@ class SkippedRow:
 def skipped_row(fault: Fault, *, split: str, places: Places, row: int) -> SkippedRow:
     """Return the ``row``-th row (from 0) of a table as one that is left out."""
     return SkippedRow(
-        split, places.shown, row + 1, places.of(fault, row), _short(fault.value), " ".join(fault.reason.split())
+        split,
+        places.shown,
+        places.before + row + 1,
+        places.of(fault, row),
+        _short(fault.value),
+        " ".join(fault.reason.split()),
     )
 
 

@@ -31,7 +31,7 @@ _TEXT_FORMATS = ("csv", "tsv", "json", "jsonl", "labelled-text", "text", "paragr
 
 
 @dataclass(frozen=True)
-class _Read:
+class Read:
     """What a reader makes of a file's text."""
 
     columns: Mapping[str, Sequence[Any]]
@@ -62,13 +62,13 @@ def read_file(
         return read_xlsx(path, shown=label, header=spec.header)
     decoded = read_broken_text(path, encoding=spec.encoding, shown=label)
     read = _READERS[kind](decoded.text, label, spec)
-    faults = {**read.faults, **_of_bytes(decoded.broken, lines=read.lines, shown=label)}
+    faults = {**read.faults, **faults_of_bytes(decoded.broken, lines=read.lines, shown=label)}
     warnings = (_guess(decoded, shown=label),) if decoded.guessed else ()
     facts = {"format": kind, "encoding": decoded.encoding, **read.facts}
     return ColumnsTable(Places(label, read.lines, path.parent), read.columns, facts, warnings, faults=faults)
 
 
-def _of_bytes(broken: Mapping[int, str], *, lines: Sequence[int] | None, shown: str) -> Faults:
+def faults_of_bytes(broken: Mapping[int, str], *, lines: Sequence[int] | None, shown: str) -> Faults:
     """Return broken lines as faults of their rows. Raises DataError for one that is of no row, such as the header."""
     faults: Faults = {}
     for line, reason in broken.items():
@@ -113,13 +113,13 @@ def _refuse_unused(spec: SourceSpec, *, kind: str, shown: str) -> None:
 # --- formats -------------------------------------------------------------------------------------------------------
 
 
-def _read_csv(text: str, shown: str, spec: SourceSpec, *, tabs: bool = False) -> _Read:
+def _read_csv(text: str, shown: str, spec: SourceSpec, *, tabs: bool = False) -> Read:
     read = read_delimited(text, shown=shown, delimiter=spec.delimiter, header=spec.header, tabs=tabs)
     facts = {"delimiter": read.delimiter, "quoting": "double" if read.quoted else "none"}
-    return _Read(dict(read.columns), read.lines, facts, read.faults)
+    return Read(dict(read.columns), read.lines, facts, read.faults)
 
 
-def _read_json(text: str, shown: str, spec: SourceSpec) -> _Read:
+def _read_json(text: str, shown: str, spec: SourceSpec) -> Read:
     try:
         value = _parsed(text)
     except _NotJson as error:
@@ -130,18 +130,24 @@ def _read_json(text: str, shown: str, spec: SourceSpec) -> _Read:
     rows = value.get("data") if isinstance(value, dict) else value
     if isinstance(rows, list) and rows and all(isinstance(row, dict) and "paragraphs" in row for row in rows):
         columns, faults = squad_columns(rows, shown)
-        return _Read(columns, None, {"layout": "squad"}, faults)
+        return Read(columns, None, {"layout": "squad"}, faults)
     if not isinstance(rows, list):
         held = f"the keys {', '.join(map(repr, value))}" if isinstance(value, dict) else type(value).__name__
         raise DataError(f'{shown}: needs a list of objects, or {{"data": [...]}}; it holds {held}')
     return _of_objects(iter(rows), total=len(rows))
 
 
-def _read_jsonl(text: str, shown: str, spec: SourceSpec) -> _Read:
+def _read_jsonl(text: str, shown: str, spec: SourceSpec) -> Read:
     # A line is packed away before the next ones are parsed: as objects, rows take many times their size.
     lines = Column.of(number for number, line in lines_of(text) if line.strip())
     rows = (_of_line(line, number) for number, line in lines_of(text) if line.strip())
     return _of_objects(rows, total=len(lines), lines=lines)
+
+
+def rows_of_jsonl(lines: Sequence[tuple[int, str]]) -> Read:
+    """Return the rows of lines of JSON, each with its number."""
+    rows = (_of_line(line, number) for number, line in lines)
+    return _of_objects(rows, total=len(lines), lines=[number for number, _ in lines])
 
 
 def _of_line(line: str, number: int) -> Any:
@@ -185,7 +191,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 _DECODER = json.JSONDecoder(object_pairs_hook=_object)
 
 
-def _of_objects(rows: Iterator[Any], *, total: int, lines: Sequence[int] | None = None) -> _Read:
+def _of_objects(rows: Iterator[Any], *, total: int, lines: Sequence[int] | None = None) -> Read:
     """Turn objects into columns; a key that a row lacks is None there. A row that is a Fault, or no object, has None everywhere."""
     chunks: dict[str, list[Any]] = {}
     faults: Faults = {}
@@ -201,7 +207,7 @@ def _of_objects(rows: Iterator[Any], *, total: int, lines: Sequence[int] | None 
             found.append(packed([row.get(name) for row in objects]))
         read += len(batch)
         tell("reading rows", read, total)
-    return _Read({name: Column(found) for name, found in chunks.items()}, lines, faults=faults)
+    return Read({name: Column(found) for name, found in chunks.items()}, lines, faults=faults)
 
 
 def _no_object(row: Any, at: str | None) -> Fault:
@@ -210,11 +216,11 @@ def _no_object(row: Any, at: str | None) -> Fault:
     return Fault(f'is {type(row).__name__}, not an object such as {{"text": ..., "label": ...}}', row, at)
 
 
-def _read_labelled(text: str, shown: str, spec: SourceSpec) -> _Read:
+def _read_labelled(text: str, shown: str, spec: SourceSpec) -> Read:
     numbered = [(n, line.removesuffix("\r")) for n, line in enumerate(text.split("\n"), start=1) if line.strip()]
     lines = [number for number, _ in numbered]
     if not any("\t" in line for _, line in numbered):
-        return _Read({"text": [line for _, line in numbered]}, lines)
+        return Read({"text": [line for _, line in numbered]}, lines)
     faults = {
         row: Fault(reason, line, f"{number}")
         for row, (number, line) in enumerate(numbered)
@@ -227,7 +233,7 @@ def _read_labelled(text: str, shown: str, spec: SourceSpec) -> _Read:
             f"{shown}: seems to be text<TAB>label, not label<TAB>text; "
             "read it with format: tsv and header: [text, label]"
         )
-    return _Read({"label": labels, "text": texts}, lines, faults=faults)
+    return Read({"label": labels, "text": texts}, lines, faults=faults)
 
 
 def _unlabelled(line: str) -> str | None:
@@ -236,13 +242,13 @@ def _unlabelled(line: str) -> str | None:
     return None if "\t" in line else "has no tab; every line has to be label<TAB>text, as the other lines are"
 
 
-def _read_lines(text: str, shown: str, spec: SourceSpec) -> _Read:
+def _read_lines(text: str, shown: str, spec: SourceSpec) -> Read:
     """Each line that is not blank is a row."""
     texts = Column.of(line.removesuffix("\r") for _, line in lines_of(text) if line.strip())
-    return _Read({"text": texts}, Column.of(number for number, line in lines_of(text) if line.strip()))
+    return Read({"text": texts}, Column.of(number for number, line in lines_of(text) if line.strip()))
 
 
-def _read_paragraphs(text: str, shown: str, spec: SourceSpec) -> _Read:
+def _read_paragraphs(text: str, shown: str, spec: SourceSpec) -> Read:
     """Lines up to the next blank line are a row, with their line breaks."""
     paragraphs: list[list[str]] = []
     lines: list[int] = []
@@ -254,21 +260,21 @@ def _read_paragraphs(text: str, shown: str, spec: SourceSpec) -> _Read:
                 lines.append(number)
             paragraphs[-1].append(line.removesuffix("\r"))
         was_blank = not line.strip()
-    return _Read({"text": ["\n".join(paragraph) for paragraph in paragraphs]}, lines)
+    return Read({"text": ["\n".join(paragraph) for paragraph in paragraphs]}, lines)
 
 
-def _read_conll(text: str, shown: str, spec: SourceSpec) -> _Read:
+def _read_conll(text: str, shown: str, spec: SourceSpec) -> Read:
     columns, lines, faults = read_conll(text, shown, header=spec.header)
-    return _Read(columns, lines, faults=faults)
+    return Read(columns, lines, faults=faults)
 
 
-def _read_conllu(text: str, shown: str, spec: SourceSpec) -> _Read:
+def _read_conllu(text: str, shown: str, spec: SourceSpec) -> Read:
     columns, lines, faults = read_conllu(text, shown)
-    return _Read(columns, lines, faults=faults)
+    return Read(columns, lines, faults=faults)
 
 
 _WHOLE = {"parquet": read_parquet, "arrow": read_arrow}
-_READERS: dict[str, Callable[[str, str, SourceSpec], _Read]] = {
+_READERS: dict[str, Callable[[str, str, SourceSpec], Read]] = {
     "csv": _read_csv,
     "tsv": partial(_read_csv, tabs=True),
     "json": _read_json,

@@ -13,7 +13,7 @@ from launcher.data.tables import Faults, Places
 from launcher.errors import DataError
 
 _BATCH_ROWS = 4096
-_FILE_MARK = b"ARROW1"
+FILE_MARK = b"ARROW1"
 _END_MARK = b"\xff\xff\xff\xff\0\0\0\0"
 _NO_END = "{shown}: has no mark at its end, as an Arrow stream that was cut short; hold the number of rows to what was written"
 
@@ -88,7 +88,7 @@ def read_parquet(path: Path, *, shown: str) -> ArrowTable:
     try:
         arrow = pyarrow.parquet.read_table(path)
     except (OSError, pyarrow.ArrowException) as error:
-        raise DataError(_unreadable(error, shown=shown, kind="parquet")) from None
+        raise DataError(unreadable(error, shown=shown, kind="parquet")) from None
     return table_of_arrow(arrow, Places(shown, folder=path.parent), facts={"format": "parquet"})
 
 
@@ -98,11 +98,11 @@ def read_arrow(path: Path, *, shown: str) -> ArrowTable:
 
     try:
         with path.open("rb") as file:
-            is_file = file.read(len(_FILE_MARK)) == _FILE_MARK
+            is_file = file.read(len(FILE_MARK)) == FILE_MARK
         with pyarrow.memory_map(str(path)) as source:
             read = (pyarrow.ipc.open_file if is_file else pyarrow.ipc.open_stream)(source).read_all()
     except (OSError, pyarrow.ArrowException) as error:
-        raise DataError(_unreadable(error, shown=shown, kind="Arrow")) from None
+        raise DataError(unreadable(error, shown=shown, kind="Arrow")) from None
     notes = () if is_file or _has_end(path) else (_NO_END.format(shown=shown),)
     facts = {"format": "arrow", "layout": "file" if is_file else "stream"}
     return table_of_arrow(read, Places(shown, folder=path.parent), facts=facts, warnings=notes)
@@ -115,7 +115,8 @@ def _has_end(path: Path) -> bool:
         return file.read() == _END_MARK
 
 
-def _unreadable(error: Exception, *, shown: str, kind: str) -> str:
+def unreadable(error: Exception, *, shown: str, kind: str) -> str:
+    """Return the error of a file that its library cannot read."""
     reason = next(iter(str(error).splitlines()), type(error).__name__)
     return f"{shown}: is not a readable {kind} file ({reason}); write it again, or set `format`"
 

@@ -23,12 +23,12 @@ _BATCH_ROWS = 4096
 # Characters that are cut into lines at once: few at first, as reading begins again behind each faulty quote.
 _FIRST_BLOCK, _BLOCK = 1 << 12, 1 << 20
 # The module's own limit of 131,072 characters is below a long document.
-_LONGEST_FIELD = 2**31 - 1
+LONGEST_FIELD = 2**31 - 1
 _QUOTED_FIELD = re.compile(r'(?:^|(?<=[\t\n]))"(?:[^"]|"")*"(?=\t|\r?\n|\r?$)')
 _OPENING_QUOTE = re.compile(r'(?:^|(?<=[\t\n]))"')
 
 
-_Record = tuple[int, list[str] | Fault]
+Record = tuple[int, list[str] | Fault]
 """First line, from 1, and its fields, or why it has none."""
 
 
@@ -55,16 +55,17 @@ def read_delimited(
     Raises:
         DataError: no header, or a doubled column name.
     """
-    csv.field_size_limit(_LONGEST_FIELD)
-    quoted = not tabs or _written_by_csv(text)
-    chosen = delimiter or ("\t" if tabs else _find_delimiter(text, shown=shown, header=header))
+    csv.field_size_limit(LONGEST_FIELD)
+    quoted = not tabs or written_by_csv(text)
+    chosen = delimiter or ("\t" if tabs else find_delimiter(text, shown=shown, header=header))
     records = _records(text, delimiter=chosen, quoted=quoted)
-    names = header if header is not None else _header(next(records, None), shown=shown)
-    _refuse_doubled(names, shown=shown)
-    return _collect(records, names=names, delimiter=chosen, quoted=quoted)
+    names = header if header is not None else header_of(next(records, None), shown=shown)
+    refuse_doubled(names, shown=shown)
+    return collect(records, names=names, delimiter=chosen, quoted=quoted)
 
 
-def _collect(records: Iterator[_Record], *, names: list[str], delimiter: str, quoted: bool) -> DelimitedText:
+def collect(records: Iterator[Record], *, names: list[str], delimiter: str, quoted: bool) -> DelimitedText:
+    """Return records as columns; those that do not fit ``names`` are faults."""
     lines: list[Any] = []
     chunks: list[list[Any]] = [[] for _ in names]
     faults: Faults = {}
@@ -98,7 +99,7 @@ def _fault(line: int, *, fields: list[str] | Fault, names: list[str], delimiter:
     return Fault(reason, row, f"{line}")
 
 
-def _records(text: str, *, delimiter: str, quoted: bool) -> Iterator[_Record]:
+def _records(text: str, *, delimiter: str, quoted: bool) -> Iterator[Record]:
     """Yield every record that is not an empty line."""
     if not quoted:
         lines = ((number, line.removesuffix("\r")) for number, line in lines_of(text))
@@ -119,7 +120,7 @@ def _records(text: str, *, delimiter: str, quoted: bool) -> Iterator[_Record]:
             # The line where the row begins is lost; what the quote took of those after it is read again.
             start += sum(map(len, itertools.islice(_csv_lines(text, start), first - number)))
             row = next(_csv_lines(text, start))
-            yield first, _quote_fault(error, delimiter=delimiter, line=first, row=row)
+            yield first, quote_fault(error, delimiter=delimiter, line=first, row=row)
             start, number = start + len(row), first + 1
 
 
@@ -133,7 +134,8 @@ def _csv_lines(text: str, start: int) -> Iterator[str]:
         tell("reading rows", start, len(text))
 
 
-def _quote_fault(error: csv.Error, *, delimiter: str, line: int, row: str) -> Fault:
+def quote_fault(error: csv.Error, *, delimiter: str, line: int, row: str) -> Fault:
+    """Return what is wrong with the row whose quote ended the reading of records."""
     never_closes = "unexpected end" in str(error)
     what = "a double quote opens a field and never closes" if never_closes else "text follows a closing double quote"
     remedy = ", or set format: tsv, which reads quotation marks as text" if delimiter == "\t" else ""
@@ -143,7 +145,8 @@ def _quote_fault(error: csv.Error, *, delimiter: str, line: int, row: str) -> Fa
     return Fault(reason, row, f"{line}")
 
 
-def _header(first: _Record | None, *, shown: str) -> list[str]:
+def header_of(first: Record | None, *, shown: str) -> list[str]:
+    """Return the names of columns that the first record gives. Raises DataError where there is none."""
     if first is None:
         raise DataError(f"{shown}: is empty; it needs a first line that names the columns, and rows")
     if isinstance(first[1], Fault):
@@ -151,7 +154,8 @@ def _header(first: _Record | None, *, shown: str) -> list[str]:
     return [name.strip() for name in first[1]]
 
 
-def _refuse_doubled(names: list[str], *, shown: str) -> None:
+def refuse_doubled(names: list[str], *, shown: str) -> None:
+    """Raise DataError where a column name stands twice."""
     doubled = next((name for name in names if names.count(name) > 1), None)
     if doubled is not None:
         raise DataError(f"{shown}:1: the column name {doubled!r} stands twice in the header; rename one")
@@ -160,7 +164,7 @@ def _refuse_doubled(names: list[str], *, shown: str) -> None:
 # --- the delimiter -------------------------------------------------------------------------------------------------
 
 
-def _find_delimiter(text: str, *, shown: str, header: list[str] | None) -> str:
+def find_delimiter(text: str, *, shown: str, header: list[str] | None) -> str:
     """Return the delimiter that cuts the header in most columns and the first rows in as many.
 
     The first line decides which delimiters are possible: sentences hold commas and semicolons, headers hold names.
@@ -193,7 +197,7 @@ def _fit(text: str, *, delimiter: str, header: list[str] | None) -> tuple[float,
     return sum(width == wanted for width in widths) / len(widths), wanted
 
 
-def _written_by_csv(text: str) -> bool:
+def written_by_csv(text: str) -> bool:
     """Whether tab-separated text has a csv writer's quotes: every quote that opens a field closes one, and some were needed."""
     opening = sum(1 for _ in _OPENING_QUOTE.finditer(text))
     if not opening:

@@ -23,7 +23,7 @@ _MARKS = (
 )
 MARK = "\ufeff"
 MARK_INSIDE = "begins with a byte-order mark, as where files were written one after the other into this one; remove the mark, and a header that is repeated"
-_ESCAPED = re.compile("[\udc80-\udcff]+")
+ESCAPED = re.compile("[\udc80-\udcff]+")
 _SAMPLE_BYTES = 200_000
 _CANDIDATES = ["gb18030", "big5", "shift_jis", "euc_jp", "euc_kr", "cp1252", "cp1250", "cp1251", "cp1253", "cp1254"]
 # The rows of the most frequent characters in GB 2312 (lead bytes B0 to D7) and its punctuation (A1, A3).
@@ -115,20 +115,21 @@ def _escaped(data: bytes, *, reader: str, encoding: str, shown: str) -> tuple[st
         text = data.decode(reader, "surrogateescape")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise DataError(f"{shown}:{line}: {_broken_bytes(data[error.start : error.start + 4], encoding)}") from None
+        raise DataError(f"{shown}:{line}: {broken_bytes(data[error.start : error.start + 4], encoding)}") from None
     except LookupError:
         raise DataError(f"{shown}: encoding {encoding!r} is none of text; write one such as utf-8 or latin-1") from None
-    if not _ESCAPED.search(text):
+    if not ESCAPED.search(text):
         return text, {}
-    found = ((number, _ESCAPED.search(line)) for number, line in lines_of(text))
+    found = ((number, ESCAPED.search(line)) for number, line in lines_of(text))
     return text, {
-        number: _broken_bytes(match[0].encode("utf-8", "surrogateescape")[:4], encoding)
+        number: broken_bytes(match[0].encode("utf-8", "surrogateescape")[:4], encoding)
         for number, match in found
         if match
     }
 
 
-def _broken_bytes(bad: bytes, encoding: str) -> str:
+def broken_bytes(bad: bytes, encoding: str) -> str:
+    """Return what is wrong with bytes that are no text of an encoding."""
     return (
         f"the bytes {bad.hex(' ')} are not {encoding} text; "
         "set `encoding` of this source to the file's true one (null: detected), or mend the line"

@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from launcher.contracts import epoch_rows
 from launcher.plans import PlannedPhase
 
 Order = Literal["group_by_length", "random", "sequential"]
@@ -29,7 +30,7 @@ class Drawn(NamedTuple):
 class GlobalBatches:
     """The batches of every epoch, a pure function of lengths, batch size, seed, epoch and how often rows are drawn.
 
-    ``lengths``: int [rows], tokens of each row. ``draws``: as in ``contracts.Prepared``; an epoch has as many rows with it as without.
+    ``lengths``: int [rows], tokens of each row. ``draws``: as in ``contracts.Prepared``; their sum is the rows of an epoch.
     """
 
     lengths: np.ndarray
@@ -40,7 +41,7 @@ class GlobalBatches:
 
     def __len__(self) -> int:
         """Batches in an epoch; the last may be smaller."""
-        return -(-len(self.lengths) // self.global_batch_size)
+        return -(-epoch_rows(len(self.lengths), self.draws) // self.global_batch_size)
 
     def epoch(self, number: int) -> list[np.ndarray]:
         """Return the batches of an epoch: int64 arrays of row numbers, together each row once, or as ``draw_rows`` has them.
@@ -127,13 +128,14 @@ def draw_rows(draws: np.ndarray, generator: np.random.Generator) -> np.ndarray:
 
     Systematic resampling (Kitagawa 1996, J. Comput. Graph. Stat. 5): one random number for all rows. Drawing each row anew would have the same
     means, but leave out a third of the rows by chance even where all weights are equal. Rows of equal draws, such as those of a
-    class, lie together, so that their share of an epoch is right to about a row.
+    class or a source, lie together, so that their share of an epoch is right to about a row.
     """
+    rows = epoch_rows(len(draws), draws)
     order = generator.permutation(len(draws))
     order = order[np.argsort(draws[order], kind="stable")]
-    ends = np.cumsum(draws[order]) * (len(draws) / draws.sum())
-    places = np.searchsorted(ends, generator.random() + np.arange(len(draws)), side="right")
-    # The last end may lie a rounding error below the number of rows.
+    ends = np.cumsum(draws[order]) * (rows / draws.sum())
+    places = np.searchsorted(ends, generator.random() + np.arange(rows), side="right")
+    # The last end may lie a rounding error below the number of rows of an epoch.
     return np.asarray(order[np.minimum(places, len(draws) - 1)])
 
 
@@ -164,16 +166,29 @@ class RankBatches:
             yield from ([Drawn(number, epoch) for number in numbers] for numbers in self.share(rows))
 
     def share(self, rows: np.ndarray) -> list[list[int]]:
-        """Return the numbers (see ``Drawn``) of this rank's micro-batches of one global batch.
+        """Return the numbers (see ``Drawn``) of this rank's micro-batches of one global batch."""
+        return rank_share(
+            rows,
+            accumulation=self.accumulation,
+            rank=self.rank,
+            world_size=self.world_size,
+            least_rows=self.least_rows,
+        )
 
-        Rows of like length stay in one pass, and the ranks take turns in it, so that all ranks work equally long.
-        """
-        shares = []
-        for part in np.array_split(rows, self.accumulation):
-            mine = [int(row) for row in part[self.rank :: self.world_size]]
-            padding = -1 - int(part[0] if len(part) else rows[0])
-            shares.append(mine + [padding] * (self.least_rows - len(mine)))
-        return shares
+
+def rank_share(
+    rows: np.ndarray, *, accumulation: int, rank: int, world_size: int, least_rows: int = 1
+) -> list[list[int]]:
+    """Return the numbers (see ``Drawn``) of a rank's ``accumulation`` micro-batches of one global batch.
+
+    Rows of like length stay in one pass, and the ranks take turns in it, so that all ranks work equally long.
+    """
+    shares = []
+    for part in np.array_split(rows, accumulation):
+        mine = [int(row) for row in part[rank::world_size]]
+        padding = -1 - int(part[0] if len(part) else rows[0])
+        shares.append(mine + [padding] * (least_rows - len(mine)))
+    return shares
 
 
 def evaluation_batches(lengths: Sequence[int] | np.ndarray, *, batch_size: int) -> list[np.ndarray]:

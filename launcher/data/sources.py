@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,8 @@ from launcher.data.sources_columns import check_keys
 from launcher.data.sources_find import SPLITS, OpenSource, open_source, pick_split
 from launcher.data.sources_rows import Part, RowSet, read_split
 from launcher.data.splits import linked, split_share
+from launcher.data.stream_files import StreamFile
+from launcher.data.stream_sources import find_stream, looked_at, sample_parts, stream_fingerprint
 from launcher.data.tables import Faults
 from launcher.errors import DataError
 from launcher.recipe.data_section import DataSection, SourceSpec
@@ -60,6 +62,13 @@ class SplitSet:
     """Where the rows of each split stand, without their texts."""
     skipped: tuple[SkippedRow, ...] = ()
     """Rows that were left out because they cannot be used (``data.on_bad_row: skip``)."""
+    files: tuple[StreamFile, ...] = ()
+    """With ``data.streaming`` the files of train, whose first rows ``train`` has."""
+
+    @property
+    def first_rows(self) -> tuple[int, ...]:
+        """The first ``row_id`` of each source of train, in the recipe's order."""
+        return self.places["train"].firsts if "train" in self.places else ()
 
     def origin(self, split: str) -> Callable[[int], str]:
         """Return a function: position of a row in ``split`` (from 0) -> its file and row, for an error message."""
@@ -108,7 +117,8 @@ def load_splits(
     """
     optional = tuple(dict.fromkeys((*optional, GROUP)))
     check_keys(data.columns, known=(*needs, *optional))
-    found = _find_parts(data, base_folder=base_folder, plain_text=plain_text)
+    streamed = find_stream(data, base_folder=base_folder, plain_text=plain_text) if data.streaming else []
+    found = _find_parts(data, base_folder=base_folder, plain_text=plain_text, train=sample_parts(streamed))
     sets = {
         split: read_split(split, parts=parts, data=data, needs=needs, optional=optional, may_be_empty=may_be_empty)
         for split, parts in found.items()
@@ -125,7 +135,11 @@ def load_splits(
         )
         sets |= {"train": train, "validation": validation}
         notes.append(note)
-    return _finish(sets, notes=[*notes, *recurring(sets), *straddling(sets)])
+    whole = _finish(sets, notes=[*notes, *recurring(sets), *straddling(sets)])
+    if not streamed:
+        return whole
+    files = looked_at(streamed, whole.provenance["train"])
+    return replace(whole, files=files, fingerprint=stream_fingerprint(whole.fingerprint, files))
 
 
 def load_rows(
@@ -154,18 +168,23 @@ def load_rows(
 # --- steps ---------------------------------------------------------------------------------------------------------
 
 
-def _find_parts(data: DataSection, *, base_folder: Path, plain_text: bool) -> dict[str, list[Part]]:
-    """Return split -> its sources, in order; rows named for a split replace those that ``source`` has for it."""
+def _find_parts(
+    data: DataSection, *, base_folder: Path, plain_text: bool, train: Sequence[Part]
+) -> dict[str, list[Part]]:
+    """Return split -> its sources, in order; rows named for a split replace those that ``source`` has for it.
+
+    ``train``: a sample of what is streamed, in place of what the recipe names; none where nothing is.
+    """
     if (data.source is None) == (data.train is None):
         fault = "neither" if data.source is None else "both; remove one"
         raise DataError(f"data needs `source` (one source with all splits) or `train`, and has {fault}")
-    found: dict[str, list[Part]] = {}
+    found: dict[str, list[Part]] = {"train": list(train)} if train else {}
     if data.source is not None:
         spec = _spec(data.source)
         opened = open_source(spec, base_folder=base_folder, cache_dir=_cache_dir(data), plain_text=plain_text)
         found = _named_parts(opened, spec=spec)
     for split in SPLITS:
-        given = getattr(data, split)
+        given = None if train and split == "train" else getattr(data, split)
         sources = given if isinstance(given, list) else [] if given is None else [given]
         if sources:
             found[split] = [

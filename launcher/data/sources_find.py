@@ -129,7 +129,7 @@ def _refuse_split(spec: SourceSpec) -> None:
 def _open_folder(path: Path, *, spec: SourceSpec, plain_text: bool) -> OpenSource:
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         return _open_saved(path, spec=spec)
-    folder = next((one for one in (path, path / "data") if _split_files(_files_in(one), shown=str(one))), None)
+    folder = next((one for one in (path, path / "data") if split_files(_files_in(one), shown=str(one))), None)
     images = None if folder else _open_images(path, spec=spec, plain_text=plain_text)
     if images is not None:
         return images
@@ -139,7 +139,7 @@ def _open_folder(path: Path, *, spec: SourceSpec, plain_text: bool) -> OpenSourc
     def reader(shards: list[str]) -> Reader:
         return lambda: [read_file(folder / shard, spec=spec, plain_text=plain_text) for shard in shards]
 
-    files = _split_files(_files_in(folder), shown=str(folder))
+    files = split_files(_files_in(folder), shown=str(folder))
     return OpenSource(str(path), {split: reader(files[split]) for split in files}, single=False)
 
 
@@ -165,7 +165,7 @@ def _files_in(folder: Path) -> list[str]:
     return [entry.name for entry in folder.iterdir() if entry.is_file()] if folder.is_dir() else []
 
 
-def _split_files(names: Iterable[str], *, shown: str) -> dict[str, list[str]]:
+def split_files(names: Iterable[str], *, shown: str) -> dict[str, list[str]]:
     """Return split -> its files among ``names``, one or all shards in order. Raises DataError where that is in doubt."""
     found: dict[str, list[str]] = {}
     for name in sorted(names):
@@ -202,7 +202,7 @@ def _open_address(spec: SourceSpec, *, cache_dir: Path | None, plain_text: bool)
         _refuse_split(spec)
         return OpenSource(spec.source, {"train": reader([spec.source])}, single=True)
     by_name = {file_name(address): address for address in listed}
-    files = _split_files(by_name, shown=spec.source)
+    files = split_files(by_name, shown=spec.source)
     if not files:
         raise DataError(_no_splits(spec.source, held=list(by_name)))
     return OpenSource(

@@ -49,6 +49,8 @@ class RowSet:
     """Names of the classes where the source declares them."""
     skipped: tuple[SkippedRow, ...] = ()
     """Rows that were left out because they cannot be used."""
+    firsts: tuple[int, ...] = ()
+    """The first row_id of each source; a source may be of several tables."""
 
     @property
     def rows(self) -> int:
@@ -131,8 +133,10 @@ def read_split(
     if split == "test" and "label" in needs:
         needs, optional = [name for name in needs if name != "label"], [*optional, "label"]
     pieces: list[RowSet] = []
+    firsts: list[int] = []
     start = 0
     for part in parts:
+        firsts.append(start)
         kept = read = 0
         for table in part.reader():
             for row, fault in sorted(table.faults.items())[:1]:
@@ -146,7 +150,7 @@ def read_split(
                 if split == "train" or _is_there(ours, theirs, table, split=split)
             }
             chosen = choose_columns(table, columns=mapped, needs=needs, optional=optional) if table.names else {}
-            piece = _read_table(
+            piece = read_table(
                 table,
                 part=part,
                 start=start,
@@ -162,7 +166,8 @@ def read_split(
         if not kept:
             refuse_many([row for piece in pieces for row in piece.skipped], split=split, kept=0)
             raise DataError(_no_rows(split, part=part, read=read))
-    return _join(split, pieces=pieces, warnings=[note for part in parts for note in part.warnings])
+    joined = _join(split, pieces=pieces, warnings=[note for part in parts for note in part.warnings])
+    return replace(joined, firsts=tuple(firsts))
 
 
 def _is_there(ours: str, theirs: str | list[str], table: Table, *, split: str) -> bool:
@@ -177,7 +182,7 @@ def _no_rows(split: str, *, part: Part, read: int) -> str:
     return f"{where} has no rows; give it some, or leave the split out"
 
 
-def _read_table(
+def read_table(
     table: Table,
     *,
     part: Part,
@@ -189,6 +194,16 @@ def _read_table(
     may_be_empty: bool,
     may_be_lists: bool,
 ) -> RowSet:
+    """Return the rows of a table in our columns, those that cannot be used left out or refused.
+
+    Args:
+        start: row_id of its first row.
+        limit: take only this many rows; None: all.
+        chosen: our column -> those of the table.
+
+    Raises:
+        DataError: a row cannot be used, unless ``data.on_bad_row`` is skip.
+    """
     rows = _kept_rows(table, spec=part.spec)[:limit]
     among = rows if isinstance(rows, range) else set(rows)
     faults = {row: fault for row, fault in table.faults.items() if row in among}

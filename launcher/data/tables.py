@@ -34,10 +34,12 @@ class Places:
     lines: Sequence[int] | None = None
     folder: Path | None = None
     """What paths in the rows count from; None: they are whole."""
+    before: int = 0
+    """Rows of the file before the first one."""
 
     def __call__(self, row: int) -> str:
         """Return the place of ``row`` (from 0), for an error message."""
-        number = f"row {row + 1}"
+        number = f"row {self.before + row + 1}"
         return f"{self.shown}, {number}" if self.lines is None else f"{self.shown}:{self.lines[row]} ({number})"
 
     def of(self, fault: Fault, row: int) -> str:

@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 from launcher.data.sampling import Drawn
 
 # Columns that are about a row, not input to the model.
-_NOT_FEATURES = {
+NOT_FEATURES = {
     "row_id",
     "text",
     "length",
@@ -28,7 +28,7 @@ class Rows(Dataset[dict[str, Any]]):
     """Rows of a prepared split by number, or as they are drawn for training; ``-1 - number`` is the same row with weight 0."""
 
     def __init__(self, split: Any) -> None:
-        self.features = split.select_columns([name for name in split.column_names if name not in _NOT_FEATURES])
+        self.features = split.select_columns([name for name in split.column_names if name not in NOT_FEATURES])
         self.row_ids = split["row_id"]
 
     def __len__(self) -> int:

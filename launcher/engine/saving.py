@@ -76,6 +76,7 @@ class CheckpointMixin:
     optimizer: Any
     lr_scheduler: Any
     leaves_evaluation_due: bool
+    streamed: Any
     background: BackgroundSave
 
     # --- saving ----------------------------------------------------------------------------------------------------
@@ -137,6 +138,7 @@ class CheckpointMixin:
             "step": self.state.global_step,
             "epoch": self.state.epoch,
             "consumed_samples": epoch * planned.rows + rows,
+            **({"stream": self.streamed.position.to_json()} if context.prepared.stream is not None else {}),
             "phase": planned.phase.name,
             "phase_number": context.number,
             "world_size": launch.world_size,

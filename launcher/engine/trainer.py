@@ -26,6 +26,7 @@ from launcher.engine.prefix_cache import PrefixCache
 from launcher.engine.saving import BackgroundSave, CheckpointMixin
 from launcher.engine.schedule import RunSchedule, plateau_factor
 from launcher.engine.signals import ignore_in_worker
+from launcher.engine.streaming import Streamed, StreamedBatches, WithPosition
 from launcher.errors import TrainingDiverged
 from launcher.strategies.preparing import modules_kept_in_eval
 from launcher.strategies.schedules import schedule_factor
@@ -52,8 +53,11 @@ class RunMixin(CheckpointMixin):
         self.context = context
         self._beginning = beginning
         self._steps_done = context.planned.first_step
+        self.streamed = Streamed(context.run.skipped, context.progress)
         if beginning.resume_from is not None:
-            self._steps_done = read_manifest(beginning.resume_from)["step"]
+            manifest = read_manifest(beginning.resume_from)
+            self._steps_done = manifest["step"]
+            self.streamed.resume(manifest, context.prepared.fingerprint)
         self._kept_in_eval = modules_kept_in_eval(self.model, context.planned.phase)
         # The loss below is already divided by the items of the whole global batch.
         self.loss_is_scaled_for_ga = True
@@ -71,6 +75,26 @@ class RunMixin(CheckpointMixin):
         """Return this rank's share of the global batches that are left of the phase."""
         context, training = self.context, self.context.recipe.training
         split, planned = context.prepared.train, context.planned
+        # Ranks that share rows read batches of their own too, and take them on together, one after the other, at one size.
+        sharing = context.launch.sequence_parallel_size
+        spread: dict[str, int] = {
+            "accumulation": planned.batch.accumulation // sharing,
+            "rank": self.args.process_index,
+            "world_size": context.launch.world_size,
+            "least_rows": planned.batch.micro_batch_size if sharing > 1 else 1,
+        }
+        if context.prepared.stream is not None:
+            return self._loader(
+                StreamedBatches(
+                    context.prepared.stream,
+                    start=self.streamed.position,
+                    steps=max(1, planned.last_step - self._steps_done),
+                    size=planned.batch.global_batch_size,
+                    spread=spread,
+                ),
+                collate_fn=WithPosition(self.collator(split, training=True)),
+                batch_size=None,
+            )
         # A finished phase trains nothing (_init_training_state), but Trainer wants batches to count.
         after = self._steps_done if self._steps_done < planned.last_step else planned.first_step
         batches = PhaseBatches(
@@ -81,21 +105,18 @@ class RunMixin(CheckpointMixin):
             after=after,
             draws=context.prepared.draws,
         )
-        # Ranks that share rows read batches of their own too, and take them on together, one after the other, at one size.
-        sharing = context.launch.sequence_parallel_size
-        sampler = RankBatches(
-            batches,
-            accumulation=planned.batch.accumulation // sharing,
-            rank=self.args.process_index,
-            world_size=context.launch.world_size,
-            least_rows=planned.batch.micro_batch_size if sharing > 1 else 1,
-        )
-        return DataLoader(
+        return self._loader(
             Rows(split),
-            batch_sampler=sampler,
+            batch_sampler=RankBatches(batches, **spread),
             collate_fn=WithRowIds(self.collator(split, training=True)),
+        )
+
+    def _loader(self, rows: Any, **options: Any) -> DataLoader[dict[str, Any]]:
+        return DataLoader(
+            rows,
+            **options,
             num_workers=self.args.dataloader_num_workers,
-            pin_memory=self.args.dataloader_pin_memory and context.launch.device == "cuda",
+            pin_memory=self.args.dataloader_pin_memory and self.context.launch.device == "cuda",
             persistent_workers=self.args.dataloader_persistent_workers,
             prefetch_factor=self.args.dataloader_prefetch_factor,
             worker_init_fn=ignore_in_worker if self.args.dataloader_num_workers else None,
@@ -139,6 +160,7 @@ class RunMixin(CheckpointMixin):
         batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
         self._own_time.add(time.monotonic() - began)
         self.context.progress.on_batch()
+        self.streamed.note(batches)
         rows = [number for batch in batches for number in batch.pop("row_numbers")]
         # Of ranks that share rows, the first one counts them.
         self._row_numbers = [] if self.args.process_index % self.context.launch.sequence_parallel_size else rows
@@ -154,7 +176,9 @@ class RunMixin(CheckpointMixin):
         return batches, totals[0].float().clamp(min=1e-12)
 
     def at_epoch(self) -> float:
-        """Return how many epochs of the run are done; Trainer's own count is of its one epoch."""
+        """Return how many epochs of the run are done; Trainer's own count is of its one epoch. Of a stream, only whole ones are known."""
+        if self.context.prepared.stream is not None:
+            return float(self.streamed.position.epoch)
         return self.context.planned.epochs_at(self.state.global_step)
 
     def report_step(self) -> None:

@@ -37,7 +37,7 @@ class _Place:
 def plan_timeline(
     phases: Sequence[Phase], recipe: Recipe, launch: LaunchPlan, *, rows: int
 ) -> tuple[PlannedPhase, ...]:
-    """Return the phases with their places in a run over ``rows`` training rows.
+    """Return the phases with their places in a run over epochs of ``rows`` training rows.
 
     A phase is cut where the batch size changes; its parts have the same tuning table.
 

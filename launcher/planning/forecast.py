@@ -93,6 +93,8 @@ def _longest(prepared: Prepared, name: str) -> int:
         return 0
     if not len(split):
         return int(prepared.facts["row_tokens"])
+    if name == "train" and prepared.stream is not None:
+        return int(prepared.facts["max_length"])
     return int(max(split["length"][:]))
 
 
@@ -253,8 +255,8 @@ def _flops_and_tokens(
 
 
 def mean_length(plan: RunPlan, setting: MemorySetting) -> float:
-    """Return the mean tokens of a training row; where rows are unknown, as many as a row may have."""
-    split = plan.facts["splits"].get("train", {})
+    """Return the mean tokens of a row that is drawn in training; where rows are unknown, as many as a row may have."""
+    split = plan.facts.get("mixture") or plan.facts["splits"].get("train", {})
     return split["tokens"] / split["rows"] if split.get("rows") and "tokens" in split else float(setting.length)
 
 

@@ -32,7 +32,7 @@ def plan_run(
     facts: Mapping[str, Any],
     probe: Probe | None = None,
 ) -> RunPlan:
-    """Return the plan of a run over ``train_rows`` rows; a pure function.
+    """Return the plan of a run over epochs of ``train_rows`` rows; a pure function.
 
     Raises:
         RecipeError: the run ends before one of its phases begins.
@@ -97,14 +97,19 @@ def preview(recipe: Recipe, launch: LaunchPlan, *, base_folder: Path) -> Preview
 
 
 def _rows(task: Any, recipe: Recipe) -> tuple[Prepared, int]:
-    """Return the prepared data and how many rows train; made up where a hub that has them, or their tokenizer, cannot be reached."""
+    """Return the prepared data and the rows of an epoch; made up where a hub that has them, or their tokenizer, cannot be reached."""
     try:
         _, prepared = task.prepare_data()
-        return prepared, len(prepared.train)
+        return prepared, rows_to_plan(recipe, prepared)
     except (DataUnreachable, ModelUnreachable) as error:
         what = "they are" if isinstance(error, DataUnreachable) else "their tokenizer is"
         reason = f"{what} not in the local cache, and the hub or address cannot be reached"
         return unknown_rows(recipe, reason=reason), _made_up_rows(recipe)
+
+
+def rows_to_plan(recipe: Recipe, prepared: Prepared) -> int:
+    """Return the rows of an epoch; of a stream, whose rows nobody has counted, those of the whole run."""
+    return _made_up_rows(recipe) if prepared.stream is not None else prepared.epoch_rows
 
 
 def _made_up_rows(recipe: Recipe) -> int:

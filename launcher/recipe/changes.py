@@ -67,6 +67,8 @@ RULES = (
     Rule("training.log_level", "free", _WATCHES),
     Rule("model", "flag", "the weights would go on in another model, or be computed in another way"),
     Rule("data", "flag", "the steps so far have used other rows"),
+    Rule("data.streaming", "never", "the checkpoint's place among the rows is of another kind"),
+    Rule("data.shuffle_buffer_size", "never", "the checkpoint's place lies in a block of as many rows as before"),
     Rule("precision", "flag", "the steps so far were computed in another precision"),
     Rule("training.seed", "flag", "rows would come in another order: some twice in an epoch, some never"),
     Rule("training.data_seed", "flag", "rows would come in another order: some twice in an epoch, some never"),

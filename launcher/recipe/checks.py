@@ -247,7 +247,24 @@ IDLE = (
         "write num_beams: 4, or remove it",
     ),
     Idle("data.labels", _no_labels, "remove it; there are no classes"),
+    Idle(
+        "data.shuffle_buffer_size",
+        lambda v: not v.recipe.data.streaming and "data.streaming is false",
+        "write streaming: true, or remove it",
+    ),
+    Idle(
+        "training.train_sampling_strategy",
+        lambda v: (
+            v.recipe.data.streaming and "with data.streaming rows are shuffled in blocks of data.shuffle_buffer_size"
+        ),
+        "remove it",
+    ),
     Idle("data.validation_share", _has_validation, "keep one of the two"),
+    Idle(
+        "data.stopping_strategy",
+        lambda v: not v.recipe.data.weighted and "no source of data.train has a weight",
+        "give each source of train a weight, or remove it",
+    ),
     Idle("data.split_seed", _has_validation, "keep one of the two"),
     Idle("strategy.head_lr", _frozen_head, "write train_head: true, or remove it"),
     *(Idle(*row) for row in DISCRIMINATIVE_IDLE),

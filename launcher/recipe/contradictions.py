@@ -7,6 +7,7 @@ from pathlib import PurePath
 
 from launcher.errors import Fix
 from launcher.recipe.addresses import address_fault, is_address
+from launcher.recipe.data_checks import streaming_fits, weights_fit
 from launcher.recipe.data_section import BUILTIN_SOURCES, FORMATS, SourceSpec
 from launcher.recipe.distributed_checks import engine_fits, offload_fits, parallelism_fits, precision_fits
 from launcher.recipe.keys import clear_match, did_you_mean, shown
@@ -188,6 +189,8 @@ CONTRADICTIONS: tuple[Callable[[View], Iterator[Finding]], ...] = (
     _rows_are_named_once,
     _columns_are_ours,
     _sources_fit,
+    weights_fit,
+    streaming_fits,
     _labels_are_told_apart,
     layerwise_options_fit,
     adapter_options_fit,

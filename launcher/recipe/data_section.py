@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -31,6 +31,10 @@ FORMATS = {
     ".iob2": "conll",
     ".conllu": "conllu",
 }
+
+
+# Formats that can be read from a place inside a file on.
+STREAMED_FORMATS = ("jsonl", "csv", "tsv", "text", "parquet", "arrow")
 
 
 class SourceSpec(Section):
@@ -64,6 +68,9 @@ class SourceSpec(Section):
     """Take only this many rows, the first ones."""
     filter: dict[str, str | int | float | bool | list[str | int | float | bool]] | None = None
     """Keep a row when each named column (of the source, before ``columns``) has the value, or one of the values."""
+    weight: float | None = Field(None, gt=0)
+    """Share of an epoch that is drawn from this source, in proportion to the weights of the others; for all or none of a list under
+    ``train``. null: each row once an epoch."""
 
 
 Sources = str | SourceSpec | list[str | SourceSpec]
@@ -76,7 +83,11 @@ class DataSection(Section):
     """One source with all splits: a folder with train/validation/test files, a folder saved by ``datasets``, a hub id,
     ``builtin:NAME``, or one file (all of it train). Give this or ``train``."""
     train: Sources | None = None
-    """Rows to train on: a source or a list of sources, one after the other."""
+    """Rows to train on: a source or a list of sources, one after the other, or drawn from by their ``weight``."""
+    stopping_strategy: Literal["first_exhausted", "all_exhausted"] | None = None
+    """Where an epoch ends when the sources of train have weights: ``first_exhausted`` when the source that is used up first is used up
+    (each of its rows once, a part of the others); ``all_exhausted`` when each source was seen whole (small ones repeat). null:
+    first_exhausted."""
     validation: Sources | None = None
     """Rows to choose settings and checkpoints by; without it a share of train is set aside."""
     test: Sources | None = None
@@ -99,5 +110,29 @@ class DataSection(Section):
     """Share of train set aside, stratified by label, where no validation rows are given."""
     split_seed: int = 42
     """Seed of that split."""
+    streaming: bool = False
+    """Whether the rows of train are read from their files while training, and never all held or kept: for data that are larger than a disk.
+    Needs training.max_steps, and validation rows of their own."""
+    shuffle_buffer_size: int = Field(10_000, ge=1)
+    """Rows of train that are read at a time and shuffled among each other, with ``streaming``; each process holds as many."""
     cache_dir: str | None = None
     """Folder of prepared data; null: ``launcher`` in the user's cache folder."""
+
+    @property
+    def weighted(self) -> tuple[SourceSpec, ...]:
+        """The sources of train, where they have weights; () where they have none."""
+        listed = self.train if isinstance(self.train, list) else []
+        return tuple(one for one in listed if isinstance(one, SourceSpec) and one.weight is not None)
+
+    @property
+    def stopping(self) -> str:
+        """Where an epoch of weighted sources ends."""
+        return self.stopping_strategy or "first_exhausted"
+
+    def rows_alone(self) -> dict[str, Any]:
+        """Return what prepared rows depend on, as plain values: all but how often they are drawn."""
+        values = self.model_dump(exclude={"stopping_strategy"})
+        for source in values["train"] if isinstance(values["train"], list) else []:
+            if isinstance(source, dict):
+                source.pop("weight")
+        return values

@@ -40,6 +40,9 @@ IMAGE_TASKS = ("image-classification",)
 # Tasks whose rows have no labels out of a list of names.
 TASKS_WITHOUT_LABELS = ("causal-lm", "masked-lm", "question-answering", "translation", "summarization")
 
+# Tasks whose rows can be read while training.
+STREAMED_TASKS = ("text-classification", "causal-lm", "masked-lm")
+
 
 def counted_in(task: str) -> str:
     """Return what the work of a task is counted in: tokens, or images."""

@@ -301,7 +301,9 @@ def is_considered(parameters: Sequence[Parameter], phase: Phase, recipe: Recipe)
 
 def _wanted(recipe: Recipe) -> Literal["off", "auto", "memory", "disk"]:
     options = recipe.strategy
-    return options.prefix_cache if isinstance(options, (HeadOptions, LayerwiseOptions)) else "off"
+    # What is streamed is not held, and its states would not be either.
+    may_be = isinstance(options, (HeadOptions, LayerwiseOptions)) and not recipe.data.streaming
+    return options.prefix_cache if may_be else "off"  # type: ignore[union-attr]
 
 
 def _trainable(table: TuningTable) -> set[str]:

@@ -12,6 +12,7 @@ import numpy as np
 from launcher.contracts import Predictions, Prepared
 from launcher.data.blocks import Blocks
 from launcher.data.sources import SplitSet, load_rows, load_splits
+from launcher.data.streams import Features
 from launcher.errors import DataError
 from launcher.tasks.models import LoadedModel, load_config
 from launcher.tasks.prepared_task import SPLITS, write_features
@@ -102,6 +103,11 @@ class LanguageTask(TextTask):
             "pairs": False,
             "splits": counts,
         }
+
+    def stream_features(self, facts: Mapping[str, Any]) -> Features:
+        """Return how texts that are read while training become rows of tokens."""
+        cut = self.cutter(max_length=facts["max_length"], to_learn=True)
+        return Features(functools.partial(block_features, cut=cut), divides=True, may_be_empty=True)
 
     def prepare_rows(self, columns: Mapping[str, list[Any]], facts: Mapping[str, Any]) -> tuple[Any, Prepared]:
         """Return rows of tokens for new texts, and what they are to be read with. Raises DataError for pairs or no token."""

@@ -21,9 +21,12 @@ from launcher.data.bad_rows import (
 )
 from launcher.data.known import Known, sources_on_disk
 from launcher.data.labels import LabelSet
+from launcher.data.mixtures import with_mixture
 from launcher.data.pieces import MakeRows, Source, write_split
 from launcher.data.prepare import cache_folder, code_fingerprint, fingerprint_of, load_prepared, prepared_folder
 from launcher.data.sources import SplitSet
+from launcher.data.stream_sources import files_from_json, files_to_json
+from launcher.data.streams import Features, Stream
 from launcher.data.tables import Faults
 from launcher.recipe.schema import Recipe
 from launcher.tasks.models import revision_of
@@ -87,6 +90,10 @@ class PreparedTask:
         """Return what a reader should know of how sources became rows."""
         return []
 
+    def stream_features(self, facts: Mapping[str, Any]) -> Features:
+        """Return how rows that are read while training become features; ``facts``: of the prepared data."""
+        raise NotImplementedError
+
     def example_row(self) -> Mapping[str, Any] | None:
         """Return a row like the prepared ones, for plans without data; None: tokens do."""
         return None
@@ -110,11 +117,23 @@ class PreparedTask:
         if self.recipe.data.on_bad_row == "skip":
             splits = splits.without(self.label_faults(splits), on_bad_row="skip")
         parts = {"code": code_fingerprint(), "data": splits.fingerprint, **self.input_parts(), **self.key_parts(splits)}
+        if len(splits.first_rows) > 1:
+            # Equal rows may be divided into other sources.
+            parts["sources"] = splits.first_rows
+        if splits.files:
+            # Which column is which is kept beside the sample, and where the files lie.
+            parts["files"] = files_to_json(splits.files)
         if splits.skipped:
             # The list of them lies beside the rows.
             parts["skipped"] = as_lines(splits.skipped)
         folder, was_cached = prepared_folder(
-            root, fingerprint_of(parts), lambda target: self.write_splits(splits, target)
+            root,
+            fingerprint_of(parts),
+            lambda target: {
+                **self.write_splits(splits, target),
+                "sources": list(splits.first_rows),
+                **({"files": files_to_json(splits.files)} if splits.files else {}),
+            },
         )
         list_beside(folder, splits.skipped)
         # Equal rows may have come from elsewhere when they were prepared; what is told is about these files.
@@ -134,15 +153,21 @@ class PreparedTask:
 
     def _known_parts(self) -> dict[str, Any]:
         recipe = self.recipe
-        parts = {"task": recipe.task, "data": recipe.data, "model": recipe.model}
+        parts = {
+            "task": recipe.task.model_dump(),
+            "data": recipe.data.rows_alone(),
+            "model": recipe.model.model_dump(),
+        }
         # Paths are told as the recipe has them, and count from here.
-        return {"base": str(self.base_folder.resolve()), **{name: part.model_dump() for name, part in parts.items()}}
+        return {"base": str(self.base_folder.resolve()), **parts}
 
     def _with_told(
         self, folder: Path, told: Mapping[str, Any], *, skipped: Sequence[SkippedRow], was_cached: bool
     ) -> tuple[Path, Prepared]:
         prepared, file = self.load_data(folder), str(folder / SKIPPED_FILE)
         warnings = [*told["warnings"], *skip_notes(skipped, file=file), *self.notes(prepared.facts)]
+        if prepared.stream is not None:
+            warnings.insert(0, _told_of_stream(prepared))
         here = {"was_cached": was_cached, "provenance": told["provenance"], "warnings": warnings}
         if skipped:
             here["skipped"] = skip_facts(skipped, file=file)
@@ -151,7 +176,7 @@ class PreparedTask:
     def load_data(self, folder: Path) -> Prepared:
         """Return the prepared data in ``folder``: what every rank does after rank 0 has prepared them."""
         splits, facts = load_prepared(folder)
-        return Prepared(
+        prepared = Prepared(
             train=splits["train"],
             validation=splits.get("validation"),
             test=splits.get("test"),
@@ -160,6 +185,23 @@ class PreparedTask:
             problem_type=facts["problem_type"],
             facts=facts,
         )
+        if self.recipe.data.streaming:
+            return self._with_stream(prepared)
+        return with_mixture(prepared, self.recipe.data)
+
+    def _with_stream(self, prepared: Prepared) -> Prepared:
+        """Return prepared data whose train is a sample, with the stream that it is of."""
+        facts = dict(prepared.facts)
+        files = files_from_json(facts.pop("files"))
+        training = self.recipe.training
+        stream = Stream(
+            files,
+            self.recipe.data,
+            self.stream_features(facts),
+            seed=training.passthrough.get("data_seed", training.seed),
+        )
+        facts["stream"] = {"files": len(files), "bytes": sum(file.bytes for file in files)}
+        return replace(prepared, facts=facts, stream=stream)
 
     def declared_labels(self) -> list[str] | str | None:
         """Return the recipe's label names; those of a file by what it says, not by its name."""
@@ -176,6 +218,14 @@ class PreparedTask:
         from launcher.evaluation.kinds import metrics_for
 
         return metrics_for(predictions)
+
+
+def _told_of_stream(prepared: Prepared) -> str:
+    stream = prepared.facts["stream"]
+    return (
+        f"train is streamed from {stream['files']:,} file(s) of {stream['bytes']:,} bytes in all (data.streaming); what is told of its rows is of a "
+        f"sample, the first rows of each file: {len(prepared.train):,} rows"
+    )
 
 
 def write_features(

@@ -14,6 +14,7 @@ from launcher.contracts import Baseline, Predictions, Prepared, ShownRow
 from launcher.data.labels import LabelSet, make_labels
 from launcher.data.prepare import tokenize
 from launcher.data.sources import SplitSet, load_rows, load_splits
+from launcher.data.streams import Features
 from launcher.data.tables import Faults
 from launcher.errors import DataError, ModelError, ModelUnreachable
 from launcher.recipe.schema import Recipe
@@ -98,10 +99,19 @@ class TextClassification(TextTask):
             "label_warnings": list(labels.warnings),
             "problem_type": labels.problem_type,
             "label_names": list(labels.names),
+            "first_number": labels.first_number,
             "max_length": max_length,
             "pairs": "text_pair" in splits.train.column_names,
             "splits": counts,
         }
+
+    def stream_features(self, facts: Mapping[str, Any]) -> Features:
+        """Return how rows that are read while training become features."""
+        labels = LabelSet(
+            tuple(facts["label_names"]), facts["problem_type"], self.options.label_delimiter, facts["first_number"]
+        )
+        make = functools.partial(text_features, tokenizer=self.tokenizer, max_length=facts["max_length"])
+        return Features(make, divides=False, labels=labels)
 
     def label_faults(self, splits: SplitSet) -> dict[str, Faults]:
         """Return split -> rows whose labels cannot be used. Raises DataError."""

@@ -87,6 +87,11 @@ class DataView:
     splits: dict[str, SplitView]
     rows: list[ShownRow]
     """Examples, of the split that was asked for."""
+    is_sample: bool = False
+    """Whether train is streamed, and what is told of it is of the first rows of its files."""
+    mixture: Mapping[str, Any] = field(default_factory=dict)
+    """Where sources of train have weights: stopping_strategy, rows and tokens of an epoch, and sources, each with its source, rows,
+    weight, rows that are drawn in an epoch, and share of it (``data/mixtures.py``)."""
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""
@@ -113,6 +118,7 @@ def view_data(recipe: Recipe, *, base_folder: Path, split: str = "train", rows: 
         global_batch_size=training.global_batch_size, world_size=1, cap=training.per_device_train_batch_size
     )
     lengths = np.asarray(prepared.train["length"][:], dtype=np.int64)
+    orders: tuple[Order, ...] = ("random",) if prepared.stream is not None else ORDERS
     return DataView(
         task=recipe.task.type,
         problem_type=prepared.problem_type,
@@ -123,13 +129,15 @@ def view_data(recipe: Recipe, *, base_folder: Path, split: str = "train", rows: 
         micro_batch_size=batch.micro_batch_size,
         padding={
             order: padding_share(lengths, batch=batch, seed=training.seed, order=order, draws=prepared.draws)
-            for order in (ORDERS if counted_in(recipe.task.type) == "tokens" else ())
+            for order in (orders if counted_in(recipe.task.type) == "tokens" else ())
         },
-        order=training.train_sampling_strategy,
+        order=training.train_sampling_strategy if prepared.stream is None else "random",
         warnings=list(prepared.facts["warnings"]),
         skipped=prepared.facts.get("skipped", {}),
         splits={name: _view(rows_of, prepared, name) for name, rows_of in found.items() if rows_of is not None},
         rows=[task.show_row(shown[place], prepared) for place in places],
+        is_sample=prepared.stream is not None,
+        mixture={name: value for name, value in prepared.facts.get("mixture", {}).items() if name != "told"},
     )
 
 
@@ -151,7 +159,7 @@ def _view(rows: Any, prepared: Prepared, name: str) -> SplitView:
 
 
 def _drawn(prepared: Prepared) -> dict[str, float]:
-    if prepared.draws is None:
+    if prepared.draws is None or "class_sampling" not in prepared.facts:
         return {}
     rows = np.bincount(prepared.train["labels"], weights=prepared.draws, minlength=len(prepared.label_names))
     return dict(zip(prepared.label_names, rows.tolist(), strict=True))

@@ -73,7 +73,9 @@ def final_split(prepared: Prepared) -> tuple[str, Any]:
 def assess(task: Task, recipe: Recipe, prepared: Prepared, predictions: Predictions, *, split: str) -> Evaluation:
     """Compare predictions with the recipe's baselines, trained on the same rows and tuned on validation."""
     options, chosen = recipe.evaluation, recipe.evaluation.baselines
-    names = BASELINES[recipe.task.type] if chosen is None else chosen
+    # What is streamed is nowhere whole to learn from.
+    usual = () if prepared.stream is not None else BASELINES[recipe.task.type]
+    names = usual if chosen is None else chosen
     return evaluate_predictions(
         predictions, task.baselines(names, prepared, predictions, split=split),
         bootstrap=options.bootstrap, confidence=options.confidence, seed=recipe.training.seed, split=split,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from launcher import registry
 from launcher.contracts import Phase, Prepared
@@ -16,6 +16,9 @@ from launcher.launching.launch_plan import plan_launch
 from launcher.plans import Hardware, LaunchPlan, PlannedPhase
 from launcher.recipe.load import LoadedRecipe
 from launcher.recipe.schema import Recipe
+
+if TYPE_CHECKING:
+    from launcher.data.streams import Stream
 
 
 @dataclass(frozen=True)
@@ -127,8 +130,12 @@ def _batches(setting: _Setting, phase: Phase, prepared: Prepared, *, steps: int)
     from launcher.data.sampling import PhaseBatches, RankBatches
     from launcher.engine.loading import Rows
 
-    training, batch, count = setting.recipe.training, setting.launch.batch, len(prepared.train)
-    size = batch.global_batch_size
+    training, batch = setting.recipe.training, setting.launch.batch
+    size, collate = batch.global_batch_size, setting.task.collator(training=True)
+    if prepared.stream is not None:
+        yield from _streamed(prepared.stream, collate, size=size, accumulation=batch.accumulation, steps=steps)
+        return
+    count = prepared.epoch_rows
     order = PhaseBatches(
         lengths=np.asarray(prepared.train["length"][:]),
         phase=PlannedPhase(phase, first_step=0, steps=steps, batch=batch, rows=count, epoch_batch_size=size),
@@ -137,9 +144,22 @@ def _batches(setting: _Setting, phase: Phase, prepared: Prepared, *, steps: int)
         draws=prepared.draws,
     )
     parts = iter(RankBatches(order, accumulation=batch.accumulation, rank=0, world_size=1))
-    rows, collate = Rows(prepared.train), setting.task.collator(training=True)
+    rows = Rows(prepared.train)
     for _ in range(steps):
         yield [collate(rows.__getitems__(part)) for part in islice(parts, batch.accumulation)]
+
+
+def _streamed(
+    stream: Stream, collate: Any, *, size: int, accumulation: int, steps: int
+) -> Iterator[list[dict[str, Any]]]:
+    """Yield the micro-batches of each step of a stream."""
+    from launcher.data.streams import Position
+    from launcher.engine.streaming import StreamedBatches
+
+    spread = {"accumulation": accumulation, "rank": 0, "world_size": 1}
+    parts = iter(StreamedBatches(stream, start=Position(), steps=steps, size=size, spread=spread))
+    for _ in range(steps):
+        yield [collate(part.rows) for part in islice(parts, accumulation)]
 
 
 def _step(setting: _Setting, phase: Phase, batches: list[dict[str, Any]], *, scale: float) -> float:

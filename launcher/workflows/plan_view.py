@@ -100,7 +100,7 @@ def _says_the_same(phase: Phase, other: Phase) -> bool:
 def _heading(planned: PlannedPhase, plan: RunPlan) -> str:
     size = f"{planned.batch.global_batch_size:,} rows a step"
     steps = f"steps {planned.first_step + 1:,}-{planned.last_step:,}"
-    if plan.unread:
+    if plan.unread or plan.is_streamed:
         return f"{planned.phase.name} ({steps}, {size})" if plan.knows_steps else f"{planned.phase.name} ({size})"
     first, last = planned.epochs_at(planned.first_step), planned.epochs_at(planned.last_step)
     return f"{planned.phase.name} ({steps}, epochs {first:.3g} to {last:.3g}, {size})"

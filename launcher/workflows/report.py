@@ -134,6 +134,7 @@ def _data_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
         "max_length": facts["max_length"] if facts["max_length"] > 1 else None,
         "provenance": facts["provenance"],
         "class_sampling": facts.get("class_sampling"),
+        "mixture": facts.get("mixture", {}).get("told"),
     }
 
 

@@ -121,6 +121,32 @@ def test_two_ranks_draw_the_rows_of_one_and_have_its_focal_loss(place, small):
     assert "Likely label errors" in page and "balanced; metal is 33.33% of what is drawn" in page
 
 
+def test_two_ranks_draw_from_the_sources_as_one(place, small):
+    folder = place.folder / "small"
+    tiny.write_csv(folder / "few.csv", tiny.rows(7, seed=8))
+    train = [{"source": "./small/train.csv", "weight": 0.3}, {"source": "./small/few.csv", "weight": 0.7}]
+    data = {"source": None, "train": train, "validation": "./small/validation.csv", "test": "./small/test.csv"}
+    both = [
+        run(
+            place,
+            f"mixed-{ranks}",
+            {"processes_per_node": ranks},
+            data={**data, "stopping_strategy": "all_exhausted"},
+            training={"num_train_epochs": 1, "per_device_train_batch_size": 2},
+        )
+        for ranks in (1, 2)
+    ]
+    one, two = (tiny.ledger(path) for path in both)
+    assert one == two and tiny.losses(both[1]) == pytest.approx(tiny.losses(both[0]), rel=1e-4)
+    drawn = [row for rows in one.values() for row in rows]
+    # 45 rows are three tenths of 150.
+    assert len(drawn) == 150 and sorted(row for row in drawn if row < 45) == list(range(45))
+    assert {drawn.count(row) for row in range(45, 52)} == {15}
+    log = (both[1] / "attempts/1/logs/rank-0.log").read_text()
+    assert "mixture: all_exhausted; an epoch has 150 rows: 45 of ./small/train.csv (30.0%)" in log
+    assert "an epoch has 150 rows" in (both[1] / "report.html").read_text()
+
+
 _ALL = [(engine, strategy) for engine in ("ddp", "zero-2", "zero-3") for strategy in ("encoder", "head")]
 _CELLS_SOON = [("ddp", "head"), ("zero-3", "encoder")]
 

@@ -15,7 +15,7 @@ from launcher.engine.progress import Progress
 from launcher.engine.signals import StopFlag
 from launcher.engine.tracking import NoTracker
 from launcher.launching.launch_plan import plan_launch
-from launcher.planning.plan import plan_run
+from launcher.planning.plan import plan_run, rows_to_plan
 from launcher.plans import Hardware
 from launcher.recipe.schema import Recipe
 from launcher.registry import STRATEGIES, TASKS, load
@@ -49,7 +49,7 @@ class Prepared:
         return trainer, ending == "stopped"
 
 
-def prepare(bert: Path, data: Path, runs: Path, *, run: RunDir | None = None, **changes: Any) -> Prepared:
+def prepare(bert: Path, data: Path, runs: Path, /, *, run: RunDir | None = None, **changes: Any) -> Prepared:
     """Make everything up to the first step; ``run``: the run to continue."""
     from transformers import set_seed
 
@@ -66,7 +66,9 @@ def prepare(bert: Path, data: Path, runs: Path, *, run: RunDir | None = None, **
     loaded = task.build_model(prepared)
     strategy = load(STRATEGIES, recipe.strategy.type)()
     parameters = list_parameters(loaded.model, newly_initialized=loaded.newly_initialized)
-    plan = plan_run(recipe, launch, strategy.phases(parameters, recipe), train_rows=len(prepared.train), facts={})
+    plan = plan_run(
+        recipe, launch, strategy.phases(parameters, recipe), train_rows=rows_to_plan(recipe, prepared), facts={}
+    )
     progress = Progress(run, attempt=attempt, rank=0, terminal=None, tracker=NoTracker())
     context = RunContext(recipe, run, attempt, plan, 0, task, prepared, progress, StopFlag(run.stop_request(attempt)))
     return Prepared(context, loaded.model, training_arguments(recipe, launch, output_dir=str(run.path)))

@@ -48,6 +48,12 @@ WITHOUT_EFFECT = {
     "task.label_delimiter": "TASK single_label_classification, label_delimiter: ';'",
     "data.labels": "TASK regression\nDATA labels: [a, b]",
     "data.validation_share": "DATA validation: dev, validation_share: 0.2",
+    "data.shuffle_buffer_size": "DATA shuffle_buffer_size: 100",
+    "training.train_sampling_strategy": (
+        "TASK regression\nDATA streaming: true, validation: dev\n"
+        "training: {max_steps: 5, eval_strategy: 'no', save_strategy: 'no', train_sampling_strategy: random}"
+    ),
+    "data.stopping_strategy": "DATA stopping_strategy: all_exhausted",
     "data.split_seed": "DATA validation: dev, split_seed: 1",
     "strategy.head_lr": "strategy: {type: encoder, train_head: false, head_lr: 1e-3}",
     "distributed.offload_device": "distributed: {zero_stage: 2, offload_device: nvme}",
