@@ -21,6 +21,7 @@ _NOT_FEATURES = {
     "context",
     "places",
     "references",
+    "size",
 }
 
 
