@@ -111,14 +111,14 @@ def _hits(overlaps: np.ndarray) -> np.ndarray:
 def average_precisions(matches: ClassMatches, times: np.ndarray | None = None) -> np.ndarray:
     """Return the average precision at each threshold, float64 [resamples, thresholds]; NaN where a class has no true box.
 
-    ``times``: how often each image counts, int64 [resamples, images]; None: each once, one resample. Copies of an image stand together: each takes what
-    its original takes, which is what counting them one by one gives.
+    ``times``: how often each image counts, int64 [resamples, images]; None: each once, one resample. Copies of an image take what
+    it takes; boxes of equal score that lie in one image stay together, copies of each.
     """
     times = np.ones((1, len(matches.true)), dtype=np.int64) if times is None else times
     true = times @ matches.true
     weights = times[:, matches.rows].astype(np.float64)
     found = np.cumsum(weights, axis=1)
-    result = np.zeros((len(times), len(THRESHOLDS)))
+    result = np.zeros((len(times), len(matches.hits)))
     for number, hits in enumerate(matches.hits):
         places = np.flatnonzero(hits)
         right = np.cumsum(weights[:, places], axis=1)
