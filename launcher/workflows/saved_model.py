@@ -267,13 +267,22 @@ def make_probe(
         dtype=str(dtype).removeprefix("torch."),
         autocast=autocast or None,
         device=str(trainer.args.device),
-        attention=getattr(plain.config, "_attn_implementation", None),
+        attention=_attention_of(plain.config),
         threads=torch.get_num_threads(),
         tolerance=share * scale,
         digests=digests(state),
         adapter=adapter,
         trust_remote_code=section.trust_remote_code,
     )
+
+
+def _attention_of(config: Any) -> str | dict[str, str] | None:
+    """Return how a model attends; with its parts' own ways, by the names of their configurations, where these are others."""
+    own = getattr(config, "_attn_implementation", None)
+    parts = {name: getattr(config, name, None) for name in getattr(config, "sub_configs", None) or ()}
+    ways = {name: getattr(part, "_attn_implementation", None) for name, part in parts.items()}
+    others = {name: way for name, way in ways.items() if way is not None and way != own}
+    return {"": own, **others} if own is not None and others else own
 
 
 def _plain_environment() -> dict[str, str]:
