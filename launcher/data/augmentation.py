@@ -53,7 +53,7 @@ def augmented_with_boxes(
     if options.crop_area is not None:
         left, top, right, bottom = part = _crop_place(image.size, least=options.crop_area, generator=generator)
         centres = boxes[:, :2] + boxes[:, 2:] / 2
-        kept = ((centres >= (left, top)) & (centres < (right, bottom))).all(axis=1)
+        kept = np.all((centres >= (left, top)) & (centres < (right, bottom)), axis=1)
         low = np.maximum(boxes[kept, :2], (left, top))
         high = np.minimum(boxes[kept, :2] + boxes[kept, 2:], (right, bottom))
         boxes, image = np.concatenate([low - (left, top), high - low], axis=1), image.crop(part)
@@ -68,9 +68,7 @@ def _cropped(image: Image, *, least: float, generator: np.random.Generator) -> I
     return image.crop(_crop_place(image.size, least=least, generator=generator))
 
 
-def _crop_place(
-    size: tuple[int, int], *, least: float, generator: np.random.Generator
-) -> tuple[int, int, int, int]:
+def _crop_place(size: tuple[int, int], *, least: float, generator: np.random.Generator) -> tuple[int, int, int, int]:
     """Return left, top, right and bottom of a random part of at least ``least`` of the area, its sides in a ratio of 3/4 to 4/3 to those of
     the image; all of it where none was found.
 

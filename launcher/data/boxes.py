@@ -18,9 +18,7 @@ MOST_OUTSIDE = 1.0
 """Pixels by which a box may reach over the edge of its image: what rounding does. It is then cut there."""
 
 
-def object_values(
-    table: Table, *, column: str, rows: Sequence[int], images: Sequence[Any], faults: Faults
-) -> Column:
+def object_values(table: Table, *, column: str, rows: Sequence[int], images: Sequence[Any], faults: Faults) -> Column:
     """Return the objects of ``rows`` as {bbox: [[x, y, width, height], ...], category: [text, ...]}, in pixels; None: unknown.
 
     The source has them in this form, with other common names (boxes, label, ...), or as a list of objects {bbox, category}. Rows whose boxes
@@ -28,15 +26,12 @@ def object_values(
     """
     found: list[dict[str, Any] | None] = []
     for row, value, image in zip(rows, table.column(column).take(rows), images, strict=True):
-        objects = None
-        if row not in faults and value is not None:
-            objects = _objects(value, size=upright_size(image_bytes(image)))
-            if isinstance(objects, str):
-                of_image = f" of {Path(image).name}" if isinstance(image, str) else ""
-                reason = f"column {column!r} (objects){of_image} {objects}"
-                faults[row] = Fault(reason, value)
-                objects = None
-        found.append(objects)
+        usable = row not in faults and value is not None
+        objects = _objects(value, size=upright_size(image_bytes(image))) if usable else None
+        if isinstance(objects, str):
+            of_image = f" of {Path(image).name}" if isinstance(image, str) else ""
+            faults[row] = Fault(f"column {column!r} (objects){of_image} {objects}", value)
+        found.append(None if isinstance(objects, str) else objects)
     return Column.of(found)
 
 

@@ -50,7 +50,9 @@ def _row(name: str, generator: np.random.Generator) -> dict[str, Any]:
     return {"image": {"bytes": buffer.getvalue(), "path": name}, "objects": objects}
 
 
-def _free_place(boxes: list[tuple[int, int, int, int]], generator: np.random.Generator) -> tuple[int, int, int, int] | None:
+def _free_place(
+    boxes: list[tuple[int, int, int, int]], generator: np.random.Generator
+) -> tuple[int, int, int, int] | None:
     """Return x, y, width and height of a square that lies beside the others; None where none was found."""
     for _ in range(_TRIES):
         side = int(generator.integers(*_SIZES))

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from launcher.data.columns import Column, packed
 from launcher.data.readers_arrow import ArrowTable, read_arrow, read_parquet
+from launcher.data.readers_boxes import coco_columns, is_coco
 from launcher.data.readers_conll import read_conll, read_conllu
 from launcher.data.readers_csv import read_delimited
-from launcher.data.readers_boxes import coco_columns, is_coco
 from launcher.data.readers_squad import squad_columns
 from launcher.data.readers_text import MARK, MARK_INSIDE, DecodedText, lines_of, read_broken_text
 from launcher.data.readers_xlsx import read_xlsx

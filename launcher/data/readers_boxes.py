@@ -61,7 +61,11 @@ def _check(listed: list[Any], keys: tuple[str, ...], where: str) -> None:
         missing = [key for key in keys if not isinstance(one, dict) or one.get(key) is None]
         unhashable = [key for key in keys if key.endswith("id") and not missing and isinstance(one[key], list | dict)]
         if missing or unhashable:
-            what = f"has no {' and no '.join(missing)}" if missing else f"has, as its {unhashable[0]}, {one[unhashable[0]]!r}"
+            what = (
+                f"has no {' and no '.join(missing)}"
+                if missing
+                else f"has, as its {unhashable[0]}, {one[unhashable[0]]!r}"
+            )
             raise DataError(f"{where} {number}: {what}, which COCO's files have; mend it")
 
 

@@ -30,7 +30,10 @@ def typical_boxes(
     """
     rows_of_train = rows_of(true)
     shares = true.places / np.tile(sizes[rows_of_train], 2)
-    usual = [_usual(shares[classes == number], rows_of_train[classes == number], len(sizes)) for number in range(len(predictions.label_names))]
+    usual = [
+        _usual(shares[classes == number], rows_of_train[classes == number], len(sizes))
+        for number in range(len(predictions.label_names))
+    ]
     places = np.concatenate([boxes for boxes, _ in usual])
     scores = np.concatenate([found for _, found in usual])
     numbers = np.repeat(np.arange(len(usual)), [len(boxes) for boxes, _ in usual])
@@ -40,7 +43,8 @@ def typical_boxes(
         scores=np.tile(scores, rows),
         predicted=np.tile(numbers, rows),
         boxes=Boxes(
-            np.full(rows, len(places)), (places[None] * np.tile(new_sizes, 2)[:, None]).reshape(-1, 4).astype(np.float64)
+            np.full(rows, len(places)),
+            (places[None] * np.tile(new_sizes, 2)[:, None]).reshape(-1, 4).astype(np.float64),
         ),
     )
     metrics = {} if predictions.labels is None else metrics_for(found)

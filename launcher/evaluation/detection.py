@@ -179,9 +179,10 @@ def _mean_precision(matches: list[ClassMatches], times: np.ndarray, thresholds: 
     return np.asarray(np.divide(summed, number, out=np.full(len(summed), np.nan), where=number > 0))
 
 
-def per_class(matches: list[ClassMatches], names: Mapping[int, str] | tuple[str, ...]) -> list[dict[str, float | str | int]]:
-    """Return a record for each class: name, support, ap, ap_50, and predicted, precision, recall and f1 at IoU 0.5 from the score on where F1 is best.
-    """
+def per_class(
+    matches: list[ClassMatches], names: Mapping[int, str] | tuple[str, ...]
+) -> list[dict[str, float | str | int]]:
+    """Return a record for each class: name, support, ap, ap_50, and predicted, precision, recall and f1 at IoU 0.5 from the score on where F1 is best."""
     return [_class_record(one, names[number]) for number, one in enumerate(matches)]
 
 

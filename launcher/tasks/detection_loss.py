@@ -83,7 +83,10 @@ class SetLoss:
                 same in each batch, on any number of ranks.
         """
         return sum(
-            (self._one(logits.float(), found.float(), classes, boxes, mean_boxes) for logits, found in _layers(outputs)),
+            (
+                self._one(logits.float(), found.float(), classes, boxes, mean_boxes)
+                for logits, found in _layers(outputs)
+            ),
             torch.zeros(len(classes), device=classes.device),
         )
 
@@ -105,9 +108,7 @@ class SetLoss:
         has_box = targets != NO_CLASS
         if self.family == "softmax":
             nothing = logits.shape[-1] - 1
-            losses = functional.cross_entropy(
-                logits.transpose(1, 2), targets.where(has_box, nothing), reduction="none"
-            )
+            losses = functional.cross_entropy(logits.transpose(1, 2), targets.where(has_box, nothing), reduction="none")
             weights = torch.where(has_box, 1.0, self.no_object)
             # DETR takes the weighted mean: here too over the weight that a row has on average.
             queries = logits.shape[1]

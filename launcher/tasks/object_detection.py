@@ -257,9 +257,7 @@ class ObjectDetection(ImageTask):
         train, sizes = prepared.train, np.asarray(getattr(prepared, split)["size"][:], dtype=np.float64)
         classes = np.array([number for row in train["classes"] for number in row], dtype=np.int64)
         own = np.asarray(train["size"][:], dtype=np.float64)
-        return [
-            typical_boxes(true_boxes(train), classes, own, new_sizes=sizes, predictions=predictions) for _ in names
-        ]
+        return [typical_boxes(true_boxes(train), classes, own, new_sizes=sizes, predictions=predictions) for _ in names]
 
 
 def true_boxes(split: Any) -> Boxes:
@@ -292,7 +290,9 @@ def _write(splits: SplitSet, name: str, labels: LabelSet, folder: Path) -> dict[
         return {**write_features(splits, name, folder, box_features), "labelled": False}
     classes = labels.encode_lists(_categories(split), split=name, origin=splits.origin(name))
     more = {"classes": classes, "boxes": [objects["bbox"] for objects in split["label"]]}
-    counts = np.bincount(np.concatenate([np.array(row, dtype=np.int64) for row in classes]), minlength=len(labels.names))
+    counts = np.bincount(
+        np.concatenate([np.array(row, dtype=np.int64) for row in classes]), minlength=len(labels.names)
+    )
     return {
         **write_features(splits, name, folder, box_features, more=more),
         "labelled": True,

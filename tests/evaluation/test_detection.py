@@ -33,7 +33,9 @@ Found = tuple[str, float, Sequence[float]]
 True_ = tuple[str, Sequence[float]]
 
 
-def predictions(images: Sequence[tuple[Sequence[Found], Sequence[True_]]], names: tuple[str, ...] = NAMES) -> Predictions:
+def predictions(
+    images: Sequence[tuple[Sequence[Found], Sequence[True_]]], names: tuple[str, ...] = NAMES
+) -> Predictions:
     """Return predictions of images, each with what was found (class, score, box) and what is there (class, box)."""
     found = [one for image, _ in images for one in image]
     true = [one for _, image in images for one in image]
@@ -60,7 +62,9 @@ def drawn(seed: int, *, images: int = 25, most: int = 30, ties: bool = False, cl
     g = np.random.default_rng(seed)
     made: list[tuple[list[Found], list[True_]]] = []
     for _ in range(images):
-        true = [(NAMES[g.integers(classes)], [*g.uniform(0, 80, 2), *g.uniform(5, 40, 2)]) for _ in range(g.integers(0, 7))]
+        true = [
+            (NAMES[g.integers(classes)], [*g.uniform(0, 80, 2), *g.uniform(5, 40, 2)]) for _ in range(g.integers(0, 7))
+        ]
         found: list[Found] = []
         for _ in range(int(g.integers(0, most))):
             name, box = NAMES[g.integers(classes)], np.array([*g.uniform(0, 80, 2), *g.uniform(5, 40, 2)])
@@ -92,7 +96,9 @@ def test_all_right_is_one_and_nothing_found_is_zero():
 def test_a_loose_box_is_right_up_to_its_overlap():
     """IoU 0.72 reaches the thresholds 0.50 to 0.70, five of ten."""
     loose = predictions([([("ant", 0.9, [0, 0, 10, 7.2])], [("ant", BOX)])])
-    assert detection_metrics(match_classes(loose)) == pytest.approx({"map": 0.5, "map_50": 1, "map_75": 0, "mar_100": 0.5})
+    assert detection_metrics(match_classes(loose)) == pytest.approx(
+        {"map": 0.5, "map_50": 1, "map_75": 0, "mar_100": 0.5}
+    )
 
 
 def test_precision_is_interpolated_at_101_recalls():
@@ -176,7 +182,9 @@ def test_the_same_numbers_as_pycocotools(seed):
         # Where scores of an image are equal, copies of it may be counted in another order.
         return
     rows = np.random.default_rng(seed).integers(25, size=(2, 25))
-    assert precision_statistic(matches, slice(None))(rows) == pytest.approx([_coco(found, row)[0] for row in rows], abs=1e-12)
+    assert precision_statistic(matches, slice(None))(rows) == pytest.approx(
+        [_coco(found, row)[0] for row in rows], abs=1e-12
+    )
 
 
 # --- resampled -------------------------------------------------------------------------------------------------------
@@ -191,7 +199,10 @@ def test_a_resample_is_what_counting_its_copies_gives():
     for row, wanted in zip(rows, statistic, strict=True):
         copies = [
             (
-                [(NAMES[c], s, b) for c, s, b in _of(found.boxes, n, found.predicted, found.scores, found.boxes.places)],
+                [
+                    (NAMES[c], s, b)
+                    for c, s, b in _of(found.boxes, n, found.predicted, found.scores, found.boxes.places)
+                ],
                 [(NAMES[c], b) for c, b in _of(found.true_boxes, n, found.labels, found.true_boxes.places)],
             )
             for n in row
@@ -227,7 +238,10 @@ def test_rows_for_people_hold_what_reaches_the_threshold():
     assert [one["label"] for one in first["objects"]] == ["cat", "bee"] and first["objects"][1]["box"] == HALF
     assert kind_of(found).line(first) == "0.png\tcat 0.900 [0, 0, 10, 10], bee 0.600 [0, 0, 10, 5]"
     assert kind_of(found).line(second) == "1.png\tno box"
-    assert list(kind_of(found).table([first, second]))[1:] == [["0.png", "cat", 0.9, *BOX], ["0.png", "bee", 0.6, *HALF]]
+    assert list(kind_of(found).table([first, second]))[1:] == [
+        ["0.png", "cat", 0.9, *BOX],
+        ["0.png", "bee", 0.6, *HALF],
+    ]
 
 
 def test_a_better_model_is_found_to_be_better():
@@ -241,14 +255,18 @@ def test_a_better_model_is_found_to_be_better():
     found = evaluate_predictions(good, [baseline], bootstrap=200)
     assert found.intervals["map"] == {"low": 1.0, "high": 1.0} and found.comparisons[0]["test"]["p_value"] < 0.01
     said = verdict_sentence(found)
-    assert said.startswith("The model is better than the typical-boxes baseline: mAP 1.000") and "30 test images" in said
+    assert (
+        said.startswith("The model is better than the typical-boxes baseline: mAP 1.000") and "30 test images" in said
+    )
 
 
 def test_typical_boxes_of_a_class_that_has_few():
     true = Boxes(np.array([1, 0]), _places([[0, 0, 32, 32]]))
     found = predictions([([], []), ([], []), ([], [])])
     sizes = np.array([[64.0, 64.0], [32.0, 32.0]])
-    base = typical_boxes(true, np.array([2]), sizes, new_sizes=np.array([[64.0, 64], [128, 64], [8, 8]]), predictions=found)
+    base = typical_boxes(
+        true, np.array([2]), sizes, new_sizes=np.array([[64.0, 64], [128, 64], [8, 8]]), predictions=found
+    )
     assert base.predictions.boxes is not None and base.predictions.predicted is not None
     assert base.predictions.predicted.tolist() == [2, 2, 2] and base.predictions.scores.tolist() == [0.5] * 3
     assert base.predictions.boxes.places.tolist() == [[0, 0, 32, 32], [0, 0, 64, 32], [0, 0, 4, 4]]

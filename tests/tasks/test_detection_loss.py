@@ -104,7 +104,9 @@ def test_gradients_reach_logits_and_boxes(kind):
     for tensor in outputs.values():
         tensor.requires_grad_(True)
     SetLoss.of(config_of(kind)).row_losses(outputs, classes, boxes, mean_boxes=2.0).sum().backward()
-    assert all(tensor.grad is not None and tensor.grad.abs().sum() > 0 for tensor in (outputs["logits"], outputs["pred_boxes"]))
+    assert all(
+        tensor.grad is not None and tensor.grad.abs().sum() > 0 for tensor in (outputs["logits"], outputs["pred_boxes"])
+    )
 
 
 def test_a_batch_without_any_box_has_a_loss():
@@ -114,7 +116,9 @@ def test_a_batch_without_any_box_has_a_loss():
 
 
 def test_an_unknown_detector_is_refused():
-    with pytest.raises(ModelError, match="the loss of a d_fine is not known here; name a detector whose model_type is one of detr"):
+    with pytest.raises(
+        ModelError, match="the loss of a d_fine is not known here; name a detector whose model_type is one of detr"
+    ):
         SetLoss.of(SimpleNamespace(model_type="d_fine"))
 
 

@@ -44,7 +44,14 @@ DETR = {
         "model_type": "resnet", "layer_type": "basic", "embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "out_features": ["stage2"],
     },
 }  # fmt: skip
-ALL = {"crop_area": 0.5, "horizontal_flip": 0.5, "vertical_flip": 0.5, "brightness": 0.3, "contrast": 0.3, "saturation": 0.3}
+ALL = {
+    "crop_area": 0.5,
+    "horizontal_flip": 0.5,
+    "vertical_flip": 0.5,
+    "brightness": 0.3,
+    "contrast": 0.3,
+    "saturation": 0.3,
+}
 COLOURS = {"blue": (20, 40, 220), "red": (220, 30, 30)}
 Objects = dict[str, list[Any]]
 
@@ -55,7 +62,11 @@ def picture(seed: int) -> tuple[Image.Image, Objects]:
     pixels = np.clip(128 + draw.integers(-20, 20, (32, 40, 3)), 0, 255).astype(np.uint8)
     objects: Objects = {"bbox": [], "category": []}
     for half in range(0 if seed % 5 == 4 else int(draw.integers(1, 3))):
-        x, y, width, height = 20 * half + int(draw.integers(0, 8)), int(draw.integers(0, 14)), *map(int, draw.integers(8, 12, 2))
+        x, y, width, height = (
+            20 * half + int(draw.integers(0, 8)),
+            int(draw.integers(0, 14)),
+            *map(int, draw.integers(8, 12, 2)),
+        )
         name = tuple(COLOURS)[int(draw.integers(2))]
         pixels[y : y + height, x : x + width] = COLOURS[name]
         objects["bbox"].append([x, y, width, height])
@@ -140,7 +151,9 @@ def as_voc(folder: Path, images: Path) -> Path:
             (folder / split / inner).mkdir(parents=True)
         for line in (images / split / "metadata.jsonl").read_text().splitlines():
             row = json.loads(line)
-            (folder / split / "JPEGImages" / row["file_name"]).write_bytes((images / split / row["file_name"]).read_bytes())
+            (folder / split / "JPEGImages" / row["file_name"]).write_bytes(
+                (images / split / row["file_name"]).read_bytes()
+            )
             found = zip(row["objects"]["bbox"], row["objects"]["category"], strict=True)
             ends = ("xmin", "ymin", "xmax", "ymax")
             objects = "".join(
@@ -161,12 +174,17 @@ def as_parquet(folder: Path, images: Path) -> Path:
     for split in ("train", "validation", "test"):
         rows = [json.loads(line) for line in (images / split / "metadata.jsonl").read_text().splitlines()]
         columns = {
-            "image": [{"bytes": (images / split / row["file_name"]).read_bytes(), "path": row["file_name"]} for row in rows],
+            "image": [
+                {"bytes": (images / split / row["file_name"]).read_bytes(), "path": row["file_name"]} for row in rows
+            ],
             "objects": [
-                [{"bbox": box, "label": name} for box, name in zip(*row["objects"].values(), strict=True)] for row in rows
+                [{"bbox": box, "label": name} for box, name in zip(*row["objects"].values(), strict=True)]
+                for row in rows
             ],
         }
-        datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image()).to_parquet(folder / f"{split}.parquet")
+        datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image()).to_parquet(
+            folder / f"{split}.parquet"
+        )
     return folder
 
 
@@ -192,7 +210,9 @@ def test_a_coco_file_named_by_itself_and_numbers_with_names(images, tmp_path):
             (tmp_path / split / image.name).write_bytes(image.read_bytes())
         (tmp_path / split / "metadata.jsonl").write_text(text)
     _, prepared = task_for(tmp_path, tmp_path / "cache", data={"labels": ["sky", "blood"]}).prepare_data()
-    assert prepared.label_names == ("sky", "blood") and max(max(row, default=0) for row in prepared.train["classes"]) == 1
+    assert (
+        prepared.label_names == ("sky", "blood") and max(max(row, default=0) for row in prepared.train["classes"]) == 1
+    )
 
 
 def test_test_rows_without_boxes_are_for_prediction_only(images, tmp_path):
@@ -220,7 +240,7 @@ def test_the_built_in_shapes_are_the_same_everywhere_and_lie_in_their_boxes():
             inside = image[y : y + height, x : x + width]
             # Every shape fills the middle of its box's last line but one and of its first column, or more, in one colour.
             assert len({tuple(value) for value in inside[-3, width // 2 - 1 : width // 2 + 1]}) == 1
-            assert 0 <= x and x + width <= 64 and 0 <= y and y + height <= 64
+            assert x >= 0 and x + width <= 64 and y >= 0 and y + height <= 64
 
 
 # --- inputs ----------------------------------------------------------------------------------------------------------
@@ -240,7 +260,9 @@ def test_boxes_follow_their_images_pixel_by_pixel(name):
     options = BoxAugmentation(**{name: 0.6 if name == "crop_area" else 1.0})
     moved = set()
     for seed in range(20):
-        image, boxes, kept = augmented_with_boxes(marked(place), np.array([place]), options, np.random.default_rng(seed))
+        image, boxes, kept = augmented_with_boxes(
+            marked(place), np.array([place]), options, np.random.default_rng(seed)
+        )
         white = np.argwhere(np.asarray(image)[..., 0] > 128)
         if not kept.all():
             continue
@@ -336,7 +358,10 @@ def test_parts_of_a_loss_that_are_not_computed_are_refused(images, tmp_path):
 def test_a_model_of_any_size_asks_for_one(images, tmp_path):
     with pytest.raises(ModelError, match="write task.image_size"):
         _ = task_for(images, tmp_path, task={"image_size": None}).processor
-    assert task_for(images, tmp_path, task={"image_size": None}, model={"config": YOLOS}).pixels([picture(0)[0]]).shape[2] == SIDE
+    assert (
+        task_for(images, tmp_path, task={"image_size": None}, model={"config": YOLOS}).pixels([picture(0)[0]]).shape[2]
+        == SIDE
+    )
 
 
 # --- runs ------------------------------------------------------------------------------------------------------------

@@ -108,7 +108,9 @@ class Objects(Kind):
     def read(self, columns: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
         """Return scores, labels, predicted, boxes, true_boxes and threshold."""
         number = {clean_text(name): number for number, name in enumerate(facts["label_names"])}
-        kept = {name: columns[name].to_pylist() for name in ("label", "label_boxes", "predicted", "confidence", "boxes")}
+        kept = {
+            name: columns[name].to_pylist() for name in ("label", "label_boxes", "predicted", "confidence", "boxes")
+        }
         known = bool(kept["label"]) and kept["label"][0] is not None
 
         def numbers(rows: list[list[str]]) -> np.ndarray:
@@ -145,7 +147,8 @@ class Objects(Kind):
     def line(self, row: Mapping[str, Any]) -> str:
         """Return the name of the image, and its objects."""
         found = ", ".join(
-            f"{one['label']} {one['score']:.3f} [{', '.join(f'{value:.0f}' for value in one['box'])}]" for one in row["objects"]
+            f"{one['label']} {one['score']:.3f} [{', '.join(f'{value:.0f}' for value in one['box'])}]"
+            for one in row["objects"]
         )
         return f"{row['text']}\t{found or _EMPTY}"
 
