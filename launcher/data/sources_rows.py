@@ -256,7 +256,20 @@ def _our_columns(
     return columns
 
 
-_ORDER = ("image", "text", "question", "text_pair", "context", "tokens", "label", "answers", "target", "objects", "id", "group")
+_ORDER = (
+    "image",
+    "text",
+    "question",
+    "text_pair",
+    "context",
+    "tokens",
+    "label",
+    "answers",
+    "target",
+    "objects",
+    "id",
+    "group",
+)
 # A question is a text, and what may answer it the second one.
 _TEXTS = {"text": "text", "question": "text", "text_pair": "text_pair", "context": "text_pair"}
 _VALUES: dict[str, Callable[..., Column]] = {

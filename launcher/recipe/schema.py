@@ -182,7 +182,21 @@ class EvaluationSection(Section):
     confidence: float = Field(0.95, gt=0.5, lt=1)
     """Coverage of the intervals."""
     baselines: (
-        list[Literal["majority", "tfidf", "word_tag", "overlap", "unigram", "pixels", "copy", "nearest", "lead", "typical_boxes"]] | None
+        list[
+            Literal[
+                "majority",
+                "tfidf",
+                "word_tag",
+                "overlap",
+                "unigram",
+                "pixels",
+                "copy",
+                "nearest",
+                "lead",
+                "typical_boxes",
+            ]
+        ]
+        | None
     ) = None
     """Simple models trained on the same rows and shown beside the model; null: majority and tfidf, for token-classification word_tag
     (the most frequent tag of each word), for question-answering overlap (words near those that question and text share), for causal-lm and masked-lm unigram (how often each token occurs in train), for image-classification
