@@ -38,7 +38,7 @@ YOLOS = {
 }  # fmt: skip
 # Without batch normalisation, which sees the rows of one process (that of the backbone is frozen).
 DETR = {
-    "model_type": "detr", "use_timm_backbone": False, "use_pretrained_backbone": False, "backbone": None, "d_model": 16, "encoder_layers": 1,
+    "model_type": "detr", "d_model": 16, "encoder_layers": 1,
     "decoder_layers": 2, "encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16, "num_queries": 6,
     "dropout": 0.0, "backbone_config": {
         "model_type": "resnet", "layer_type": "basic", "embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "out_features": ["stage2"],
@@ -355,6 +355,28 @@ def test_parts_of_a_loss_that_are_not_computed_are_refused(images, tmp_path):
     assert build(**RT_DETR).model.config.num_denoising == 0
 
 
+def test_the_heads_of_a_detector_are_told_apart_wherever_they_lie(images, tmp_path):
+    from launcher.strategies.layers import list_parameters
+
+    for config, wanted in (
+        (RT_DETR, ("class_embed", "bbox_embed", "enc_score_head", "enc_bbox_head")),
+        (DETR, ("class_labels_classifier", "bbox_predictor")),
+        (YOLOS, ("class_labels_classifier", "bbox_predictor")),
+    ):
+        model = task_for(images, tmp_path, model={"config": config}).build_model(None).model
+        for parameter in list_parameters(model):
+            is_head = any(name in parameter.name for name in wanted)
+            assert (parameter.role == "head") == is_head, parameter.name
+
+
+def test_a_plan_knows_the_memory_and_leaves_nothing_behind(images, tmp_path):
+    """RT-DETR keeps positions between calls: those of a trace, which have no values, must not meet a real model."""
+    values = values_for(images)
+    values["data"]["cache_dir"] = str(tmp_path)
+    done = tiny.launcher("plan", tiny.write_recipe(tmp_path / "plan.yaml", values), cwd=tmp_path)
+    assert done.returncode == 0 and "memory of each process, estimate" in done.stdout, done.stdout + done.stderr
+
+
 def test_a_model_of_any_size_asks_for_one(images, tmp_path):
     with pytest.raises(ModelError, match="write task.image_size"):
         _ = task_for(images, tmp_path, task={"image_size": None}).processor
@@ -420,6 +442,26 @@ def test_two_ranks_have_the_losses_of_one_and_the_model_is_used(images, tmp_path
     assert len(predict_file(finished, str(images / "test")).texts) == 8
     with pytest.raises(DataError, match="there is no image nowhere.png"):
         finished.predict_texts(["nowhere.png"])
+
+
+@pytest.mark.slow
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
+def test_blood_cells_are_found_better_than_by_their_usual_places(shared, tmp_path):
+    """120 photographs and random weights: far from a good detector, and far better than the baseline."""
+    recipe = (
+        "object-detection/shapes",
+        "name=cells",
+        f"data.source={shared / 'data/bccd_detection'}",
+        "task.image_size=128",
+    )
+    training = ("training.num_train_epochs=60", "training.eval_strategy=no", "training.load_best_model_at_end=false")
+    done = tiny.launcher(
+        "run", *recipe, *training, "model.config.num_queries=40", "tracking.wandb=null", cwd=tmp_path, timeout=1700
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads((tmp_path / "runs/cells-001/evaluation/metrics.json").read_text())
+    assert found["comparisons"][0]["differences"]["map"]["low"] > 0.05
 
 
 @pytest.mark.slow
