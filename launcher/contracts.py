@@ -170,6 +170,16 @@ class Strategy(Protocol):
 
 
 @dataclass(frozen=True)
+class Boxes:
+    """Boxes around objects in images, one row after the other."""
+
+    counts: np.ndarray
+    """Number of each row's boxes, int64 [rows]."""
+    places: np.ndarray
+    """x and y of the upper left corner, width and height, in pixels of the row's image, float64 [boxes of all rows, 4]."""
+
+
+@dataclass(frozen=True)
 class Predictions:
     """A model's outputs on rows, in the order of the rows.
 
@@ -185,6 +195,8 @@ class Predictions:
     [rows] the answers' probabilities, and ``labels`` int64 [rows] the number of references. Where a text is written (translation,
     summarization), ``answers`` are the texts, ``references`` the right ones, ``scores`` float64 [rows] 1 where a text ended by itself and 0 where it
     reached the greatest length, and ``labels`` int64 [rows] the number of references.
+    Where a row has boxes (object_detection), ``boxes`` are those that were found and ``true_boxes`` the right ones; ``predicted`` (classes), ``scores``
+    and ``labels`` (classes) are flat: [boxes of all rows], one row after the other. People are shown those with a score from ``threshold`` on.
     """
 
     problem_type: str
@@ -197,6 +209,9 @@ class Predictions:
     predicted: np.ndarray | None = None
     answers: tuple[str, ...] = ()
     references: tuple[tuple[str, ...], ...] = ()
+    boxes: Boxes | None = None
+    true_boxes: Boxes | None = None
+    threshold: float = 0.0
 
 
 @dataclass(frozen=True)

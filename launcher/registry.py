@@ -18,6 +18,7 @@ TASKS = {
     "translation": "launcher.tasks.seq2seq:Translation",
     "summarization": "launcher.tasks.seq2seq:Summarization",
     "image-classification": "launcher.tasks.image_classification:ImageClassification",
+    "object-detection": "launcher.tasks.object_detection:ObjectDetection",
 }
 STRATEGIES = {
     "full": "launcher.strategies.full:Full",
@@ -58,6 +59,9 @@ NEAR_MISSES = {
     "mt": "translation",
     "text2text-generation": "summarization",
     "summarisation": "summarization",
+    "object_detection": "object-detection",
+    "detection": "object-detection",
+    "detr": "object-detection",
     "causal_lm": "causal-lm",
     "clm": "causal-lm",
     "language-modeling": "causal-lm",

@@ -10,7 +10,7 @@ import numpy as np
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from launcher.recipe.task_options import ImageAugmentation
+    from launcher.recipe.task_options import BoxAugmentation, ImageAugmentation
 
 _ASPECTS = (3 / 4, 4 / 3)
 _TRIES = 10
@@ -39,21 +39,52 @@ def augmented(image: Image, options: ImageAugmentation, generator: np.random.Gen
     return image
 
 
+def augmented_with_boxes(
+    image: Image, boxes: np.ndarray, options: BoxAugmentation, generator: np.random.Generator
+) -> tuple[Image, np.ndarray, np.ndarray]:
+    """Return a changed copy of ``image``, its boxes float64 [kept, 4] (x, y, width, height in pixels), and which are kept, bool [boxes].
+
+    A crop cuts boxes at its edges, and drops those whose centre lies outside. Numbers are drawn as for ``augmented``.
+    """
+    from PIL import ImageOps
+
+    draws = generator.random(16)
+    boxes, kept = np.asarray(boxes, dtype=np.float64).reshape(-1, 4).copy(), np.ones(len(boxes), dtype=bool)
+    if options.crop_area is not None:
+        left, top, right, bottom = part = _crop_place(image.size, least=options.crop_area, generator=generator)
+        centres = boxes[:, :2] + boxes[:, 2:] / 2
+        kept = np.all((centres >= (left, top)) & (centres < (right, bottom)), axis=1)
+        low = np.maximum(boxes[kept, :2], (left, top))
+        high = np.minimum(boxes[kept, :2] + boxes[kept, 2:], (right, bottom))
+        boxes, image = np.concatenate([low - (left, top), high - low], axis=1), image.crop(part)
+    if draws[0] < options.horizontal_flip:
+        boxes[:, 0], image = image.width - boxes[:, 0] - boxes[:, 2], ImageOps.mirror(image)
+    if draws[1] < options.vertical_flip:
+        boxes[:, 1], image = image.height - boxes[:, 1] - boxes[:, 3], ImageOps.flip(image)
+    return _coloured(image, options, draws[5:8]), boxes, kept
+
+
 def _cropped(image: Image, *, least: float, generator: np.random.Generator) -> Image:
-    """Return a random part of at least ``least`` of the area, its sides in a ratio of 3/4 to 4/3 to those of the image.
+    return image.crop(_crop_place(image.size, least=least, generator=generator))
+
+
+def _crop_place(size: tuple[int, int], *, least: float, generator: np.random.Generator) -> tuple[int, int, int, int]:
+    """Return left, top, right and bottom of a random part of at least ``least`` of the area, its sides in a ratio of 3/4 to 4/3 to those of
+    the image; all of it where none was found.
 
     Source: Szegedy et al. 2015, "Going Deeper with Convolutions", section 6.
     """
+    across, down = size
     for _ in range(_TRIES):
         area, ratio = (
             generator.uniform(least, 1),
             math.exp(generator.uniform(math.log(_ASPECTS[0]), math.log(_ASPECTS[1]))),
         )
-        width, height = (image.width * math.sqrt(area * ratio), image.height * math.sqrt(area / ratio))
-        if width <= image.width and height <= image.height:
-            left, top = (generator.uniform(0, image.width - width), generator.uniform(0, image.height - height))
-            return image.crop((round(left), round(top), max(round(left + width), 1), max(round(top + height), 1)))
-    return image
+        width, height = (across * math.sqrt(area * ratio), down * math.sqrt(area / ratio))
+        if width <= across and height <= down:
+            left, top = (generator.uniform(0, across - width), generator.uniform(0, down - height))
+            return round(left), round(top), max(round(left + width), 1), max(round(top + height), 1)
+    return 0, 0, across, down
 
 
 def _moved(image: Image, options: ImageAugmentation, draws: np.ndarray) -> Image:
@@ -64,7 +95,7 @@ def _moved(image: Image, options: ImageAugmentation, draws: np.ndarray) -> Image
     return image.rotate(float(turn) * options.rotation, Resampling.BILINEAR, translate=shift)
 
 
-def _coloured(image: Image, options: ImageAugmentation, draws: np.ndarray) -> Image:
+def _coloured(image: Image, options: ImageAugmentation | BoxAugmentation, draws: np.ndarray) -> Image:
     from PIL import ImageEnhance
 
     changes = (

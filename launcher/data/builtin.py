@@ -19,6 +19,7 @@ BUILTIN_SOURCES = {
     "digits": "launcher.data.builtin_digits:make_digits",
     "docstrings": "launcher.data.builtin_docstrings:make_docstrings",
     "number-words": "launcher.data.builtin_number_words:make_number_words",
+    "shapes": "launcher.data.builtin_shapes:make_shapes",
     "code-roles": "launcher.data.builtin_code_roles:make_code_roles",
 }
 

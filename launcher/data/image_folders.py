@@ -8,7 +8,7 @@ from launcher.data.images import is_image_file
 from launcher.data.tables import ColumnsTable, Places, Table
 from launcher.errors import DataError
 
-METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet", "_annotations.coco.json")
 """Names of the file that says, by file_name, what the images of a folder are."""
 
 

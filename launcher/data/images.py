@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 ENDINGS = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"))
 _SHOWN = 80
+# EXIF's note of how the camera was held, and its values for images that lie on their side.
+_ORIENTATION, _ON_THEIR_SIDE = 0x0112, (5, 6, 7, 8)
 
 
 def is_image_file(path: Path) -> bool:
@@ -84,6 +86,15 @@ def open_image(data: bytes, *, mode: str = "RGB") -> Image:
     except (PIL.Image.DecompressionBombError, ValueError, SyntaxError, EOFError, IndexError) as error:
         # Pillow's readers raise these for files that are damaged in ways of their formats.
         raise OSError(str(error) or type(error).__name__) from error
+
+
+def upright_size(data: bytes) -> tuple[int, int]:
+    """Return width and height in pixels of an image that was checked, as ``open_image`` turns it; its pixels are not read."""
+    import PIL.Image
+
+    with PIL.Image.open(io.BytesIO(data)) as image:
+        turned = image.getexif().get(_ORIENTATION, 1) in _ON_THEIR_SIDE
+        return (image.height, image.width) if turned else (image.width, image.height)
 
 
 def checked_bytes(image: str | bytes) -> bytes:

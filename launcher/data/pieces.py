@@ -124,5 +124,6 @@ def _types() -> dict[str, pyarrow.DataType]:
         **dict.fromkeys(("text", "context"), text),
         **dict.fromkeys(("length", "row_id", "first_word"), number),
         **dict.fromkeys(("words", "references"), texts),
-        **dict.fromkeys(("word_starts", "tags", "places"), numbers),
+        **dict.fromkeys(("word_starts", "tags", "places", "classes", "size"), numbers),
+        "boxes": pyarrow.list_(pyarrow.list_(pyarrow.float64())),
     }

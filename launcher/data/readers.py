@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from launcher.data.columns import Column, packed
 from launcher.data.readers_arrow import ArrowTable, read_arrow, read_parquet
+from launcher.data.readers_boxes import coco_columns, is_coco
 from launcher.data.readers_conll import read_conll, read_conllu
 from launcher.data.readers_csv import read_delimited
 from launcher.data.readers_squad import squad_columns
@@ -127,6 +128,9 @@ def _read_json(text: str, shown: str, spec: SourceSpec) -> Read:
         if error.extra and text.lstrip().startswith("{"):
             return _read_jsonl(text, shown, spec)
         raise DataError(f"{shown}:{error.line}{error.column}: {error.reason}") from None
+    if is_coco(value):
+        columns, faults = coco_columns(value, shown)
+        return _Read(columns, None, {"layout": "coco"}, faults)
     rows = value.get("data") if isinstance(value, dict) else value
     if isinstance(rows, list) and rows and all(isinstance(row, dict) and "paragraphs" in row for row in rows):
         columns, faults = squad_columns(rows, shown)

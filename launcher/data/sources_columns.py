@@ -119,7 +119,7 @@ def _find(names: Sequence[str], *, taken: dict[str, list[str]], ours: Sequence[s
         match = name if name in free else _only(free, likely)
         if name not in taken and match:
             found[name] = match
-    for name in ("question", "context", "answers", "target"):
+    for name in ("question", "context", "answers", "target", "objects"):
         if name not in taken and name in free:
             found.setdefault(name, name)
     return {name: match for name, match in found.items() if name in ours}

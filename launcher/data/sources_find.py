@@ -17,6 +17,7 @@ from launcher.data.builtin import PREFIX, make_builtin
 from launcher.data.image_folders import holds_images, metadata_file, read_image_folder
 from launcher.data.readers import bare_stem, file_format, read_file
 from launcher.data.readers_arrow import ArrowTable
+from launcher.data.readers_boxes import read_voc_folder, voc_files
 from launcher.data.tables import ColumnsTable, Places, Table
 from launcher.errors import DataError, DataUnreachable
 from launcher.recipe.addresses import is_address
@@ -148,14 +149,14 @@ def _open_images(path: Path, *, spec: SourceSpec, plain_text: bool) -> OpenSourc
     named = {split_name(inner.name): inner for inner in sorted(path.iterdir()) if inner.is_dir()}
     splits = {split: named[split] for split in SPLITS if split in named}
     folders = splits or {"train": path}
-    if not all(metadata_file(folder) or holds_images(folder) for folder in folders.values()):
+    if not all(metadata_file(folder) or voc_files(folder) or holds_images(folder) for folder in folders.values()):
         return None
 
     def reader(folder: Path) -> Reader:
         described = metadata_file(folder)
         if described is not None:
             return lambda: [read_file(described, spec=spec, plain_text=plain_text)]
-        return lambda: [read_image_folder(folder)]
+        return lambda: [read_voc_folder(folder) if voc_files(folder) else read_image_folder(folder)]
 
     found = {split: reader(folder) for split, folder in folders.items()}
     return OpenSource(str(path), found, single=not splits)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from launcher.data.bad_rows import OnBadRow, SkippedRow, refuse, refuse_many, skipped_row
+from launcher.data.boxes import object_values
 from launcher.data.columns import Column, dataset_of, joined_columns
 from launcher.data.images import image_values
 from launcher.data.sources_columns import (
@@ -32,6 +33,10 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from launcher.recipe.data_section import DataSection, SourceSpec
+
+
+# What test rows may come without.
+_MAY_BE_HIDDEN = ("label", "target", "objects")
 
 
 @dataclass(frozen=True)
@@ -130,8 +135,9 @@ def read_split(
 
     Raises DataError naming file and row; with ``data.on_bad_row: skip`` only where too many rows cannot be used.
     """
-    if split == "test" and "label" in needs:
-        needs, optional = [name for name in needs if name != "label"], [*optional, "label"]
+    if split == "test":
+        hidden = [name for name in _MAY_BE_HIDDEN if name in needs]
+        needs, optional = [name for name in needs if name not in hidden], [*optional, *hidden]
     pieces: list[RowSet] = []
     firsts: list[int] = []
     start = 0
@@ -171,7 +177,7 @@ def read_split(
 
 
 def _is_there(ours: str, theirs: str | list[str], table: Table, *, split: str) -> bool:
-    may_lack = ("label", "target", "group") if split == "test" else ("group",)
+    may_lack = (*_MAY_BE_HIDDEN, "group") if split == "test" else ("group",)
     return ours not in may_lack or (isinstance(theirs, str) and has_column(table, theirs))
 
 
@@ -247,6 +253,9 @@ def _our_columns(
             columns["label"] = answer_values(table, column=theirs[0], rows=rows, contexts=contexts, faults=faults)
         elif ours == "target":
             columns["label"] = target_values(table, column=theirs[0], rows=rows, faults=faults)
+        elif ours == "objects":
+            images = columns["image"]
+            columns["label"] = object_values(table, column=theirs[0], rows=rows, images=images, faults=faults)
         elif ours == "image":
             columns |= image_values(table, column=theirs[0], rows=rows, faults=faults)
         else:
@@ -262,7 +271,20 @@ def _our_columns(
     return columns
 
 
-_ORDER = ("image", "text", "question", "text_pair", "context", "tokens", "label", "answers", "target", "id", "group")
+_ORDER = (
+    "image",
+    "text",
+    "question",
+    "text_pair",
+    "context",
+    "tokens",
+    "label",
+    "answers",
+    "target",
+    "objects",
+    "id",
+    "group",
+)
 # A question is a text, and what may answer it the second one.
 _TEXTS = {"text": "text", "question": "text", "text_pair": "text_pair", "context": "text_pair"}
 _VALUES: dict[str, Callable[..., Column]] = {

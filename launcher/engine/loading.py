@@ -21,6 +21,7 @@ NOT_FEATURES = {
     "context",
     "places",
     "references",
+    "size",
 }
 
 

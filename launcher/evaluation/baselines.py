@@ -39,6 +39,7 @@ TITLES = {
     "copy": "copied-text",
     "nearest": "nearest-training-text",
     "lead": "first-sentences",
+    "typical_boxes": "typical-boxes",
 }
 """How a baseline is called in sentences and tables."""
 

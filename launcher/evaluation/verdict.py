@@ -90,6 +90,7 @@ def _opening(state: str, reference: dict[str, Any]) -> str:
             "lead": "the text's first sentences",
             "unigram": "how often each token occurs",
             "pixels": "a linear model on the pixels of small copies",
+            "typical_boxes": "the boxes that are usual in train, the same for every image",
         }
         return f"The model is worse than {name}, {what.get(reference['name'], 'which is simpler')}"
     return f"No clear difference between the model and {name} was found"

@@ -127,6 +127,7 @@ class _Tracer:
         """Trace the model with so many blocks of each run; None where it cannot be made, or does not work with fewer blocks."""
         from torch._subclasses.fake_tensor import FakeTensorMode
 
+        from launcher.planning.kept_tensors import nothing_kept
         from launcher.planning.shrinking import shrink
         from launcher.planning.traced_step import Traced, trace_evaluation, trace_training, weights_dtype, without_data
         from launcher.strategies.preparing import modules_kept_in_eval, prepare_model
@@ -151,16 +152,17 @@ class _Tracer:
         eval_modules = modules_kept_in_eval(model, small.phase)
         traced = Traced(model, blocks, eval_modules, self.task, smoothing, compute, self.setting.device)
         found: dict[int, dict[str, Any]] = {}
-        for rows in _ROWS:
-            batches = {
-                name: self._batch(mode, rows, length)
-                for name, length in (("training", self.setting.length), ("evaluation", self.setting.eval_length))
-            }
-            training = trace_training(traced, batches["training"], mode)
-            evaluation = {} if self.evaluation else trace_evaluation(traced, batches["evaluation"], mode).stretches
-            size = sum(tensor.numel() * tensor.element_size() for tensor in batches["training"].values())
-            totals = _Totals(training.kept, training.kept_by_blocks, size)
-            found[rows] = {"training": training.stretches, "evaluation": evaluation, "totals": totals}
+        with nothing_kept(model):
+            for rows in _ROWS:
+                batches = {
+                    name: self._batch(mode, rows, length)
+                    for name, length in (("training", self.setting.length), ("evaluation", self.setting.eval_length))
+                }
+                training = trace_training(traced, batches["training"], mode)
+                evaluation = {} if self.evaluation else trace_evaluation(traced, batches["evaluation"], mode).stretches
+                size = sum(tensor.numel() * tensor.element_size() for tensor in batches["training"].values())
+                totals = _Totals(training.kept, training.kept_by_blocks, size)
+                found[rows] = {"training": training.stretches, "evaluation": evaluation, "totals": totals}
         return found
 
     def _loaded_dtype(self) -> Any:

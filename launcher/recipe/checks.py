@@ -81,6 +81,10 @@ def _images(v: View) -> str | bool:
     return v.recipe.task.type in IMAGE_TASKS and f"the task is {v.recipe.task.type}, whose rows are images"
 
 
+def _boxes(v: View) -> str | bool:
+    return v.recipe.task.type == "object-detection" and "the task is object-detection, whose losses have no smoothing"
+
+
 def _no_labels(v: View) -> str | bool:
     return _regression(v) or (
         v.recipe.task.type in TASKS_WITHOUT_LABELS and f"the task is {v.recipe.task.type}, which has no labels"
@@ -220,7 +224,7 @@ IDLE = (
     ),
     Idle(
         "training.label_smoothing_factor",
-        lambda v: v.t.label_smoothing_factor and _not_one_label(v),
+        lambda v: v.t.label_smoothing_factor and (_not_one_label(v) or _boxes(v)),
         "remove it; it spreads one label over the others",
     ),
     Idle(

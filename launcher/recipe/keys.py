@@ -23,7 +23,6 @@ LATER = {
     "task": {
         "sft",
         "dpo",
-        "object-detection",
         "semantic-segmentation",
     },
 }

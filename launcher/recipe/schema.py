@@ -182,12 +182,27 @@ class EvaluationSection(Section):
     confidence: float = Field(0.95, gt=0.5, lt=1)
     """Coverage of the intervals."""
     baselines: (
-        list[Literal["majority", "tfidf", "word_tag", "overlap", "unigram", "pixels", "copy", "nearest", "lead"]] | None
+        list[
+            Literal[
+                "majority",
+                "tfidf",
+                "word_tag",
+                "overlap",
+                "unigram",
+                "pixels",
+                "copy",
+                "nearest",
+                "lead",
+                "typical_boxes",
+            ]
+        ]
+        | None
     ) = None
     """Simple models trained on the same rows and shown beside the model; null: majority and tfidf, for token-classification word_tag
     (the most frequent tag of each word), for question-answering overlap (words near those that question and text share), for causal-lm and masked-lm unigram (how often each token occurs in train), for image-classification
     majority and pixels (a linear model on the pixels of small copies), for translation copy (the text as it is read) and nearest (what train has
-    for the most similar text), for summarization lead (the first sentences)."""
+    for the most similar text), for summarization lead (the first sentences), for
+    object-detection typical_boxes (the boxes that are usual in train, the same for every image)."""
     label_errors: bool = False
     """Whether to list rows whose label is likely wrong: of train by five linear models on TF-IDF, each judging rows that it has not
     seen, of validation and test by the trained model. For texts with one label a row; it takes about as long as the baseline tfidf."""

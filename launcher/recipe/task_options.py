@@ -18,6 +18,7 @@ COLUMNS = {
     "translation": ("text", "target", "id", "group"),
     "summarization": ("text", "target", "id", "group"),
     "image-classification": ("image", "label", "id", "group"),
+    "object-detection": ("image", "objects", "id", "group"),
 }
 
 # The baselines that a task can have, those that it has by default.
@@ -30,11 +31,12 @@ BASELINES = {
     "translation": ("copy", "nearest"),
     "summarization": ("lead",),
     "image-classification": ("majority", "pixels"),
+    "object-detection": ("typical_boxes",),
 }
 
 
 # Tasks whose rows are images.
-IMAGE_TASKS = ("image-classification",)
+IMAGE_TASKS = ("image-classification", "object-detection")
 
 
 # Tasks whose rows have no labels out of a list of names.
@@ -144,6 +146,36 @@ class ImageClassificationOptions(Section):
     proportion to the root of their images."""
 
 
+class BoxAugmentation(Section):
+    """Random changes of the images in training that boxes can follow: the same for a seed, an epoch and a row, on any number of processes."""
+
+    crop_area: float | None = Field(None, gt=0, lt=1)
+    """A random crop keeps at least this share of the area, with a ratio of its sides of up to 4/3 more or less; boxes are cut at its edges, and those
+    whose centre lies outside are left out. null: no crop."""
+    horizontal_flip: float = Field(0.0, ge=0, le=1)
+    """Probability of a mirror image. Not for what reads from left to right."""
+    vertical_flip: float = Field(0.0, ge=0, le=1)
+    """Probability of an image upside down."""
+    brightness: float = Field(0.0, ge=0, le=1)
+    """Largest change of the brightness, as a share of it."""
+    contrast: float = Field(0.0, ge=0, le=1)
+    """Largest change of the contrast, as a share of it."""
+    saturation: float = Field(0.0, ge=0, le=1)
+    """Largest change of the saturation, as a share of it."""
+
+
+class ObjectDetectionOptions(Section):
+    """Boxes around the objects in an image, each with a class."""
+
+    type: Literal["object-detection"]
+    image_size: int | None = Field(None, ge=1)
+    """Width and height in pixels that images are resized to, and boxes with them; null: what the model's own image processor does."""
+    augmentation: BoxAugmentation | None = None
+    """Random changes in training; null: none."""
+    threshold: float = Field(0.5, ge=0, le=1)
+    """Score from which on predict shows a box. Metrics count all boxes, whatever their score."""
+
+
 class CausalLMOptions(Section):
     """Language modelling: each token of a text from those before it."""
 
@@ -214,6 +246,7 @@ TaskOptions = Annotated[
     | Annotated[MaskedLMOptions, Tag("masked-lm")]
     | Annotated[TranslationOptions, Tag("translation")]
     | Annotated[SummarizationOptions, Tag("summarization")]
-    | Annotated[ImageClassificationOptions, Tag("image-classification")],
+    | Annotated[ImageClassificationOptions, Tag("image-classification")]
+    | Annotated[ObjectDetectionOptions, Tag("object-detection")],
     Discriminator(_task_type),
 ]

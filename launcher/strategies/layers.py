@@ -20,6 +20,10 @@ from launcher.contracts import Component, Parameter, Role
 _SMALLEST_STACK = 0.1
 
 
+# Detectors whose layers each predict boxes hold their heads inside of the decoder (RT-DETR, Deformable DETR): by place they would be blocks.
+_HEAD_INSIDE = re.compile(r"(^|\.)(class_embed|bbox_embed|enc_score_head|enc_bbox_head)\.")
+
+
 @dataclass(frozen=True)
 class _Tensor:
     name: str
@@ -133,7 +137,11 @@ class _Block:
 
 
 def _backbone(tensors: Sequence[_Tensor], *, prefix: str, new: Collection[str]) -> list[_Tensor]:
-    return [t for t in tensors if t.name.startswith(prefix) and not (not prefix and t.name in new)]
+    return [
+        t
+        for t in tensors
+        if t.name.startswith(prefix) and not (not prefix and t.name in new) and not _HEAD_INSIDE.search(t.name)
+    ]
 
 
 def _blocks(backbone: Sequence[_Tensor]) -> list[_Block]:

@@ -39,7 +39,7 @@ def modules_kept_in_eval(model: Any, phase: Phase) -> tuple[Any, ...]:
         model: what prepare_model returned, not wrapped by an engine; its parameters are read by name only.
 
     With ``frozen_eval`` those are the topmost modules all of whose parameters are frozen (with what lies in them); and BatchNorm
-    modules unless they are tuned.
+    modules unless they are tuned, or where there are adapters: an adapter holds no statistics, so that they have to stay what they were.
     """
     from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -49,7 +49,7 @@ def modules_kept_in_eval(model: Any, phase: Phase) -> tuple[Any, ...]:
         trainable = {id(tensor) for name, tensor in model.named_parameters() if name in names}
         backbone = getattr(model, getattr(model, "base_model_prefix", "") or "base_model", None)
         kept = {id(module): module for module in _frozen_modules(model, trainable, backbone=backbone)}
-    if phase.batch_norm != "tune":
+    if phase.batch_norm != "tune" or phase.adapters is not None:
         inside = {id(module) for top in kept.values() for module in top.modules()}
         kept |= {id(m): m for m in model.modules() if isinstance(m, _BatchNorm) and id(m) not in inside}
     return tuple(kept.values())

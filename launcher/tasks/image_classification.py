@@ -11,15 +11,14 @@ import numpy as np
 from launcher.contracts import Baseline, Predictions, Prepared, ShownRow
 from launcher.data.augmentation import augmented
 from launcher.data.chance import row_generator
-from launcher.data.images import checked_bytes, open_image
+from launcher.data.images import open_image
 from launcher.data.labels import LabelSet, make_labels
 from launcher.data.sources import SplitSet, load_rows, load_splits
 from launcher.data.tables import Faults
-from launcher.errors import DataError
 from launcher.recipe.schema import Recipe
 from launcher.tasks.class_sampling import with_draws
 from launcher.tasks.class_weights import class_weights
-from launcher.tasks.image_task import ImageTask, image_features
+from launcher.tasks.image_task import ImageTask, image_features, named_images
 from launcher.tasks.label_loss import label_items, label_losses, probabilities
 from launcher.tasks.models import LoadedModel, load_config, load_model
 from launcher.tasks.prepared_task import SPLITS, faults_of, write_labelled
@@ -102,7 +101,7 @@ class ImageClassification(ImageTask):
         """Return rows of images: those that were read, or the files that ``text`` names. Raises DataError where one is none."""
         from datasets import Dataset
 
-        found = dict(columns) if "image" in columns else _named(columns["text"])
+        found = dict(columns) if "image" in columns else named_images(columns["text"])
         found["row_id"] = list(range(len(found["image"])))
         features, _ = image_features(found)
         rows = Dataset.from_dict(features)
@@ -206,16 +205,6 @@ def small_copies(rows: Any, *, size: int = 32) -> np.ndarray:
 
 def _small(image: Any, size: int) -> np.ndarray:
     return np.asarray(image.resize((size, size)), dtype=np.float32).ravel() / 255
-
-
-def _named(paths: Sequence[str]) -> dict[str, list[Any]]:
-    missing = next((path for path in paths if not Path(path).expanduser().is_file()), None)
-    if missing is not None:
-        raise DataError(
-            f"there is no image {missing}; give paths of image files, or --file with a folder or a file of rows"
-        )
-    images = [checked_bytes(str(Path(path).expanduser())) for path in paths]
-    return {"image": images, "text": list(paths)}
 
 
 class Collator:

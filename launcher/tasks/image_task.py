@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from launcher.data.image_folders import holds_only_images
-from launcher.data.images import image_bytes, open_image
+from launcher.data.images import checked_bytes, image_bytes, open_image
 from launcher.data.pieces import Origin
-from launcher.errors import ModelError
+from launcher.errors import DataError, ModelError
 from launcher.tasks.models import load_config, load_image_processor
 from launcher.tasks.prepared_task import PreparedTask
 
@@ -80,6 +80,17 @@ def image_features(
     images = [image_bytes(image) for image in columns["image"]]
     kept = {name: list(columns[name]) for name in ("row_id", "text", "image_hash", "labels") if name in columns}
     return {"image": images, "length": [1] * len(images), **kept}, {"rows": len(images), "cut": 0}
+
+
+def named_images(paths: Sequence[str]) -> dict[str, list[Any]]:
+    """Return the columns image and text of image files. Raises DataError where one is missing, or is no image."""
+    missing = next((path for path in paths if not Path(path).expanduser().is_file()), None)
+    if missing is not None:
+        raise DataError(
+            f"there is no image {missing}; give paths of image files, or --file with a folder or a file of rows"
+        )
+    images = [checked_bytes(str(Path(path).expanduser())) for path in paths]
+    return {"image": images, "text": list(paths)}
 
 
 def _blank(width: int, height: int, *, mode: str = "RGB") -> Any:

@@ -137,13 +137,30 @@ def load_image_processor(section: ModelSection, *, size: int | None = None) -> A
     return processor
 
 
+# Their processors also turn outputs into boxes.
+_DETECTOR_PROCESSORS = {
+    "conditional_detr": "ConditionalDetr",
+    "dab-detr": "ConditionalDetr",
+    "deformable_detr": "DeformableDetr",
+    "detr": "Detr",
+    "rt_detr": "RTDetr",
+    "rt_detr_v2": "RTDetr",
+    "table-transformer": "Detr",
+    "yolos": "Yolos",
+}
+
+
 def _new_image_processor(config: Any, *, size: int | None) -> Any:
+    import transformers
     from transformers import ViTImageProcessorPil
 
     found = size or getattr(config, "image_size", None)
     if found is None:
         raise ModelError(f"a {config.model_type} takes images of any size; write task.image_size, such as 224")
     height, width = (found, found) if isinstance(found, int) else found
+    if config.model_type in _DETECTOR_PROCESSORS:
+        own = getattr(transformers, f"{_DETECTOR_PROCESSORS[config.model_type]}ImageProcessorPil")
+        return own(size={"height": height, "width": width})
     channels = getattr(config, "num_channels", 3)
     return ViTImageProcessorPil(
         size={"height": height, "width": width}, image_mean=[0.5] * channels, image_std=[0.5] * channels

@@ -59,6 +59,11 @@ MERGED = {"fp32": 1e-4, "tf32": 1e-2, "fp16": 2e-2, "bf16": 5e-2, "fp8": 2e-1}
 # bitsandbytes multiplies 4-bit weights in bf16 on a processor, and for 8 bits rounds the inputs too.
 QUANTIZED = {4: 2e-2, 8: 1e-1}
 
+# These detectors go on with the places of an image that score best, in the order of their scores: rounding, as of merged adapters, may swap two that are
+# nearly equal, and all that is told of them. Their weights are compared bit for bit, and their adapters, which round nothing, within SAME.
+_CHOOSE_QUERIES = ("rt_detr", "rt_detr_v2")
+OTHER_QUERIES = 1.0
+
 _NOT_INPUTS = ("labels", "sample_weight")
 _POLL_SECONDS = 0.05
 # What importing torch and transformers takes on a busy machine.
@@ -250,6 +255,8 @@ def make_probe(
     share = (SAME if adapter_state is None else MERGED)[precision]
     if quantized:
         share = max(share, QUANTIZED[4 if strategy.load_in_4bit else 8])  # type: ignore[union-attr]
+    if adapter_state is not None and getattr(plain.config, "model_type", None) in _CHOOSE_QUERIES:
+        share = max(share, OTHER_QUERIES)
     adapter = None
     if adapter_state is not None and not quantized and section.name_or_path is not None:
         # Quantised weights are others than those that the adapter's user would load; random ones lie nowhere.
@@ -267,13 +274,22 @@ def make_probe(
         dtype=str(dtype).removeprefix("torch."),
         autocast=autocast or None,
         device=str(trainer.args.device),
-        attention=getattr(plain.config, "_attn_implementation", None),
+        attention=_attention_of(plain.config),
         threads=torch.get_num_threads(),
         tolerance=share * scale,
         digests=digests(state),
         adapter=adapter,
         trust_remote_code=section.trust_remote_code,
     )
+
+
+def _attention_of(config: Any) -> str | dict[str, str] | None:
+    """Return how a model attends; with its parts' own ways, by the names of their configurations, where these are others."""
+    own = getattr(config, "_attn_implementation", None)
+    parts = {name: getattr(config, name, None) for name in getattr(config, "sub_configs", None) or ()}
+    ways = {name: getattr(part, "_attn_implementation", None) for name, part in parts.items()}
+    others = {name: way for name, way in ways.items() if way is not None and way != own}
+    return {"": own, **others} if own is not None and others else own
 
 
 def _plain_environment() -> dict[str, str]:

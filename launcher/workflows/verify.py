@@ -64,8 +64,8 @@ class Probe:
     autocast: str | None
     """Type of torch.autocast around the forward pass; None: there was none."""
     device: str
-    attention: str | None
-    """transformers' attn_implementation."""
+    attention: str | dict[str, str] | None
+    """transformers' attn_implementation; a mapping where a part of the model, such as a detector's backbone, has another."""
     threads: int
     """Of torch on the processor."""
     tolerance: float

@@ -31,6 +31,7 @@ def test_the_short_form_of_the_task() -> None:
             "translation",
             "summarization",
             "image-classification",
+            "object-detection",
         ]
     } in json_schema()["properties"]["task"]["anyOf"]
 

@@ -9,7 +9,7 @@ import families
 import pytest
 import torch
 
-from launcher.contracts import Phase, TuningTable
+from launcher.contracts import AdapterPlan, Phase, TuningTable
 from launcher.errors import ModelError
 from launcher.recipe.schema import Recipe
 from launcher.registry import STRATEGIES, load
@@ -163,6 +163,16 @@ def test_frozen_batch_norm_stands_still_altogether() -> None:
     means, moved = one_step(model)
     assert means == set() and not any(name.rpartition(".")[0] in norms(model) for name in moved)
     assert "resnet.embedder.embedder.convolution.weight" in moved
+
+
+def test_statistics_stand_still_beside_adapters() -> None:
+    """An adapter holds none: a model that was trained with others could not be put together again."""
+    model = families.build("resnet")
+    (phase,) = phases_of("resnet", model)
+    with_adapters = replace(phase, adapters=AdapterPlan({}, {}))
+    kept = {id(module) for module in modules_kept_in_eval(model, with_adapters)}
+    assert kept == {id(module) for path, module in model.named_modules() if path in norms(model)}
+    assert modules_kept_in_eval(model, phase) == ()
 
 
 def test_batch_norm_modules_are_named_once() -> None:

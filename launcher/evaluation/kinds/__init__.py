@@ -8,6 +8,7 @@ from launcher.evaluation.kinds.base import Kind
 from launcher.evaluation.kinds.generated import Summarization, Translation
 from launcher.evaluation.kinds.labels import MultiLabel, SingleLabel
 from launcher.evaluation.kinds.language import Language, MaskedLanguage
+from launcher.evaluation.kinds.objects import Objects
 from launcher.evaluation.kinds.regression import Regression
 from launcher.evaluation.kinds.tagging import Entities, Tags
 
@@ -23,6 +24,7 @@ KINDS: dict[str, Kind] = {
     "question_answering": Answers(),
     "entity_recognition": Entities(),
     "token_classification": Tags(),
+    "object_detection": Objects(),
 }
 """Problem type -> what it decides."""
 
