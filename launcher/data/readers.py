@@ -130,7 +130,7 @@ def _read_json(text: str, shown: str, spec: SourceSpec) -> Read:
         raise DataError(f"{shown}:{error.line}{error.column}: {error.reason}") from None
     if is_coco(value):
         columns, faults = coco_columns(value, shown)
-        return _Read(columns, None, {"layout": "coco"}, faults)
+        return Read(columns, None, {"layout": "coco"}, faults)
     rows = value.get("data") if isinstance(value, dict) else value
     if isinstance(rows, list) and rows and all(isinstance(row, dict) and "paragraphs" in row for row in rows):
         columns, faults = squad_columns(rows, shown)

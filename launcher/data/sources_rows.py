@@ -11,11 +11,12 @@ from launcher.data.bad_rows import OnBadRow, SkippedRow, refuse, refuse_many, sk
 from launcher.data.boxes import object_values
 from launcher.data.columns import Column, dataset_of, joined_columns
 from launcher.data.images import image_values
-from launcher.data.sources_columns import (
+from launcher.data.sources_columns import choose_columns
+from launcher.data.sources_find import Reader
+from launcher.data.sources_values import (
     answer_values,
     check_not_empty,
     check_tags,
-    choose_columns,
     group_values,
     id_values,
     label_values,
@@ -24,7 +25,6 @@ from launcher.data.sources_columns import (
     token_values,
     uniform_labels,
 )
-from launcher.data.sources_find import Reader
 from launcher.data.tables import Faults, Places, Table, has_column
 from launcher.errors import DataError
 from launcher.registry import suggest
