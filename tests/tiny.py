@@ -31,6 +31,11 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     "discriminative": {"type": "discriminative"},
     "lora": {"type": "lora", "r": 4, "target_modules": "all-linear"},
 }
+# Two ranks on each engine.
+TWO_RANKS: dict[str, dict[str, Any]] = {
+    "ddp": {"processes_per_node": 2, "engine": "ddp"},
+    **{f"zero-{stage}": {"processes_per_node": 2, "zero_stage": stage} for stage in range(4)},
+}
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 

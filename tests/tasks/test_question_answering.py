@@ -248,6 +248,17 @@ def test_two_ranks_have_the_losses_of_one_and_the_model_is_used(bert, data, tmp_
 
 
 @pytest.mark.slow
+@pytest.mark.soak
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("engine", tiny.TWO_RANKS)
+def test_two_ranks_of_every_engine_have_the_losses_of_one(bert, data, tmp_path, engine):
+    learn(tmp_path, "one", bert, data)
+    learn(tmp_path, "two", bert, data, distributed=tiny.TWO_RANKS[engine])
+    one, two = (tiny.losses(tmp_path / "runs" / f"{name}-001") for name in ("one", "two"))
+    assert two == pytest.approx(one, rel=1e-3)
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     "strategy", [name if name == "head" else pytest.param(name, marks=pytest.mark.soak) for name in tiny.STRATEGIES]

@@ -353,6 +353,17 @@ def test_two_ranks_have_the_losses_of_one_and_the_model_is_used(t5, data, tmp_pa
 
 
 @pytest.mark.slow
+@pytest.mark.soak
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("engine", tiny.TWO_RANKS)
+def test_two_ranks_of_every_engine_have_the_losses_of_one(t5, data, tmp_path, engine):
+    learn(tmp_path, "one", t5, data)
+    learn(tmp_path, "two", t5, data, distributed=tiny.TWO_RANKS[engine])
+    one, two = (tiny.losses(tmp_path / "runs" / f"{name}-001") for name in ("one", "two"))
+    assert two == pytest.approx(one, rel=1e-3)
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     "strategy", [name if name == "lora" else pytest.param(name, marks=pytest.mark.soak) for name in tiny.STRATEGIES]
