@@ -197,6 +197,9 @@ class Predictions:
     reached the greatest length, and ``labels`` int64 [rows] the number of references.
     Where a row has boxes (object_detection), ``boxes`` are those that were found and ``true_boxes`` the right ones; ``predicted`` (classes), ``scores``
     and ``labels`` (classes) are flat: [boxes of all rows], one row after the other. People are shown those with a score from ``threshold`` on.
+    Where each pixel has a class (semantic_segmentation), ``scores`` are float64 [rows, classes * 3]: of each class the pixels that are rightly of it, those
+    that were said to be, and those that are; ``labels`` int64 [rows] a row's pixels that count. Without labels only what was said is known, [rows, classes],
+    and ``maps`` are PNGs of the classes' numbers, as large as the images.
     """
 
     problem_type: str
@@ -212,6 +215,7 @@ class Predictions:
     boxes: Boxes | None = None
     true_boxes: Boxes | None = None
     threshold: float = 0.0
+    maps: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True)

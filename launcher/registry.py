@@ -19,6 +19,7 @@ TASKS = {
     "summarization": "launcher.tasks.seq2seq:Summarization",
     "image-classification": "launcher.tasks.image_classification:ImageClassification",
     "object-detection": "launcher.tasks.object_detection:ObjectDetection",
+    "semantic-segmentation": "launcher.tasks.semantic_segmentation:SemanticSegmentation",
 }
 STRATEGIES = {
     "full": "launcher.strategies.full:Full",
@@ -60,6 +61,8 @@ NEAR_MISSES = {
     "text2text-generation": "summarization",
     "summarisation": "summarization",
     "object_detection": "object-detection",
+    "segmentation": "semantic-segmentation",
+    "image-segmentation": "semantic-segmentation",
     "detection": "object-detection",
     "detr": "object-detection",
     "causal_lm": "causal-lm",

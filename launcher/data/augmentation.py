@@ -10,7 +10,7 @@ import numpy as np
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from launcher.recipe.task_options import BoxAugmentation, ImageAugmentation
+    from launcher.recipe.task_options import GeometricAugmentation, ImageAugmentation
 
 _ASPECTS = (3 / 4, 4 / 3)
 _TRIES = 10
@@ -40,7 +40,7 @@ def augmented(image: Image, options: ImageAugmentation, generator: np.random.Gen
 
 
 def augmented_with_boxes(
-    image: Image, boxes: np.ndarray, options: BoxAugmentation, generator: np.random.Generator
+    image: Image, boxes: np.ndarray, options: GeometricAugmentation, generator: np.random.Generator
 ) -> tuple[Image, np.ndarray, np.ndarray]:
     """Return a changed copy of ``image``, its boxes float64 [kept, 4] (x, y, width, height in pixels), and which are kept, bool [boxes].
 
@@ -62,6 +62,23 @@ def augmented_with_boxes(
     if draws[1] < options.vertical_flip:
         boxes[:, 1], image = image.height - boxes[:, 1] - boxes[:, 3], ImageOps.flip(image)
     return _coloured(image, options, draws[5:8]), boxes, kept
+
+
+def augmented_with_mask(
+    image: Image, mask: Image, options: GeometricAugmentation, generator: np.random.Generator
+) -> tuple[Image, Image]:
+    """Return changed copies of ``image`` and of its mask, which is as large. Numbers are drawn as for ``augmented``."""
+    from PIL import ImageOps
+
+    draws = generator.random(16)
+    if options.crop_area is not None:
+        part = _crop_place(image.size, least=options.crop_area, generator=generator)
+        image, mask = image.crop(part), mask.crop(part)
+    if draws[0] < options.horizontal_flip:
+        image, mask = ImageOps.mirror(image), ImageOps.mirror(mask)
+    if draws[1] < options.vertical_flip:
+        image, mask = ImageOps.flip(image), ImageOps.flip(mask)
+    return _coloured(image, options, draws[5:8]), mask
 
 
 def _cropped(image: Image, *, least: float, generator: np.random.Generator) -> Image:
@@ -95,7 +112,7 @@ def _moved(image: Image, options: ImageAugmentation, draws: np.ndarray) -> Image
     return image.rotate(float(turn) * options.rotation, Resampling.BILINEAR, translate=shift)
 
 
-def _coloured(image: Image, options: ImageAugmentation | BoxAugmentation, draws: np.ndarray) -> Image:
+def _coloured(image: Image, options: ImageAugmentation | GeometricAugmentation, draws: np.ndarray) -> Image:
     from PIL import ImageEnhance
 
     changes = (

@@ -1,4 +1,4 @@
-"""``builtin:shapes``: drawings of circles, squares and triangles on noise, with a box around each."""
+"""``builtin:shapes``: drawings of circles, squares and triangles on noise, with a box around each, and a mask of what each pixel belongs to."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _TRIES = 20
 
 def make_shapes(*, cache_dir: Path | None = None) -> BuiltinData:
     """Return rows of train (1,200), validation (200) and test (300): image (a PNG of 64 x 64 pixels) and objects (bbox [x, y, width, height]
-    in pixels, category), one to four of them, which hardly overlap.
+    in pixels, category), one to four of them, which hardly overlap, and mask (a PNG of numbers: 0 background, 1 circle, 2 square, 3 triangle).
 
     They are drawn by a seeded generator, at once, and not kept in ``cache_dir``.
     """
@@ -35,19 +35,25 @@ def _row(name: str, generator: np.random.Generator) -> dict[str, Any]:
     from PIL import Image
 
     noise = generator.integers(60, 140, size=(SIDE // 4, SIDE // 4, 3), dtype=np.uint8)
-    image = Image.fromarray(noise).resize((SIDE, SIDE))
+    image, mask = Image.fromarray(noise).resize((SIDE, SIDE)), Image.new("L", (SIDE, SIDE))
     boxes: list[tuple[int, int, int, int]] = []
     categories: list[str] = []
     for _ in range(int(generator.integers(1, _MOST + 1))):
         box = _free_place(boxes, generator)
         if box is not None:
             categories.append(NAMES[int(generator.integers(len(NAMES)))])
-            _draw(image, categories[-1], box, generator)
+            _draw(image, categories[-1], box, _colour(generator))
+            _draw(mask, categories[-1], box, NAMES.index(categories[-1]) + 1)
             boxes.append(box)
+    objects = {"bbox": [list(map(float, box)) for box in boxes], "category": categories}
+    found = {"image": image, "mask": mask}
+    return {**{key: {"bytes": _png(one), "path": name} for key, one in found.items()}, "objects": objects}
+
+
+def _png(image: Any) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
-    objects = {"bbox": [list(map(float, box)) for box in boxes], "category": categories}
-    return {"image": {"bytes": buffer.getvalue(), "path": name}, "objects": objects}
+    return buffer.getvalue()
 
 
 def _free_place(
@@ -62,13 +68,17 @@ def _free_place(
     return None
 
 
-def _draw(image: Any, name: str, box: tuple[int, int, int, int], generator: np.random.Generator) -> None:
+def _colour(generator: np.random.Generator) -> tuple[int, ...]:
+    """Return a dark or a bright colour."""
+    dark = generator.random() < 0.5
+    return tuple(int(value) for value in generator.integers(*((0, 50) if dark else (170, 256)), size=3))
+
+
+def _draw(image: Any, name: str, box: tuple[int, int, int, int], colour: Any) -> None:
     from PIL import ImageDraw
 
     x, y, side, _ = box
     right, bottom = x + side - 1, y + side - 1
-    dark = generator.random() < 0.5
-    colour = tuple(int(value) for value in generator.integers(*((0, 50) if dark else (170, 256)), size=3))
     pen = ImageDraw.Draw(image)
     if name == "circle":
         pen.ellipse((x, y, right, bottom), fill=colour)

@@ -37,7 +37,7 @@ def image_values(table: Table, *, column: str, rows: Sequence[int], faults: Faul
     for row, value in zip(rows, table.column(column).take(rows), strict=True):
         image, name = None, None
         try:
-            image, name = _image(value, folder=table.places.folder, column=column)
+            image, name = named_image(value, folder=table.places.folder, column=column, ours="image")
             hashes.append(hashlib.sha256(checked_bytes(image)).hexdigest())
         except DataError as error:
             faults.setdefault(row, Fault(str(error), value))
@@ -47,8 +47,8 @@ def image_values(table: Table, *, column: str, rows: Sequence[int], faults: Faul
     return {"image": Column.of(images), "image_hash": Column.of(hashes), "text": Column.of(names)}
 
 
-def _image(value: Any, *, folder: Path | None, column: str) -> tuple[str | bytes, str]:
-    """Return an image's path or bytes, and its name; "" where it has none. Raises DataError."""
+def named_image(value: Any, *, folder: Path | None, column: str, ours: str) -> tuple[str | bytes, str]:
+    """Return the path or bytes of an image as a table has it, and its name; "" where it has none. Raises DataError."""
     held, name = value, ""
     if isinstance(value, Mapping):
         name = Path(value.get("path") or "").name
@@ -57,12 +57,12 @@ def _image(value: Any, *, folder: Path | None, column: str) -> tuple[str | bytes
         return held, name
     if not isinstance(held, str) or not held:
         raise DataError(
-            f"column {column!r} (image) holds {str(value)[:_SHOWN]!r}, which is neither an image nor the path of one; mend or remove the "
+            f"column {column!r} ({ours}) holds {str(value)[:_SHOWN]!r}, which is neither an image nor the path of one; mend or remove the "
             "row, or name another column under data.columns"
         )
     path = Path(held).expanduser() if folder is None else folder / Path(held).expanduser()
     if not path.is_file():
-        raise DataError(f"there is no image {path}; restore it, or remove the row")
+        raise DataError(f"there is no {ours} {path}; restore it, or remove the row")
     return str(path), held
 
 

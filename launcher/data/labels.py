@@ -194,7 +194,7 @@ def make_labels(
     Raises:
         DataError: the file cannot be read, names are doubled or too few, or a number has no name.
     """
-    names = _declared_names(declared, base_folder=base_folder)
+    names = declared_names(declared, base_folder=base_folder)
     kind = infer_problem_type(train_labels, problem_type, delimiter=delimiter, names=names)
     if kind == "regression":
         if names:
@@ -239,7 +239,8 @@ def _sorted(found: set[str]) -> tuple[str, ...]:
     return tuple(sorted(found))
 
 
-def _declared_names(declared: Sequence[str] | str | None, *, base_folder: Path) -> tuple[str, ...] | None:
+def declared_names(declared: Sequence[str] | str | None, *, base_folder: Path) -> tuple[str, ...] | None:
+    """Return names as a recipe declares them, a list or a file with one a line; None where it does not. Raises DataError."""
     if declared is None:
         return None
     names = tuple(declared)

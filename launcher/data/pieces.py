@@ -116,7 +116,7 @@ def _types() -> dict[str, pyarrow.DataType]:
     text, number = pyarrow.string(), pyarrow.int64()
     texts, numbers = pyarrow.list_(text), pyarrow.list_(number)
     return {
-        "image": pyarrow.large_binary(),
+        **dict.fromkeys(("image", "mask"), pyarrow.large_binary()),
         "input_ids": pyarrow.list_(pyarrow.int32()),
         "word_ids": pyarrow.list_(pyarrow.int32()),
         "target_ids": pyarrow.list_(pyarrow.int32()),

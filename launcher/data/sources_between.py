@@ -55,7 +55,7 @@ def check_alike(sets: Mapping[str, RowSet]) -> None:
     train = set(sets["train"].columns) - {"id", "group"}
     for split, rows in sets.items():
         odd = (set(rows.columns) - {"id", "group"}) ^ train
-        odd -= {"label"} if split == "test" else set()
+        odd -= {"label", "mask"} if split == "test" else set()
         if odd:
             raise DataError(
                 f"{rows.segments[0][1].shown}: {split} and train do not both have {', '.join(sorted(odd))}; "
@@ -109,8 +109,8 @@ def fingerprint(sets: Mapping[str, RowSet]) -> str:
     digest = hashlib.sha256()
     write = json.JSONEncoder(ensure_ascii=False).encode
     for split, rows in sets.items():
-        # An image is known by the hash of its bytes, wherever it lies.
-        names = [name for name in rows.columns if name != "image"]
+        # Images and masks are known by the hashes of their bytes, wherever they lie.
+        names = [name for name in rows.columns if name not in ("image", "mask")]
         digest.update(json.dumps([split, names, rows.rows]).encode())
         for row in zip(*(rows.columns[name] for name in names), strict=True):
             digest.update(write(row).encode("utf-8", "surrogatepass"))

@@ -21,6 +21,7 @@ _TEXT_NAMES = (
     "tweet",
 )
 _LABEL_NAMES = ("labels", "category", "class", "intent", "target")
+_MASK_NAMES = ("masks", "mask_file_name", "annotation", "annotations", "segmentation", "label")
 _TOKENS_NAMES = ("words",)
 _IMAGE_NAMES = ("img", "file_name", "image_path", "filename", "path", "file")
 # Of words: CoNLL-U has upos beside tags of other kinds; a file with two of these is asked about.
@@ -111,6 +112,7 @@ def _find(names: Sequence[str], *, taken: dict[str, list[str]], ours: Sequence[s
         "tokens": _TOKENS_NAMES,
         "label": _TAGS_NAMES if "tokens" in ours else _LABEL_NAMES,
         "id": _ID_NAMES,
+        "mask": _MASK_NAMES,
     }
     for name, likely in common.items():
         match = name if name in free else _only(free, likely)

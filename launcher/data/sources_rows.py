@@ -11,6 +11,7 @@ from launcher.data.bad_rows import OnBadRow, SkippedRow, refuse, refuse_many, sk
 from launcher.data.boxes import object_values
 from launcher.data.columns import Column, dataset_of, joined_columns
 from launcher.data.images import image_values
+from launcher.data.masks import mask_values
 from launcher.data.sources_columns import choose_columns
 from launcher.data.sources_find import Reader
 from launcher.data.sources_values import (
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
 
 # What test rows may come without.
-_MAY_BE_HIDDEN = ("label", "target", "objects")
+_MAY_BE_HIDDEN = ("label", "target", "objects", "mask")
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,8 @@ class RowSet:
 
     def without_labels(self) -> RowSet:
         """Return the rows without their labels."""
-        return replace(self, columns={name: values for name, values in self.columns.items() if name != "label"})
+        kept = {name: values for name, values in self.columns.items() if name not in ("label", "mask")}
+        return replace(self, columns=kept)
 
     def places_only(self) -> RowSet:
         """Return the rows without what they hold: enough for ``place``."""
@@ -256,6 +258,9 @@ def _our_columns(
         elif ours == "objects":
             images = columns["image"]
             columns["label"] = object_values(table, column=theirs[0], rows=rows, images=images, faults=faults)
+        elif ours == "mask":
+            images = columns["image"]
+            columns |= mask_values(table, column=theirs[0], rows=rows, images=images, faults=faults)
         elif ours == "image":
             columns |= image_values(table, column=theirs[0], rows=rows, faults=faults)
         else:
@@ -282,6 +287,7 @@ _ORDER = (
     "answers",
     "target",
     "objects",
+    "mask",
     "id",
     "group",
 )

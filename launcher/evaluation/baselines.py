@@ -36,6 +36,7 @@ TITLES = {
     "overlap": "word-overlap",
     "unigram": "unigram",
     "pixels": "linear-on-pixels",
+    "usual_pixels": "usual-class-of-each-place",
     "copy": "copied-text",
     "nearest": "nearest-training-text",
     "lead": "first-sentences",

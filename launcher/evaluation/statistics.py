@@ -138,14 +138,15 @@ def _multilabel_counts(predicted: np.ndarray, labels: np.ndarray) -> Callable[[n
 def summed_rows(table: np.ndarray) -> Statistic:
     """Return a function: row indices int64 [resamples, n] -> sums of those rows of ``table`` [n, k], float64 [resamples, k].
 
-    ``table`` holds whole numbers whose sums are below 2**24, which float32 keeps exactly.
+    ``table`` holds whole numbers; where their sums may reach 2**24, up to which float32 keeps them exactly, it is done in float64.
     """
-    exact = np.asarray(table, dtype=np.float32)
+    largest = len(table) * float(np.abs(table).max(initial=0))
+    exact = np.asarray(table, dtype=np.float32 if largest < 2**24 else np.float64)
 
     def sums(rows: np.ndarray) -> np.ndarray:
         n, offsets = len(exact), (np.arange(len(rows)) * len(exact))[:, None]
         times = np.bincount((rows + offsets).ravel(), minlength=len(rows) * n).reshape(len(rows), n)
-        return np.asarray((times.astype(np.float32) @ exact).astype(np.float64))
+        return np.asarray((times.astype(exact.dtype) @ exact).astype(np.float64))
 
     return sums
 

@@ -85,6 +85,7 @@ def _opening(state: str, reference: dict[str, Any]) -> str:
             "majority": "always giving the same answer",
             "overlap": "words near those that question and text share",
             "word_tag": "the tag that each word has most often",
+            "usual_pixels": "the class that each place has most often",
             "copy": "the text as it was read",
             "nearest": "what train has for the text that is most alike",
             "lead": "the text's first sentences",

@@ -23,7 +23,6 @@ LATER = {
     "task": {
         "sft",
         "dpo",
-        "semantic-segmentation",
     },
 }
 

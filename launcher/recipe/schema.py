@@ -194,6 +194,7 @@ class EvaluationSection(Section):
                 "nearest",
                 "lead",
                 "typical_boxes",
+                "usual_pixels",
             ]
         ]
         | None
@@ -202,7 +203,8 @@ class EvaluationSection(Section):
     (the most frequent tag of each word), for question-answering overlap (words near those that question and text share), for causal-lm and masked-lm unigram (how often each token occurs in train), for image-classification
     majority and pixels (a linear model on the pixels of small copies), for translation copy (the text as it is read) and nearest (what train has
     for the most similar text), for summarization lead (the first sentences), for
-    object-detection typical_boxes (the boxes that are usual in train, the same for every image)."""
+    object-detection typical_boxes (the boxes that are usual in train, the same for every image), for semantic-segmentation
+    usual_pixels (the class that each place has most often in train)."""
     label_errors: bool = False
     """Whether to list rows whose label is likely wrong: of train by five linear models on TF-IDF, each judging rows that it has not
     seen, of validation and test by the trained model. For texts with one label a row; it takes about as long as the baseline tfidf."""

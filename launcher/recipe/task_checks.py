@@ -15,6 +15,7 @@ METRICS = {
     "translation": ("bleu", "chrf", "loss"),
     "summarization": ("rougeL", "rouge1", "rouge2", "rougeLsum", "loss"),
     "question-answering": ("f1", "exact_match", "loss"),
+    "semantic-segmentation": ("mean_iou", "pixel_accuracy", "mean_accuracy", "loss"),
     "object-detection": ("map", "map_50", "map_75", "mar_100", "loss"),
     "token-classification": ("f1", "precision", "recall", "accuracy", "macro_f1", "loss"),
 }

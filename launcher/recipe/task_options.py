@@ -19,6 +19,7 @@ COLUMNS = {
     "summarization": ("text", "target", "id", "group"),
     "image-classification": ("image", "label", "id", "group"),
     "object-detection": ("image", "objects", "id", "group"),
+    "semantic-segmentation": ("image", "mask", "id", "group"),
 }
 
 # The baselines that a task can have, those that it has by default.
@@ -32,11 +33,12 @@ BASELINES = {
     "summarization": ("lead",),
     "image-classification": ("majority", "pixels"),
     "object-detection": ("typical_boxes",),
+    "semantic-segmentation": ("usual_pixels",),
 }
 
 
 # Tasks whose rows are images.
-IMAGE_TASKS = ("image-classification", "object-detection")
+IMAGE_TASKS = ("image-classification", "object-detection", "semantic-segmentation")
 
 
 # Tasks whose rows have no labels out of a list of names.
@@ -146,8 +148,8 @@ class ImageClassificationOptions(Section):
     proportion to the root of their images."""
 
 
-class BoxAugmentation(Section):
-    """Random changes of the images in training that boxes can follow: the same for a seed, an epoch and a row, on any number of processes."""
+class GeometricAugmentation(Section):
+    """Random changes of the images in training that boxes and masks can follow: the same for a seed, an epoch and a row, on any number of processes."""
 
     crop_area: float | None = Field(None, gt=0, lt=1)
     """A random crop keeps at least this share of the area, with a ratio of its sides of up to 4/3 more or less; boxes are cut at its edges, and those
@@ -164,13 +166,27 @@ class BoxAugmentation(Section):
     """Largest change of the saturation, as a share of it."""
 
 
+class SemanticSegmentationOptions(Section):
+    """A class for each pixel of an image."""
+
+    type: Literal["semantic-segmentation"]
+    image_size: int | None = Field(None, ge=1)
+    """Width and height in pixels that images are resized to, and masks with them; null: what the model's own image processor does."""
+    augmentation: GeometricAugmentation | None = None
+    """Random changes in training; null: none."""
+    ignore_index: int = Field(255, ge=0)
+    """Number in a mask that stands for no class: such pixels are neither learned nor counted."""
+    class_weights: Literal["none", "balanced"] | dict[str, float] = "none"
+    """Weight of each class in the loss: ``balanced`` is pixels / (classes * pixels of the class), a mapping names its own."""
+
+
 class ObjectDetectionOptions(Section):
     """Boxes around the objects in an image, each with a class."""
 
     type: Literal["object-detection"]
     image_size: int | None = Field(None, ge=1)
     """Width and height in pixels that images are resized to, and boxes with them; null: what the model's own image processor does."""
-    augmentation: BoxAugmentation | None = None
+    augmentation: GeometricAugmentation | None = None
     """Random changes in training; null: none."""
     threshold: float = Field(0.5, ge=0, le=1)
     """Score from which on predict shows a box. Metrics count all boxes, whatever their score."""
@@ -247,6 +263,7 @@ TaskOptions = Annotated[
     | Annotated[TranslationOptions, Tag("translation")]
     | Annotated[SummarizationOptions, Tag("summarization")]
     | Annotated[ImageClassificationOptions, Tag("image-classification")]
-    | Annotated[ObjectDetectionOptions, Tag("object-detection")],
+    | Annotated[ObjectDetectionOptions, Tag("object-detection")]
+    | Annotated[SemanticSegmentationOptions, Tag("semantic-segmentation")],
     Discriminator(_task_type),
 ]

@@ -18,7 +18,7 @@ from launcher.data.builtin_shapes import NAMES, ROWS, make_shapes
 from launcher.data.images import open_image
 from launcher.errors import DataError, ModelError
 from launcher.recipe.schema import Recipe
-from launcher.recipe.task_options import BoxAugmentation
+from launcher.recipe.task_options import GeometricAugmentation
 from launcher.tasks.detection_loss import NO_CLASS
 from launcher.tasks.object_detection import ObjectDetection
 
@@ -257,7 +257,7 @@ def marked(place: tuple[int, int, int, int], *, size: tuple[int, int] = (40, 30)
 @pytest.mark.parametrize("name", ["horizontal_flip", "vertical_flip", "crop_area"])
 def test_boxes_follow_their_images_pixel_by_pixel(name):
     place = (5, 3, 12, 9)
-    options = BoxAugmentation(**{name: 0.6 if name == "crop_area" else 1.0})
+    options = GeometricAugmentation(**{name: 0.6 if name == "crop_area" else 1.0})
     moved = set()
     for seed in range(20):
         image, boxes, kept = augmented_with_boxes(
@@ -274,7 +274,7 @@ def test_boxes_follow_their_images_pixel_by_pixel(name):
 
 def test_a_box_whose_centre_is_cropped_away_is_left_out():
     boxes = np.array([[0, 0, 4, 4], [36, 26, 4, 4], [0, 26, 4, 4], [36, 0, 4, 4], [15, 10, 10, 10]], dtype=float)
-    options, seen = BoxAugmentation(crop_area=0.3), set()
+    options, seen = GeometricAugmentation(crop_area=0.3), set()
     for seed in range(30):
         image, found, kept = augmented_with_boxes(marked((0, 0, 1, 1)), boxes, options, np.random.default_rng(seed))
         assert len(found) == kept.sum() and (found >= 0).all() and (found[:, 2:] > 0).all()

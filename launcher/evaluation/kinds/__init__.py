@@ -9,6 +9,7 @@ from launcher.evaluation.kinds.generated import Summarization, Translation
 from launcher.evaluation.kinds.labels import MultiLabel, SingleLabel
 from launcher.evaluation.kinds.language import Language, MaskedLanguage
 from launcher.evaluation.kinds.objects import Objects
+from launcher.evaluation.kinds.pixels import Pixels
 from launcher.evaluation.kinds.regression import Regression
 from launcher.evaluation.kinds.tagging import Entities, Tags
 
@@ -19,6 +20,7 @@ KINDS: dict[str, Kind] = {
     "regression": Regression(),
     "causal_lm": Language(),
     "masked_lm": MaskedLanguage(),
+    "semantic_segmentation": Pixels(),
     "translation": Translation(),
     "summarization": Summarization(),
     "question_answering": Answers(),
