@@ -32,6 +32,7 @@ def test_the_short_form_of_the_task() -> None:
             "summarization",
             "image-classification",
             "object-detection",
+            "semantic-segmentation",
         ]
     } in json_schema()["properties"]["task"]["anyOf"]
 
