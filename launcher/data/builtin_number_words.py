@@ -41,7 +41,7 @@ def make_number_words(*, cache_dir: Path | None = None) -> BuiltinData:
         of_split = numbers[first : first + size]
         splits[split] = [{"text": english(n), "target": spanish(n), "id": str(n)} for n in of_split]
         first += size
-    return BuiltinData(splits, {"format": "builtin", "seed": _SEED})
+    return BuiltinData(splits, {"format": "builtin", "seed": str(_SEED)})
 
 
 def english(number: int) -> str:

@@ -182,7 +182,7 @@ class Progress:
 
 
 _SHOWN = {
-    "loss", "accuracy", "macro_f1", "micro_f1", "f1", "exact_match", "spearman", "pearson", "mse", "bleu", "chrf", "rougeL",
+    "loss", "accuracy", "macro_f1", "micro_f1", "f1", "exact_match", "spearman", "pearson", "mse", "bleu", "chrf", "rougeL", "map", "mean_iou",
 }  # fmt: skip
 
 
