@@ -276,6 +276,8 @@ class ShownRow:
     part of the loss), or the label of the piece before."""
     label: str
     """The row's label in words; "" where there is none."""
+    is_augmented: bool = False
+    """Whether it is not the row itself but what the first epoch of a run makes of it (task.augmentation)."""
 
 
 class BuiltModel(Protocol):
@@ -298,6 +300,11 @@ class Task(Protocol):
     @property
     def inputs_vary(self) -> bool:
         """Whether a row's input differs between epochs."""
+        ...
+
+    @property
+    def read_in_training(self) -> tuple[str, ...]:
+        """Names of columns that the collator of training wants beside the features."""
         ...
 
     @property
@@ -342,8 +349,8 @@ class Task(Protocol):
     def collator(self, *, training: bool = False) -> Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]]:
         """Return a callable: list of rows -> batch of tensors, with ``sample_weight`` float32 [rows].
 
-        Each row has ``row_id``, its number in its split, and in training ``epoch``. What a collator draws by chance in training is a
-        pure function of training.seed and these two; otherwise it is the same at every call.
+        Each row has ``row_id``, its number in its split, and in training ``epoch`` and ``copy`` (how often it was drawn in that epoch
+        before). What a collator draws by chance in training is a pure function of training.seed and these three; otherwise it is the same at every call.
         """
         ...
 
@@ -390,7 +397,11 @@ class Task(Protocol):
         ...
 
     def show_row(self, row: Mapping[str, Any], prepared: Prepared) -> ShownRow:
-        """Return a prepared row as the model sees it."""
+        """Return a prepared row as the model sees it; its ``place`` is its number in its split."""
+        ...
+
+    def augmented_row(self, row: Mapping[str, Any]) -> Mapping[str, Any] | None:
+        """Return a row of train (with ``place``) as an epoch would have it, to be shown; None: as it is, or there is nothing to be seen."""
         ...
 
     def prepare_rows(self, columns: Mapping[str, list[Any]], facts: Mapping[str, Any]) -> tuple[Any, Prepared]:

@@ -24,6 +24,8 @@ class Drawn(NamedTuple):
     """``-1 - row`` stands for a padding row: a copy of zero weight."""
     epoch: int
     """The epoch of the run that it is drawn in, from 0."""
+    copy: int = 0
+    """How often it was drawn in that epoch before (task.class_sampling)."""
 
 
 @dataclass(frozen=True)
@@ -107,20 +109,35 @@ class PhaseBatches:
 
     def with_epochs(self) -> Iterator[tuple[int, np.ndarray]]:
         """Yield the epoch and the row numbers of each step; no step has rows of two epochs."""
+        return ((epoch, rows) for epoch, rows, _ in self.with_copies())
+
+    def with_copies(self) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """Yield the epoch, the row numbers and their ``Drawn.copy`` of each step."""
         epoch, used = self.phase.position(self._done)
         left = len(self)
         while left:
-            for rows in self._epoch(epoch, used)[:left]:
-                yield epoch, rows
+            for rows, copies in self._epoch(epoch, used)[:left]:
+                yield epoch, rows, copies
                 left -= 1
             epoch, used = epoch + 1, 0
 
-    def _epoch(self, number: int, used: int) -> list[np.ndarray]:
+    def _epoch(self, number: int, used: int) -> list[tuple[np.ndarray, np.ndarray]]:
         phase, size = self.phase, self.phase.batch.global_batch_size
         made_for = phase.epoch_batch_size if number == phase.epoch else size
         batches = GlobalBatches(self.lengths, made_for, self.seed, self.order, self.draws).epoch(number)
-        rows = np.concatenate(batches)[used:]
-        return [rows[start : start + size] for start in range(0, len(rows), size)]
+        rows = np.concatenate(batches)
+        # Counted from the beginning of the epoch, wherever the phase takes it up.
+        copies = np.zeros_like(rows) if self.draws is None else copies_before(rows)
+        return [(rows[start : start + size], copies[start : start + size]) for start in range(used, len(rows), size)]
+
+
+def copies_before(rows: np.ndarray) -> np.ndarray:
+    """Return how often each row number stands in ``rows`` before, int64 [rows]."""
+    order = np.argsort(rows, kind="stable")
+    ordered = rows[order]
+    found = np.empty(len(rows), dtype=np.int64)
+    found[order] = np.arange(len(rows)) - np.searchsorted(ordered, ordered)
+    return found
 
 
 def draw_rows(draws: np.ndarray, generator: np.random.Generator) -> np.ndarray:
@@ -162,8 +179,10 @@ class RankBatches:
 
     def __iter__(self) -> Iterator[list[Drawn]]:
         """Yield the micro-batches in their order."""
-        for epoch, rows in self.batches.with_epochs():
-            yield from ([Drawn(number, epoch) for number in numbers] for numbers in self.share(rows))
+        for epoch, rows, copies in self.batches.with_copies():
+            # Places are shared out, not rows: a row that is drawn twice has a copy number at each.
+            for places in self.share(np.arange(len(rows))):
+                yield [_drawn(place, rows, copies, epoch=epoch) for place in places]
 
     def share(self, rows: np.ndarray) -> list[list[int]]:
         """Return the numbers (see ``Drawn``) of this rank's micro-batches of one global batch."""
@@ -189,6 +208,12 @@ def rank_share(
         padding = -1 - int(part[0] if len(part) else rows[0])
         shares.append(mine + [padding] * (least_rows - len(mine)))
     return shares
+
+
+def _drawn(place: int, rows: np.ndarray, copies: np.ndarray, *, epoch: int) -> Drawn:
+    at = place if place >= 0 else -1 - place
+    row = int(rows[at])
+    return Drawn(row if place >= 0 else -1 - row, epoch, int(copies[at]))
 
 
 def evaluation_batches(lengths: Sequence[int] | np.ndarray, *, batch_size: int) -> list[np.ndarray]:

@@ -13,6 +13,7 @@ from launcher.data.sampling import Drawn
 NOT_FEATURES = {
     "row_id",
     "text",
+    "second_text_at",
     "length",
     "words",
     "word_starts",
@@ -28,8 +29,10 @@ NOT_FEATURES = {
 class Rows(Dataset[dict[str, Any]]):
     """Rows of a prepared split by number, or as they are drawn for training; ``-1 - number`` is the same row with weight 0."""
 
-    def __init__(self, split: Any) -> None:
-        self.features = split.select_columns([name for name in split.column_names if name not in NOT_FEATURES])
+    def __init__(self, split: Any, *, also: Sequence[str] = ()) -> None:
+        """``also``: columns that are read although they are no features, where the split has them."""
+        left_out = NOT_FEATURES - set(also)
+        self.features = split.select_columns([name for name in split.column_names if name not in left_out])
         self.row_ids = split["row_id"]
 
     def __len__(self) -> int:
@@ -39,7 +42,7 @@ class Rows(Dataset[dict[str, Any]]):
         return self.__getitems__([wanted])[0]
 
     def __getitems__(self, wanted: Sequence[int | Drawn]) -> list[dict[str, Any]]:
-        """Return several rows with one read; each also has ``row_id`` and ``weight``, and one that is drawn its ``epoch``.
+        """Return several rows with one read; each also has ``row_id`` and ``weight``, and one that is drawn its ``epoch`` and ``copy``.
 
         What a collator draws by chance follows from these and the seed alone: so it is the same on any number of ranks, in any
         micro-batch or worker, and after a run was resumed.
@@ -49,7 +52,7 @@ class Rows(Dataset[dict[str, Any]]):
         columns = self.features[places]
         return [
             {**{name: values[i] for name, values in columns.items()}, "row_id": place, "weight": float(number >= 0)}
-            | ({"epoch": one.epoch} if isinstance(one, Drawn) else {})
+            | ({"epoch": one.epoch, "copy": one.copy} if isinstance(one, Drawn) else {})
             for i, (one, number, place) in enumerate(zip(wanted, numbers, places, strict=True))
         ]
 

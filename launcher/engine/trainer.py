@@ -106,7 +106,7 @@ class RunMixin(CheckpointMixin):
             draws=context.prepared.draws,
         )
         return self._loader(
-            Rows(split),
+            Rows(split, also=context.task.read_in_training),
             batch_sampler=RankBatches(batches, **spread),
             collate_fn=WithRowIds(self.collator(split, training=True)),
         )

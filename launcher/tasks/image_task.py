@@ -22,11 +22,6 @@ class ImageTask(PreparedTask):
     padding_side = "right"
 
     @property
-    def inputs_vary(self) -> bool:
-        """Whether a row's input differs between epochs: where there is augmentation."""
-        return self.options.augmentation is not None
-
-    @property
     def options(self) -> Any:
         """The recipe's options of the task."""
         return self.recipe.task

@@ -43,8 +43,17 @@ class PreparedTask:
 
     @property
     def inputs_vary(self) -> bool:
-        """Whether a row's input differs between epochs."""
-        return False
+        """Whether a row's input differs between epochs: where there is augmentation."""
+        return getattr(self.recipe.task, "augmentation", None) is not None
+
+    @property
+    def read_in_training(self) -> tuple[str, ...]:
+        """Names of columns that the collator of training wants beside the features."""
+        return ()
+
+    def augmented_row(self, row: Mapping[str, Any]) -> Mapping[str, Any] | None:
+        """Return a row of train (with ``place``) as an epoch would have it, to be shown; None: as it is, or there is nothing to be seen."""
+        return None
 
     @property
     def generates(self) -> bool:

@@ -144,7 +144,7 @@ def _batches(setting: _Setting, phase: Phase, prepared: Prepared, *, steps: int)
         draws=prepared.draws,
     )
     parts = iter(RankBatches(order, accumulation=batch.accumulation, rank=0, world_size=1))
-    rows = Rows(prepared.train)
+    rows = Rows(prepared.train, also=setting.task.read_in_training)
     for _ in range(steps):
         yield [collate(rows.__getitems__(part)) for part in islice(parts, batch.accumulation)]
 

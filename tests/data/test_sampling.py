@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
@@ -267,6 +269,37 @@ def test_ranks_share_what_is_drawn():
         assert sorted(number for number in drawn if number >= 0) == sorted(whole.tolist())
 
 
+def _copies(sampler_of: Any, ranks: int) -> list[tuple[int, int, int]]:
+    """(epoch, row, copy) of all that is drawn, padding left out, in no order."""
+    found = [row for rank in range(ranks) for micro in sampler_of(rank) for row in micro if row.number >= 0]
+    return sorted((row.epoch, row.number, row.copy) for row in found)
+
+
+def test_each_copy_of_a_row_has_its_number_wherever_it_is_drawn():
+    """The same on any number of ranks, at another batch size, and for what a resume has left."""
+    _, draws = imbalanced([90, 11], [0.5, 0.5])
+    lengths = lengths_of(101)
+
+    def drawn(size: int, *, world: int, accumulation: int, after: int = 0) -> list[tuple[int, int, int]]:
+        batches = PhaseBatches(lengths, phase(101, size, 2 * -(-101 // size)), 3, after=after, draws=draws)
+        return _copies(lambda rank: RankBatches(batches, accumulation=accumulation, rank=rank, world_size=world), world)
+
+    one = drawn(8, world=1, accumulation=1)
+    assert len(set(one)) == len(one) == 202, "no two of an epoch are the same copy"
+    highest = {(epoch, row): copy for epoch, row, copy in one}
+    assert len(one) == sum(copy + 1 for copy in highest.values()) and max(highest.values()) >= 4
+    assert drawn(8, world=3, accumulation=2) == one
+    late = drawn(8, world=2, accumulation=1, after=5)
+    assert set(late) < set(one) and len(late) == 202 - 40
+    assert drawn(5, world=2, accumulation=2) == one
+
+
+def test_without_draws_there_is_one_copy_of_each_row():
+    batches = PhaseBatches(lengths_of(20), phase(20, 8, 6), 3)
+    found = _copies(lambda rank: RankBatches(batches, accumulation=1, rank=rank, world_size=1), 1)
+    assert {copy for _, _, copy in found} == {0}
+
+
 # --- padding rows weigh nothing --------------------------------------------------------------------------------------
 
 
@@ -283,7 +316,7 @@ def test_a_padding_row_is_a_copy_of_weight_0():
     assert real == {"input_ids": [2, 3], "labels": 1, "row_id": 1, "weight": 1.0}
     assert padding == {**real, "weight": 0.0}
     assert rows[-1] == {"input_ids": [1], "labels": 0, "row_id": 0, "weight": 0.0}
-    assert rows[Drawn(-2, 3)] == {**padding, "epoch": 3}, "what is drawn for training says when"
+    assert rows[Drawn(-2, 3, 1)] == {**padding, "epoch": 3, "copy": 1}, "what is drawn for training says when"
     batch = WithRowIds(lambda found: {"weights": [row["weight"] for row in found]})([real, padding])
     assert batch == {"weights": [1.0, 0.0], "row_numbers": [1]}
 

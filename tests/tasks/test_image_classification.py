@@ -211,6 +211,13 @@ def test_changes_follow_from_seed_epoch_and_row_alone(images, tmp_path):
     assert torch.equal(task.collator()([prepared.train[row] for row in range(6)])["pixel_values"], plain)
 
 
+def test_an_image_that_is_drawn_twice_in_an_epoch_is_changed_in_two_ways(images, tmp_path):
+    task = task_for(images, tmp_path, task={"augmentation": ALL, "class_sampling": "balanced"})
+    row = drawn(task.prepare_data()[1], epoch=0)[0]
+    first, again, second = task.collator(training=True)([row, {**row, "copy": 0}, {**row, "copy": 1}])["pixel_values"]
+    assert torch.equal(first, again) and not torch.equal(first, second)
+
+
 @pytest.mark.parametrize("name", ALL)
 def test_each_change_changes_and_keeps_the_size(name):
     image = picture("green", 3, size=(40, 32))
