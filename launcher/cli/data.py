@@ -233,6 +233,8 @@ def _row_text(row: ShownRow, *, counted: bool) -> Any:
     from rich.text import Text
 
     text = Text(f"\nrow {row.row_id}" + (f" ({row.tokens} tokens)" if counted else ""), "bold")
+    if row.is_augmented:
+        text.append("  augmented, as in the first epoch", "italic")
     if row.label:
         text.append(f"  label: {row.label}", "bold magenta")
     text.append("\n", "")

@@ -91,6 +91,16 @@ def _no_labels(v: View) -> str | bool:
     )
 
 
+def _changes_nothing(v: View) -> str | bool:
+    wanted = v.value("task.augmentation")
+    changes = wanted.model_dump(exclude={"synonym_probability"})
+    return not any(changes.values()) and "it names no change"
+
+
+def _no_synonyms(v: View) -> str | bool:
+    return v.value("task.augmentation.synonyms") is None and "task.augmentation.synonyms names no list"
+
+
 def _not_one_label(v: View) -> str | bool:
     kind = v.value("task.problem_type")
     return kind in ("regression", "multi_label_classification") and f"task.problem_type is {kind}"
@@ -241,6 +251,13 @@ IDLE = (
         "task.class_sampling",
         lambda v: v.value("task.class_sampling") != "natural" and _not_one_label(v),
         "remove it; rows are drawn by the one label that they have",
+    ),
+    Idle("task.augmentation", _changes_nothing, "name a change that is not 0, or remove it"),
+    Idle("task.augmentation.synonym_probability", _no_synonyms, "name a list of synonyms, or remove it"),
+    Idle(
+        "task.augmentation.synonyms",
+        lambda v: v.value("task.augmentation.synonym_probability") == 0 and "synonym_probability is 0",
+        "write synonym_probability: 0.1, or remove it",
     ),
     Idle("task.label_delimiter", _not_multi_label, "write problem_type: multi_label_classification, or remove it"),
     *(Idle(key, _images, "remove it; there are no texts") for key in ("data.max_length", "data.join")),

@@ -11,6 +11,7 @@ from launcher.errors import Problem
 from launcher.recipe.addresses import is_address, lacking
 from launcher.recipe.distributed_checks import deepspeed_file_fits, nvme_folder_exists
 from launcher.recipe.keys import shown
+from launcher.recipe.synonyms_file import BadSynonyms, read_synonyms
 from launcher.recipe.view import FILE_ENDINGS, View, sources
 from launcher.registry import suggest
 
@@ -24,6 +25,7 @@ def check_files(loaded: LoadedRecipe) -> list[Problem]:
         *_data(loaded),
         *_readers(loaded),
         *_labels(loaded),
+        *_synonyms(loaded),
         *_models(loaded),
         *_quantisation(loaded),
         *_distributed(loaded),
@@ -72,6 +74,21 @@ def _labels(loaded: LoadedRecipe) -> Iterator[Lack]:
             f"{shown('data.labels', labels)}; there is no such file",
             "name a file with one label a line, or list the labels: [a, b]",
         )
+
+
+def _synonyms(loaded: LoadedRecipe) -> Iterator[Lack]:
+    key = "task.augmentation.synonyms"
+    text = View(loaded.recipe).value(key)
+    if text is None:
+        return
+    if not _path(text).is_file():
+        yield key, f"{shown(key, text)}; there is no such file", _near_file(text)
+        return
+    try:
+        read_synonyms(_path(text))
+    except BadSynonyms as error:
+        message, _, remedy = str(error).rpartition("; ")
+        yield key, message, remedy
 
 
 def _path(text: str) -> Path:

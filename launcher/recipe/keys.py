@@ -182,7 +182,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 def shown(key: str, value: object) -> str:
     """Return ``KEY is VALUE``, as every message begins."""
-    return f"{key} is {show(value)}"
+    return f"{key} is {show(value.model_dump(exclude_unset=True) if isinstance(value, BaseModel) else value)}"
 
 
 def rename(path: KeyPath, new: KeyPath, values: Any, **change: Any) -> Fix | None:

@@ -53,6 +53,24 @@ def counted_in(task: str) -> str:
     return "images" if task in IMAGE_TASKS else "tokens"
 
 
+class TextAugmentation(Section):
+    """Random changes of the texts in training: the same for a seed, an epoch and a row, on any number of processes."""
+
+    token_dropout: float = Field(0.0, ge=0, lt=1)
+    """Probability of a token to be left out; special ones stay, and so does at least one other of a row."""
+    synonyms: str | None = None
+    """A text file with groups of words that may stand for each other: a line for each, commas or tabs between the words."""
+    synonym_probability: float = Field(0.1, ge=0, le=1)
+    """Probability of a word that has synonyms to be replaced by one of them."""
+
+
+class WordAugmentation(Section):
+    """Random changes of the sentences in training: the same for a seed, an epoch and a row, on any number of processes."""
+
+    token_dropout: float = Field(0.0, ge=0, lt=1)
+    """Probability of a word to be left out, with all of its tokens and its tag; at least one word of a row stays."""
+
+
 class TextClassificationOptions(Section):
     """One label, several labels, or a number for a text or a pair of texts."""
 
@@ -75,6 +93,8 @@ class TextClassificationOptions(Section):
     ones not at all. For one label a row."""
     label_delimiter: str = Field(",", min_length=1)
     """What separates the labels of one row in a multi-label text column."""
+    augmentation: TextAugmentation | None = None
+    """Random changes in training; null: none."""
     head_dropout: float | None = Field(None, ge=0, lt=1)
     """Dropout before the classifier (a probability); null keeps the model's own."""
 
@@ -91,6 +111,8 @@ class TokenClassificationOptions(Section):
     focal_gamma: float = Field(0.0, ge=0)
     """Exponent of the focal loss: a word's loss times (1 - p)^gamma, with p the probability of its tag. 0: cross entropy; 2 is
     common. class_weights are its alpha."""
+    augmentation: WordAugmentation | None = None
+    """Random changes in training; null: none."""
 
 
 class QuestionAnsweringOptions(Section):

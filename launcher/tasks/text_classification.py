@@ -26,7 +26,8 @@ from launcher.tasks.label_loss import label_items, label_losses, probabilities
 from launcher.tasks.models import LoadedModel, load_config, load_model
 from launcher.tasks.padding import pad_inputs
 from launcher.tasks.prepared_task import SPLITS, faults_of, write_labelled
-from launcher.tasks.text_task import TextTask, joined
+from launcher.tasks.text_augmenter import TextAugmenter, as_in_first_epoch, synonyms_of
+from launcher.tasks.text_task import TextTask, joined, second_texts_at
 
 # Fields by which configurations name the dropout before the classifier.
 _HEAD_DROPOUT = ("classifier_dropout", "classifier_dropout_prob", "seq_classif_dropout", "cls_dropout")
@@ -140,6 +141,30 @@ class TextClassification(TextTask):
         several = [names[number] for number, holds in enumerate(label) if holds] if isinstance(label, list) else None
         return replace(shown, label=names[int(label)] if several is None else ", ".join(several) or "(none)")
 
+    @property
+    def read_in_training(self) -> tuple[str, ...]:
+        """Names of columns that the collator of training wants beside the features: the texts, where words are replaced."""
+        wanted = self.options.augmentation
+        return ("text", "second_text_at") if wanted is not None and wanted.synonyms is not None else ()
+
+    def _augmenter(self) -> TextAugmenter | None:
+        wanted = self.options.augmentation
+        if wanted is None:
+            return None
+        return TextAugmenter(
+            self.tokenizer,
+            seed=self.recipe.training.seed,
+            token_dropout=wanted.token_dropout,
+            synonyms=None if wanted.synonyms is None else synonyms_of(wanted.synonyms, base_folder=self.base_folder),
+            synonym_probability=wanted.synonym_probability,
+            max_length=self.max_length(),
+        )
+
+    def augmented_row(self, row: Mapping[str, Any]) -> Mapping[str, Any] | None:
+        """Return a row of train as the first epoch would have it; None without augmentation."""
+        augment = self._augmenter()
+        return None if augment is None else as_in_first_epoch(row, augment)
+
     def prepare_rows(self, columns: Mapping[str, list[Any]], facts: Mapping[str, Any]) -> tuple[Any, Prepared]:
         """Return rows of features for new texts, and what they are to be read with.
 
@@ -235,7 +260,7 @@ class TextClassification(TextTask):
 
     def collator(self, *, training: bool = False) -> Any:
         """Return a callable: list of rows -> padded batch of tensors, with ``sample_weight`` float32 [rows]."""
-        return Collator(self.tokenizer, self.problem_type)
+        return Collator(self.tokenizer, self.problem_type, augment=self._augmenter() if training else None)
 
     def row_outputs(self, outputs: Any, batch: Mapping[str, Any]) -> Any:
         """Return the logits [rows, outputs]."""
@@ -322,6 +347,7 @@ def text_features(
         "length": tokens.lengths,
         "row_id": rows["row_id"],
         "text": joined(texts, pairs),
+        **({} if pairs is None else {"second_text_at": second_texts_at(texts)}),
         **({"labels": rows["labels"]} if "labels" in rows else {}),
     }
     return columns, {"rows": len(texts), "tokens": int(tokens.lengths.sum()), "cut": tokens.cut}
@@ -338,16 +364,18 @@ def _has_head_dropout(model: Any, probability: float) -> bool:
 
 
 class Collator:
-    """Pads rows to the longest of their batch; a row's ``sample_weight`` is 0 for padding rows."""
+    """Changes rows in training, and pads them to the longest of their batch; a row's ``sample_weight`` is 0 for padding rows."""
 
-    def __init__(self, tokenizer: Any, problem_type: str) -> None:
+    def __init__(self, tokenizer: Any, problem_type: str, *, augment: TextAugmenter | None = None) -> None:
         self.tokenizer = tokenizer
         self.problem_type = problem_type
+        self.augment = augment
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Return input tensors, ``labels`` where there are any, and ``sample_weight``."""
         import torch
 
+        rows = rows if self.augment is None else [self.augment(row) for row in rows]
         result = pad_inputs(self.tokenizer, rows)
         if "labels" in rows[0]:
             single = self.problem_type in ("single_label_classification", "binary_classification")

@@ -111,9 +111,22 @@ class TextTask(PreparedTask):
         return {"task": self.recipe.task.type, **{name: prepared.facts[name] for name in _FACTS}}
 
 
+_BETWEEN_PAIRS = " ⏎ "
+
+
 def joined(texts: Sequence[str], pairs: Sequence[str] | None) -> list[str]:
     """Return texts, or pairs of them as one, for people to read."""
-    return list(texts) if pairs is None else [f"{a} ⏎ {b}" for a, b in zip(texts, pairs, strict=True)]
+    return list(texts) if pairs is None else [f"{a}{_BETWEEN_PAIRS}{b}" for a, b in zip(texts, pairs, strict=True)]
+
+
+def second_texts_at(texts: Sequence[str]) -> list[int]:
+    """Return where in pairs that were ``joined`` the second text begins, in characters; ``texts``: the first ones."""
+    return [len(text) + len(_BETWEEN_PAIRS) for text in texts]
+
+
+def split_joined(text: str, second_at: int | None) -> tuple[str, ...]:
+    """Return the text, or the two texts that were ``joined``; ``second_at``: where the second one begins."""
+    return (text,) if second_at is None else (text[: second_at - len(_BETWEEN_PAIRS)], text[second_at:])
 
 
 def predicted_count(targets: Any, batch: Mapping[str, Any]) -> Any:

@@ -24,6 +24,7 @@ from launcher.tasks.class_weights import class_weights
 from launcher.tasks.models import LoadedModel, load_config, load_model, load_tokenizer
 from launcher.tasks.padding import pad_inputs
 from launcher.tasks.prepared_task import SPLITS, faults_of, write_features
+from launcher.tasks.text_augmenter import TextAugmenter, as_in_first_epoch
 from launcher.tasks.text_task import IGNORED, TextTask, token_losses
 
 _NEEDS, _OPTIONAL = ("tokens",), ("label", "id")
@@ -143,6 +144,22 @@ class TokenClassification(TextTask):
             parts += [(tag, "label")] if tag and tag != "O" else []
         return ShownRow(row["row_id"], len(ids), tuple(parts), "")
 
+    def _augmenter(self) -> TextAugmenter | None:
+        wanted = self.options.augmentation
+        if wanted is None:
+            return None
+        seed = self.recipe.training.seed
+        return TextAugmenter(self.tokenizer, seed=seed, token_dropout=wanted.token_dropout, words_whole=True)
+
+    def augmented_row(self, row: Mapping[str, Any]) -> Mapping[str, Any] | None:
+        """Return a row of train as the first epoch would have it; None without augmentation."""
+        augment = self._augmenter()
+        if augment is None:
+            return None
+        found = as_in_first_epoch(row, augment)
+        starts = np.flatnonzero(np.asarray(found["labels"]) != IGNORED)
+        return {**found, "word_starts": starts.tolist(), "tags": [found["labels"][start] for start in starts]}
+
     def prepare_rows(self, columns: Mapping[str, list[Any]], facts: Mapping[str, Any]) -> tuple[Any, Prepared]:
         """Return rows of features for new sentences, and what they are to be read with.
 
@@ -206,7 +223,7 @@ class TokenClassification(TextTask):
 
     def collator(self, *, training: bool = False) -> Any:
         """Return a callable: list of rows -> padded batch of tensors, with ``sample_weight`` float32 [rows]."""
-        return Collator(self.tokenizer)
+        return Collator(self.tokenizer, augment=self._augmenter() if training else None)
 
     def items(self, batch: Mapping[str, Any]) -> Any:
         """Return the batch's total weight, a scalar tensor: tagged words, or with class weights the sum of their weights."""
@@ -278,15 +295,17 @@ class TokenClassification(TextTask):
 
 
 class Collator:
-    """Pads rows to the longest of their batch; a row's ``sample_weight`` is 0 for padding rows."""
+    """Changes rows in training, and pads them to the longest of their batch; a row's ``sample_weight`` is 0 for padding rows."""
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, *, augment: TextAugmenter | None = None) -> None:
         self.tokenizer = tokenizer
+        self.augment = augment
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Return input tensors, ``labels`` int64 [rows, tokens] where there are any, and ``sample_weight``."""
         import torch
 
+        rows = rows if self.augment is None else [self.augment(row) for row in rows]
         batch = pad_inputs(self.tokenizer, rows)
         if "labels" in rows[0]:
             labels = torch.full(batch["input_ids"].shape, IGNORED, dtype=torch.long)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +86,7 @@ class DataView:
     """Rows that were left out: counts by split, the first of them, and the file that lists all; empty where there are none."""
     splits: dict[str, SplitView]
     rows: list[ShownRow]
-    """Examples, of the split that was asked for."""
+    """Examples, of the split that was asked for; behind each its augmented version, where there is one."""
     is_sample: bool = False
     """Whether train is streamed, and what is told of it is of the first rows of its files."""
     mixture: Mapping[str, Any] = field(default_factory=dict)
@@ -135,10 +135,20 @@ def view_data(recipe: Recipe, *, base_folder: Path, split: str = "train", rows: 
         warnings=list(prepared.facts["warnings"]),
         skipped=prepared.facts.get("skipped", {}),
         splits={name: _view(rows_of, prepared, name) for name, rows_of in found.items() if rows_of is not None},
-        rows=[task.show_row(shown[place], prepared) for place in places],
+        rows=[
+            row for place in places for row in _as_seen(task, {**shown[place], "place": place}, prepared, split=split)
+        ],
         is_sample=prepared.stream is not None,
         mixture={name: value for name, value in prepared.facts.get("mixture", {}).items() if name != "told"},
     )
+
+
+def _as_seen(task: Any, row: Mapping[str, Any], prepared: Prepared, *, split: str) -> Iterator[ShownRow]:
+    """Yield a row, and of train what the first epoch makes of it where that can be shown."""
+    yield task.show_row(row, prepared)
+    augmented = task.augmented_row(row) if split == "train" else None
+    if augmented is not None:
+        yield replace(task.show_row(augmented, prepared), is_augmented=True)
 
 
 def _view(rows: Any, prepared: Prepared, name: str) -> SplitView:
