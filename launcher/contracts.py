@@ -185,7 +185,7 @@ class Predictions:
 
     ``scores``: float64 [rows, outputs], probabilities for classification (one column per label; two for a one-logit
     binary model), predicted values for regression (one column), and for causal_lm and masked_lm, whose rows are whole texts, the summed negative
-    log-likelihood of a text's tokens in nats (one column).
+    log-likelihood of a text's tokens in nats (one column), and for masked_lm in a second column how many of them were told right.
     ``labels``: int64 [rows], int64 [rows, labels] (0/1) for multi-label, float64 [rows] for regression, the number of predicted
     tokens for causal_lm and masked_lm; None: unlabelled.
 
@@ -216,6 +216,9 @@ class Predictions:
     true_boxes: Boxes | None = None
     threshold: float = 0.0
     maps: tuple[bytes, ...] = ()
+    fills: tuple[tuple[tuple[tuple[str, float], ...], ...], ...] = ()
+    """[rows][mask tokens of the text][likeliest tokens and their probabilities], for masked_lm where texts have mask tokens that are to be
+    filled; ``answers`` are then the filled texts, "" for a text without one."""
 
 
 @dataclass(frozen=True)

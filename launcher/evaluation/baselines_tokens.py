@@ -11,7 +11,7 @@ import numpy as np
 
 from launcher.contracts import Baseline, Predictions
 from launcher.evaluation.kinds import metrics_for
-from launcher.evaluation.language import unigram_losses
+from launcher.evaluation.language import commonest_right, unigram_losses
 
 # --- unigram -------------------------------------------------------------------------------------------------------
 
@@ -25,6 +25,8 @@ def unigram_baseline(train: np.ndarray, targets: Sequence[np.ndarray], predictio
     """
     assert predictions.labels is not None and [len(row) for row in targets] == predictions.labels.tolist()
     scores = unigram_losses(train, targets)[:, None]
+    if predictions.scores.shape[1] > 1:
+        scores = np.column_stack([scores, commonest_right(train, targets)])
     own = replace(predictions, scores=scores)
     return Baseline("unigram", own, metrics_for(own))
 

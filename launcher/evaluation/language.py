@@ -1,7 +1,7 @@
 """How well a language model predicts texts: loss and perplexity per token, and a unigram model to compare with.
 
 Predictions of problem types ``causal_lm`` and ``masked_lm`` have one score for each text, the summed negative log-likelihood of its tokens in nats,
-and as label the number of tokens that were predicted.
+and as label the number of tokens that were predicted; those of ``masked_lm`` have a second score, the number of tokens that were told right.
 """
 
 from __future__ import annotations
@@ -37,6 +37,21 @@ def language_metrics(summed: np.ndarray, tokens: np.ndarray) -> dict[str, float]
     with np.errstate(over="ignore"):
         found = {"loss": loss, "perplexity": float(np.exp(loss))}
     return {name: value for name, value in found.items() if np.isfinite(value)}
+
+
+def masked_accuracy(right: np.ndarray, tokens: np.ndarray) -> dict[str, float]:
+    """Return accuracy, the share of the masked tokens that were told right; {} where none is masked.
+
+    ``right``, ``tokens``: of each text, how many were told right, and how many were to be told [rows].
+    """
+    total = float(tokens.sum())
+    return {"accuracy": float(right.sum()) / total} if total else {}
+
+
+def commonest_right(train: np.ndarray, targets: Sequence[np.ndarray]) -> np.ndarray:
+    """Return how many of each row's targets are the commonest token of ``train``, which a unigram model tells everywhere; float64 [rows]."""
+    seen, counts = np.unique(train, return_counts=True)
+    return np.array([np.count_nonzero(row == seen[counts.argmax()]) for row in targets], dtype=np.float64)
 
 
 def unigram_losses(train: np.ndarray, targets: Sequence[np.ndarray]) -> np.ndarray:

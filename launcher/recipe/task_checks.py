@@ -11,7 +11,7 @@ from launcher.recipe.view import Finding, View
 # Metrics of tasks that do not have those of classified texts; a test holds them to what is computed.
 METRICS = {
     "causal-lm": ("loss", "perplexity"),
-    "masked-lm": ("loss", "perplexity"),
+    "masked-lm": ("loss", "perplexity", "accuracy"),
     "translation": ("bleu", "chrf", "loss"),
     "summarization": ("rougeL", "rouge1", "rouge2", "rougeLsum", "loss"),
     "question-answering": ("f1", "exact_match", "loss"),

@@ -162,15 +162,19 @@ class LanguageTask(TextTask):
         return "loss"
 
     def predictions(self, logits: np.ndarray, split: Any, prepared: Prepared) -> Predictions:
-        """Add the rows of each text up: ``logits`` are ``row_outputs`` [rows, 2]; Predictions have a row for each text."""
+        """Add the rows of each text up: ``logits`` are ``row_outputs`` [rows, 2 or more]; Predictions have a row for each text.
+
+        The first column is the summed loss and the second the number of predicted tokens; a third one is a score as well.
+        """
         row_ids, places = np.unique(np.asarray(split["row_id"][:], dtype=np.int64), return_inverse=True)
         firsts = np.unique(places, return_index=True)[1]
-        totals = np.zeros((len(row_ids), 2))
+        logits = logits[:, :3]
+        totals = np.zeros((len(row_ids), logits.shape[1]))
         np.add.at(totals, places, logits.astype(np.float64))
         texts = split["text"]
         return Predictions(
             problem_type=self.problem,
-            scores=totals[:, :1],
+            scores=np.delete(totals, 1, axis=1),
             labels=totals[:, 1].astype(np.int64),
             label_names=(),
             texts=tuple(texts[int(first)] for first in firsts),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ from launcher.tasks.text_task import IGNORED
 
 PROBLEM = "masked_lm"
 _NAMED = 3
+LIKELIEST = 5
+"""Tokens that are told for a mask."""
 
 
 class MaskedLM(LanguageTask):
@@ -37,6 +40,8 @@ class MaskedLM(LanguageTask):
         super().__init__(recipe, base_folder=base_folder)
         assert isinstance(recipe.task, MaskedLMOptions)
         self.options = recipe.task
+        self.fills = False
+        """Whether rows to be predicted have mask tokens that are to be filled."""
 
     @property
     def inputs_vary(self) -> bool:
@@ -97,10 +102,10 @@ class MaskedLM(LanguageTask):
         return [f"{name} has no output layer for masked tokens: {names} are new, and begin at random"]
 
     def show_row(self, row: Mapping[str, Any], prepared: Prepared) -> ShownRow:
-        """Return a prepared row; what would have to be told of it in an evaluation is learned."""
-        ids, words = np.asarray(row["input_ids"]), row.get("word_ids")
-        generator = row_generator(row, seed=None)
-        chosen = self.masking.choose(ids, None if words is None else np.asarray(words), generator)
+        """Return a prepared row; what an evaluation of its split would have to be told of it is learned."""
+        ids = np.asarray(row["input_ids"])
+        # An evaluation draws by a row's place in its split, not by its text's number in the source.
+        chosen = mask_row({**row, "row_id": row["place"]}, self.masking, seed=None)[1] != IGNORED
         parts: list[tuple[str, Any]] = []
         for stretch in np.split(np.arange(len(ids)), np.flatnonzero(np.diff(chosen)) + 1):
             parts += self.text_parts(ids[stretch].tolist(), learned=bool(chosen[stretch[0]]))
@@ -146,7 +151,55 @@ class MaskedLM(LanguageTask):
         """Return the tokens that were masked, int64 [rows, tokens]."""
         return batch["labels"]
 
+    # --- masks of a text, to be filled ------------------------------------------------------------------------------
+
+    def prepare_rows(self, columns: Mapping[str, list[Any]], facts: Mapping[str, Any]) -> tuple[Any, Prepared]:
+        """Return rows of tokens for new texts; none of a text that has mask tokens of its own is masked beside them."""
+        rows, prepared = super().prepare_rows(columns, facts)
+        has_mask = {
+            text for text, ids in zip(rows["row_id"], rows["input_ids"], strict=True) if self.masking.mask_id in ids
+        }
+        self.fills = bool(has_mask)
+        if not has_mask:
+            return rows, prepared
+        rows = rows.add_column("asked", [text in has_mask for text in rows["row_id"]])
+        return rows, replace(prepared, train=rows, validation=rows, test=rows)
+
+    def row_outputs(self, outputs: Any, batch: Mapping[str, Any]) -> Any:
+        """Return each row's summed loss, number of masked tokens, and how many were told right, float32 [rows, 3].
+
+        Where masks are filled, the likeliest tokens and their probabilities follow for each mask of a row that is asked, in its order:
+        [rows, 3 + masks * 10], NaN where a row has fewer masks.
+        """
+        import torch
+
+        logits, targets = outputs["logits"], self.targets(batch)
+        right = ((logits.argmax(dim=-1) == targets) & (targets != IGNORED)).sum(dim=1)
+        told = torch.cat([super().row_outputs(outputs, batch), right[:, None].float()], dim=1)
+        if not self.fills:
+            return told
+        asked = (batch["input_ids"] == self.masking.mask_id) & (targets == IGNORED).all(dim=1, keepdim=True)
+        return torch.cat([told, likeliest(logits, asked)], dim=1)
+
     # --- evaluation ------------------------------------------------------------------------------------------------
+
+    def predictions(self, logits: np.ndarray, split: Any, prepared: Prepared) -> Predictions:
+        """Add the rows of each text up, and put its filled masks together: ``logits`` are ``row_outputs``."""
+        found = super().predictions(logits, split, prepared)
+        if "asked" not in split.column_names:
+            return found
+        of_text: dict[int, list[tuple[tuple[str, float], ...]]] = {row_id: [] for row_id in found.row_ids}
+        best: dict[int, list[int]] = {row_id: [] for row_id in found.row_ids}
+        for row_id, row in zip(split["row_id"], logits[:, 3:], strict=True):
+            for ids, shares in row[~np.isnan(row)].reshape(-1, 2, LIKELIEST):
+                tokens = [self.tokenizer.decode([int(token)]).strip() for token in ids]
+                of_text[row_id].append(tuple(zip(tokens, shares.astype(float).tolist(), strict=True)))
+                best[row_id].append(int(ids[0]))
+        filled = [
+            fill(text, best[row_id], self.tokenizer) if best[row_id] else ""
+            for text, row_id in zip(found.texts, found.row_ids, strict=True)
+        ]
+        return replace(found, answers=tuple(filled), fills=tuple(map(tuple, of_text.values())))
 
     def baselines(
         self, names: Sequence[str], prepared: Prepared, predictions: Predictions, *, split: str
@@ -176,7 +229,7 @@ class Collator:
         """Return ``input_ids``, ``attention_mask`` and ``labels`` int64 [rows, tokens], and ``sample_weight``."""
         import torch
 
-        masked = [mask_row(row, self.masking, seed=self.seed) for row in rows]
+        masked = [as_asked(row) if row.get("asked") else mask_row(row, self.masking, seed=self.seed) for row in rows]
         ids, mask = pad_tokens([seen for seen, _ in masked], value=self.pad_token_id)
         labels, _ = pad_tokens([wanted for _, wanted in masked], value=IGNORED)
         weights = torch.tensor([row.get("weight", 1.0) for row in rows], dtype=torch.float32)
@@ -189,6 +242,48 @@ def mask_row(row: Mapping[str, Any], masking: Masking, *, seed: int | None) -> t
     generator = row_generator(row, seed=seed)
     chosen = masking.choose(ids, None if words is None else np.asarray(words), generator)
     return masking.replace(ids, chosen, generator), np.where(chosen, ids, IGNORED)
+
+
+def as_asked(row: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """Return what the model sees of a row with masks that are to be filled, and labels that tell nothing; int64 [tokens]."""
+    ids = np.asarray(row["input_ids"], dtype=np.int64)
+    return ids, np.full_like(ids, IGNORED)
+
+
+def likeliest(logits: Any, places: Any) -> Any:
+    """Return the likeliest tokens of each place, and their probabilities: float32 [rows, most places of a row * 2 * LIKELIEST].
+
+    For each place all tokens and then all probabilities, the likeliest first; NaN where a row has fewer places.
+
+    Args:
+        logits: [rows, tokens, vocabulary].
+        places: bool [rows, tokens].
+    """
+    import torch
+
+    counts = places.sum(dim=1)
+    shares, ids = logits[places].float().softmax(dim=-1).topk(LIKELIEST, dim=-1)
+    # Numbers of tokens are far below 2^24, up to which float32 is exact.
+    told = torch.stack([ids.to(shares.dtype), shares], dim=1).flatten(1)
+    found = torch.full((len(places), int(counts.max()), told.shape[1]), float("nan"), device=logits.device)
+    for row, of_row in enumerate(told.split(counts.tolist())):
+        found[row, : len(of_row)] = of_row
+    return found.flatten(1)
+
+
+def fill(text: str, tokens: Sequence[int], tokenizer: Any) -> str:
+    """Return ``text`` with its mask tokens replaced; one that goes on with the word before it takes no space before it.
+
+    What the tokenizer itself would write (decode) has lost the case and the spaces of the text.
+    """
+    before, *after = text.split(tokenizer.mask_token)
+    word = tokenizer("a", add_special_tokens=False)["input_ids"]
+    start = tokenizer.decode(word)
+    for token, rest in zip(tokens, after, strict=False):
+        piece = tokenizer.decode([*word, token]).removeprefix(start)
+        goes_on = bool(piece) and not piece[0].isspace()
+        before = (before.rstrip() if goes_on else before) + piece.strip() + rest
+    return before
 
 
 def masked_tokens(split: Any, masking: Masking) -> dict[int, np.ndarray]:

@@ -19,13 +19,18 @@ from launcher.data.masking import Masking
 from launcher.data.sampling import PhaseBatches, RankBatches
 from launcher.engine.loading import Rows
 from launcher.errors import DataError, ModelError
+from launcher.evaluation.assessment import evaluate_predictions
+from launcher.evaluation.kinds.masked import MaskedLanguage
 from launcher.plans import BatchPlan, PlannedPhase
 from launcher.recipe.schema import Recipe
+from launcher.recipe.task_checks import METRICS
 from launcher.tasks.masked_lm import IGNORED, MaskedLM, mask_row, masked_tokens
+from launcher.workflows.data_view import view_data
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "engine"))
 import in_process
 
+Kind = MaskedLanguage()
 TASK = {"type": "masked-lm"}
 WORDS = {"type": "masked-lm", "whole_word_mask": True}
 
@@ -213,7 +218,11 @@ def test_the_loss_is_the_mean_over_masked_places(prepared: Any) -> None:
     assert float(task.items(batch)) == count > 3, "a padding row counts for nothing"
     assert float(task.loss({"logits": logits}, batch)) == pytest.approx(summed, rel=1e-5)
     kept = task.row_outputs({"logits": logits}, batch)
-    assert kept[:3].sum(dim=0).tolist() == pytest.approx([summed, count], rel=1e-5)
+    told = int((logits[:3].argmax(dim=-1) == real).sum())
+    assert kept[:3].sum(dim=0).tolist() == pytest.approx([summed, count, told], rel=1e-5)
+    sure = torch.nn.functional.one_hot(batch["labels"].clamp(min=0), 128).float()
+    kept = task.row_outputs({"logits": sure}, batch)
+    assert kept[:, 1].tolist() == kept[:, 2].tolist(), "places that are not masked do not count as told"
 
 
 def test_texts_are_scored_and_the_baseline_tells_the_same_places(prepared: Any) -> None:
@@ -230,8 +239,127 @@ def test_texts_are_scored_and_the_baseline_tells_the_same_places(prepared: Any) 
     assert found.problem_type == "masked_lm" and found.labels.tolist() == [len(ids) for ids in wanted.values()]
     assert task.metrics(found)["loss"] == pytest.approx(loss, rel=1e-6)
     (baseline,) = task.baselines(["unigram"], data, found, split="validation")
-    assert set(baseline.metrics) == {"loss", "perplexity"}
+    assert set(baseline.metrics) == set(METRICS["masked-lm"]) == set(task.metrics(found))
+    train = np.concatenate([np.asarray(ids[1:-1]) for ids in data.train["input_ids"]])
+    commonest = np.bincount(train[~np.isin(train, task.masking.special_ids)]).argmax()
+    flat = np.concatenate(list(wanted.values()))
+    assert baseline.metrics["accuracy"] == (flat == commonest).mean()
+    assert task.metrics(found)["accuracy"] == rows[:, 2].sum() / rows[:, 1].sum()
+    evaluation = evaluate_predictions(found, [baseline], bootstrap=50)
+    low, high = (evaluation.intervals["accuracy"][end] for end in ("low", "high"))
+    assert 0 <= low <= evaluation.metrics["accuracy"] <= high <= 1
+    assert evaluation.headline == ["perplexity", "loss", "accuracy"]
     assert baseline.metrics["loss"] < np.log(128) < loss + 1
+
+
+# --- masks that are filled -------------------------------------------------------------------------------------------
+
+
+def filled(task: MaskedLM, texts: list[str], logits_of: Any, *, max_length: int = 16, batch_size: int = 2) -> Any:
+    """Predictions of a model whose logits are ``logits_of(input_ids)``."""
+    from launcher.engine.predicting import predict_logits
+
+    class Model(torch.nn.Module):
+        def forward(self, input_ids: Any, **_: Any) -> dict[str, Any]:
+            return {"logits": logits_of(input_ids)}
+
+    rows, prepared = task.prepare_rows({"text": texts}, {"max_length": max_length})
+    found, _ = predict_logits(
+        Model(), rows, task.collator(), batch_size=batch_size, device="cpu", row_outputs=task.row_outputs
+    )
+    return task.predictions(found, rows, prepared)
+
+
+def favouring(task: MaskedLM, *words: str) -> Any:
+    """Logits by which the n-th place of a row is the n-th word, over and over."""
+    ids = torch.tensor(task.tokenizer.convert_tokens_to_ids(list(words)))
+
+    def logits(input_ids: torch.Tensor) -> torch.Tensor:
+        wanted = ids[torch.arange(input_ids.shape[1]) % len(ids)]
+        return 5 * torch.nn.functional.one_hot(wanted, 128).float().expand(len(input_ids), -1, -1)
+
+    return logits
+
+
+def test_mask_tokens_of_a_text_are_filled_and_other_texts_have_losses_as_before(bert: Path) -> None:
+    task = task_for(bert)
+    texts = ["The OLD [MASK] is   near", "the iron is far", "[MASK] gold [MASK]"]
+    found = filled(task, texts, favouring(task, "gold"))
+    assert found.answers == ("The OLD gold is   near", "", "gold gold gold")
+    assert [len(masks) for masks in found.fills] == [1, 0, 2] and all(len(m) == 5 for row in found.fills for m in row)
+    token, share = found.fills[0][0][0]
+    assert token == "gold" and share == pytest.approx(np.exp(5) / (np.exp(5) + 127), rel=1e-5)
+    assert found.labels.tolist()[0] == found.labels.tolist()[2] == 0 < found.labels[1]
+    plain = filled(task_for(bert), texts[1:2], favouring(task, "gold"))
+    assert plain.fills == () and found.scores[1].tolist() != [0, 0]
+    first, second, _ = Kind.rows(found)
+    assert first["filled"] == found.answers[0] and first["loss"] is None and second["filled"] is None
+    assert set(Kind.rows(plain)[0]) == {"text", "tokens", "loss", "perplexity"}
+    assert Kind.line(first).startswith("The OLD gold is   near\n  mask 1: gold 53.9%, ")
+    assert Kind.line(second).startswith("loss ")
+    (_, *lines) = Kind.table(Kind.rows(found))
+    assert all(len(line) == 6 for line in lines) and lines[0][-1].startswith("gold 53.9%, ")
+
+
+def test_pieces_of_words_go_on_with_the_word_before(bert: Path) -> None:
+    from tokenizers import decoders
+
+    task = task_for(bert)
+    task.tokenizer.backend_tokenizer.decoder = decoders.WordPiece()
+    found = filled(task, ["the iron [MASK] is", "[MASK] is"], favouring(task, "##s"))
+    assert found.answers == ("the irons is", "s is") and found.fills[0][0][0][0] == "##s"
+
+
+def test_masks_of_a_divided_text_are_those_of_all_its_rows(bert: Path) -> None:
+    task = task_for(bert)
+    text = "the old gold is [MASK] and " * 4
+    words = ["iron", "gold", "zinc", "tin", "old", "new", "far"]
+    found = filled(task, [text, "iron"], favouring(task, *words), max_length=7)
+    assert len(found.fills[0]) == 4 and len(found.texts) == 2
+    best = [masks[0][0] for masks in found.fills[0]]
+    assert found.answers[
+        0
+    ] == "the old gold is {} and the old gold is {} and the old gold is {} and the old gold is {} and ".format(*best)
+    assert len(set(best)) > 1, "each place has a word of its own"
+    assert found.labels.tolist()[0] == 0, "no row of the text is masked beside them"
+
+
+def test_filled_masks_are_written_and_read_back(bert: Path, tmp_path: Path) -> None:
+    from launcher.evaluation.predictions_io import read_predictions, write_predictions
+
+    task = task_for(bert)
+    for texts in (["old [MASK]", "the iron"], ["the iron", "gold"]):
+        found = filled(task, texts, favouring(task, "tin"))
+        write_predictions(found, tmp_path / "p.parquet")
+        again = read_predictions(tmp_path / "p.parquet")
+        assert (again.answers, again.fills, again.texts) == (found.answers, found.fills, found.texts)
+        assert again.scores.tolist() == found.scores.tolist() and again.labels.tolist() == found.labels.tolist()
+
+
+def test_an_evaluation_fills_nothing_though_texts_have_masks(bert: Path, tmp_path: Path) -> None:
+    (tmp_path / "train.txt").write_text("".join(f"old [MASK] {word}\n" for word in tiny.FILLER))
+    task = task_for(bert, tmp_path / "train.txt", data={"cache_dir": str(tmp_path)})
+    rows = Rows(task.prepare_data()[1].validation)
+    batch = task.collator()([rows[0]])
+    assert (batch["labels"] != IGNORED).any()
+    assert task.row_outputs({"logits": torch.zeros(*batch["labels"].shape, 128)}, batch).shape == (1, 3)
+
+
+def test_the_view_of_the_data_shows_the_masks_of_an_evaluation(bert: Path, tmp_path: Path) -> None:
+    """By the row's place in its split: texts of a drawn validation have other numbers, and divided ones several rows."""
+    lines = [" ".join(text for text, _ in tiny.rows(3, seed=n)) for n in range(9)]
+    (tmp_path / "train.txt").write_text("\n".join(lines))
+    data = {"cache_dir": str(tmp_path), "max_length": 12, "validation_share": 0.4}
+    task = task_for(bert, tmp_path / "train.txt", data=data)
+    split = task.prepare_data()[1].validation
+    assert split["row_id"] != list(range(len(split)))
+    shown = view_data(task.recipe, base_folder=tmp_path, split="validation", rows=len(split)).rows
+    for place, row in enumerate(shown):
+        (ids, labels) = masks(task, [Rows(split)[place]], training=False)[place]
+        assert len(ids) == row.tokens
+        learned = [label for label in labels if label != IGNORED]
+        told = [text for text, kind in row.parts if kind == "learned"]
+        assert learned == [t for text in told for t in task.tokenizer(text, add_special_tokens=False)["input_ids"]]
 
 
 # --- the model -------------------------------------------------------------------------------------------------------
@@ -355,11 +483,13 @@ def test_two_ranks_have_the_losses_of_one_and_a_classifier_takes_the_encoder(ber
     found = learn(tmp_path, "two", bert, texts, **changes, distributed=sharded)
     one, two = (tmp_path / "runs" / f"{name}-001" for name in ("one", "two"))
     assert tiny.losses(two) == pytest.approx(tiny.losses(one), rel=1e-4) and tiny.ledger(two) == tiny.ledger(one)
-    assert found["headline"] == ["perplexity", "loss"] and found["baselines"][0]["name"] == "unigram"
+    assert found["headline"] == ["perplexity", "loss", "accuracy"] and found["baselines"][0]["name"] == "unigram"
     assert "per masked token" in (two / "report.html").read_text()
     assert evaluate_run(two).metrics == pytest.approx(found["metrics"], rel=1e-5)
     (row,) = prediction_rows(FinishedModel(two).predict_texts(["the old gold is near the rhine"]))
     assert row["tokens"] >= 1 and row["perplexity"] > 1
+    (row,) = prediction_rows(FinishedModel(two).predict_texts(["the old [MASK] is near"]))
+    assert row["filled"].startswith("the old ") and len(row["masks"][0]) == 5
     saved = load_file(two / "model" / "model.safetensors")
     encoder = {name: tensor for name, tensor in saved.items() if name.startswith("bert.")}
     classifier = AutoModelForSequenceClassification.from_pretrained(str(two / "model"), num_labels=3)

@@ -7,7 +7,8 @@ from launcher.evaluation.kinds.answers import Answers
 from launcher.evaluation.kinds.base import Kind
 from launcher.evaluation.kinds.generated import Summarization, Translation
 from launcher.evaluation.kinds.labels import MultiLabel, SingleLabel
-from launcher.evaluation.kinds.language import Language, MaskedLanguage
+from launcher.evaluation.kinds.language import Language
+from launcher.evaluation.kinds.masked import MaskedLanguage
 from launcher.evaluation.kinds.objects import Objects
 from launcher.evaluation.kinds.pixels import Pixels
 from launcher.evaluation.kinds.regression import Regression

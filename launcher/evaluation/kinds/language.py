@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -21,7 +20,7 @@ _LARGEST_EXPONENT = 709.0
 class Language(Kind):
     """Texts whose tokens are predicted."""
 
-    headline = ("perplexity", "loss")
+    headline: ClassVar[tuple[str, ...]] = ("perplexity", "loss")
     words = Words(
         unit="text",
         certainty="a lower loss on {a} texts, a higher one on {b}; exact sign test",
@@ -40,14 +39,10 @@ class Language(Kind):
 
     def statistics(self, predictions: Predictions) -> dict[str, Statistic]:
         """Texts are drawn, and each token of those drawn counts the same; a single text says nothing about other texts."""
-        summed, tokens = predictions.scores[:, 0], require_labels(predictions).astype(np.float64)
+        tokens = require_labels(predictions).astype(np.float64)
         if len(tokens) < 2 or not tokens.any():
             return {}
-
-        def loss(rows: np.ndarray) -> np.ndarray:
-            drawn = tokens[rows].sum(axis=1)
-            total = summed[rows].sum(axis=1)
-            return np.asarray(np.divide(total, drawn, out=np.full(len(rows), np.nan), where=drawn > 0))
+        loss = per_token(predictions.scores[:, 0], tokens)
 
         def perplexity(rows: np.ndarray) -> np.ndarray:
             with np.errstate(over="ignore"):
@@ -100,11 +95,11 @@ class Language(Kind):
         return f"{loss}\t{row['text']}"
 
 
-class MaskedLanguage(Language):
-    """Texts of which some tokens are hidden and predicted."""
+def per_token(summed: np.ndarray, tokens: np.ndarray) -> Statistic:
+    """Return what adds a number of each drawn text up and divides it by their tokens; float64 [rows] both."""
 
-    words = dataclasses.replace(
-        Language.words,
-        note="Loss is the mean negative log-likelihood per masked token, in nats, over masks that are the same at every evaluation; "
-        "perplexity is its exponential.",
-    )
+    def statistic(rows: np.ndarray) -> np.ndarray:
+        drawn, total = tokens[rows].sum(axis=1), summed[rows].sum(axis=1)
+        return np.asarray(np.divide(total, drawn, out=np.full(len(rows), np.nan), where=drawn > 0))
+
+    return statistic
