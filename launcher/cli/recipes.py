@@ -25,17 +25,36 @@ def recipes(as_json: Json = False) -> None:
 
 def init(
     path: Annotated[Path, typer.Argument(help="File to write.")] = Path("recipe.yaml"),
-    source: Annotated[
-        str, typer.Option("--from", help="Shipped recipe, or file, to start from.")
-    ] = "quickstart/api-topics",
+    source: Annotated[str | None, typer.Option("--from", help="Shipped recipe, or file, to start from.")] = None,
     data: Annotated[str | None, typer.Option("--data", help="Your data: a file, a folder or a hub id.")] = None,
     model: Annotated[str | None, typer.Option("--model", help="Your model: a folder or a hub id.")] = None,
+    task: Annotated[
+        str | None, typer.Option("--task", help="What is to be learned, where the data do not tell it.")
+    ] = None,
 ) -> None:
-    """Write a recipe of your own to start from."""
-    from launcher.workflows.init import starter_recipe
+    """Write a recipe of your own to start from; its task is told from your data."""
+    from launcher.workflows.init import starter_of, starter_recipe
+    from launcher.workflows.task_of_data import Told, task_of_data
 
-    starter_recipe(path, source=source, data=data, model=model)
-    typer.echo(f"wrote {path}; next: launcher check {path}")
+    if source is not None and task is not None:
+        raise typer.BadParameter(f"--from {source} has a task of its own; give one of the two", param_hint="--task")
+    told = None
+    if source is None:
+        told = Told(_known_task(task)) if task else task_of_data(data, base_folder=Path.cwd()) if data else None
+    recipe = source or starter_of(told.task if told else "text-classification")
+    starter_recipe(path, source=recipe, data=data, model=model, columns=told.columns if told else None)
+    about = f" for {told.task}, as the data tell" if told and not task else ""
+    typer.echo(f"wrote {path}{about}; next: launcher check {path}")
+
+
+def _known_task(name: str) -> str:
+    from launcher.registry import TASKS, suggest
+
+    if name not in TASKS:
+        near = suggest(name, TASKS)
+        hint = f"did you mean {near}?" if near else f"write {', '.join(TASKS)}"
+        raise typer.BadParameter(f"{name} is no task; {hint}", param_hint="--task")
+    return name
 
 
 def check(
