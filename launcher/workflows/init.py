@@ -88,6 +88,7 @@ def _replace_model(recipe: Any, model: str) -> None:
     if section["name_or_path"] is None:
         # The parts of a model with random weights, which the new one brings along.
         recipe["model"] = {"name_or_path": model}
+        recipe.pop("precision", None)
     else:
         section["name_or_path"] = model
     for key in _OF_ANY_MODEL:
