@@ -280,7 +280,7 @@ class ShownRow:
     label: str
     """The row's label in words; "" where there is none."""
     is_augmented: bool = False
-    """Whether it is not the row itself but what the first epoch of a run makes of it (task.augmentation)."""
+    """Whether it is not the row itself but what the first epoch of a run makes of it (task.augmentation); of a stream, an example."""
 
 
 class BuiltModel(Protocol):

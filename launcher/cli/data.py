@@ -115,7 +115,7 @@ def _show(found: DataView, *, split: str) -> None:
     if found.rows:
         typer.echo(f"\n{split} rows as the model sees them{_LEGEND if found.padding else ''}:")
     for row in found.rows:
-        console().print(_row_text(row, counted=bool(found.padding)), soft_wrap=True)
+        console().print(_row_text(row, counted=bool(found.padding), is_sample=found.is_sample), soft_wrap=True)
     typer.echo(f"\nprepared rows: {short(Path(found.folder))}")
 
 
@@ -229,12 +229,13 @@ def _show_padding(found: DataView) -> None:
     )
 
 
-def _row_text(row: ShownRow, *, counted: bool) -> Any:
+def _row_text(row: ShownRow, *, counted: bool, is_sample: bool) -> Any:
     from rich.text import Text
 
     text = Text(f"\nrow {row.row_id}" + (f" ({row.tokens} tokens)" if counted else ""), "bold")
     if row.is_augmented:
-        text.append("  augmented, as in the first epoch", "italic")
+        # A stream's rows have other numbers than those of a sample.
+        text.append("  augmented, for example" if is_sample else "  augmented, as in the first epoch", "italic")
     if row.label:
         text.append(f"  label: {row.label}", "bold magenta")
     text.append("\n", "")

@@ -35,13 +35,17 @@ class StreamedBatches(IterableDataset[MicroBatch]):
     (of texts that are divided, of all). Of several workers each makes the micro-batches whose turn it is.
     """
 
-    def __init__(self, stream: Stream, *, start: Position, steps: int, size: int, spread: Mapping[str, int]) -> None:
-        """``spread``: accumulation, rank, world_size and least_rows (``launcher.data.sampling.rank_share``)."""
+    def __init__(
+        self, stream: Stream, *, start: Position, steps: int, size: int, spread: Mapping[str, int],
+        also: Sequence[str] = (),
+    ) -> None:  # fmt: skip
+        """``spread``: accumulation, rank, world_size and least_rows (``launcher.data.sampling.rank_share``); ``also``: as of ``Rows``."""
         self.stream = stream
         self.start = start
         self.steps = steps
         self.size = size
         self.spread = dict(spread)
+        self.left_out = NOT_FEATURES - set(also)
 
     def __len__(self) -> int:
         """Micro-batches on one rank."""
@@ -65,7 +69,7 @@ class StreamedBatches(IterableDataset[MicroBatch]):
             rows = self.stream.featured(rows)
         return [
             {
-                **{name: value for name, value in row.items() if name not in NOT_FEATURES},
+                **{name: value for name, value in row.items() if name not in self.left_out},
                 "row_id": row["row_id"],
                 "weight": float(number >= 0),
                 "epoch": batch.epoch,

@@ -91,6 +91,7 @@ class RunMixin(CheckpointMixin):
                     steps=max(1, planned.last_step - self._steps_done),
                     size=planned.batch.global_batch_size,
                     spread=spread,
+                    also=context.task.read_in_training,
                 ),
                 collate_fn=WithPosition(self.collator(split, training=True)),
                 batch_size=None,

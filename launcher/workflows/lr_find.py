@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -133,7 +133,10 @@ def _batches(setting: _Setting, phase: Phase, prepared: Prepared, *, steps: int)
     training, batch = setting.recipe.training, setting.launch.batch
     size, collate = batch.global_batch_size, setting.task.collator(training=True)
     if prepared.stream is not None:
-        yield from _streamed(prepared.stream, collate, size=size, accumulation=batch.accumulation, steps=steps)
+        also = setting.task.read_in_training
+        yield from _streamed(
+            prepared.stream, collate, size=size, accumulation=batch.accumulation, steps=steps, also=also
+        )
         return
     count = prepared.epoch_rows
     order = PhaseBatches(
@@ -150,14 +153,14 @@ def _batches(setting: _Setting, phase: Phase, prepared: Prepared, *, steps: int)
 
 
 def _streamed(
-    stream: Stream, collate: Any, *, size: int, accumulation: int, steps: int
+    stream: Stream, collate: Any, *, size: int, accumulation: int, steps: int, also: Sequence[str]
 ) -> Iterator[list[dict[str, Any]]]:
     """Yield the micro-batches of each step of a stream."""
     from launcher.data.streams import Position
     from launcher.engine.streaming import StreamedBatches
 
     spread = {"accumulation": accumulation, "rank": 0, "world_size": 1}
-    parts = iter(StreamedBatches(stream, start=Position(), steps=steps, size=size, spread=spread))
+    parts = iter(StreamedBatches(stream, start=Position(), steps=steps, size=size, spread=spread, also=also))
     for _ in range(steps):
         yield [collate(part.rows) for part in islice(parts, accumulation)]
 

@@ -307,3 +307,28 @@ def test_a_stopped_run_goes_on_with_the_same_changes(
     second = ready("cut", run=first.run)
     assert not second.train(resume=True)[1]
     assert tiny.losses(second.run.path) == wanted and tiny.ledger(second.run.path) == tiny.ledger(whole.run.path)
+
+
+def test_rows_of_a_stream_are_changed_too(place: Path, tmp_path: Path) -> None:
+    """Their text is read for it, and what they become does not depend on the micro-batch."""
+    tiny.write_csv(tmp_path / "train.csv", tiny.rows(24, seed=0))
+    data = {
+        "source": None, "train": str(tmp_path / "train.csv"), "validation": str(place / "data/validation.csv"), "streaming": True,
+        "labels": list(tiny.TOPICS), "cache_dir": str(tmp_path),
+    }  # fmt: skip
+
+    def losses(name: str, augmentation: Any, cap: int) -> dict[int, float]:
+        training = {
+            "num_train_epochs": None, "max_steps": 6, "learning_rate": 1e-2, "per_device_train_batch_size": cap,
+            "eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False,
+        }  # fmt: skip
+        training.pop("num_train_epochs")
+        task = {"type": "text-classification", "augmentation": augmentation}
+        run = in_process.prepare(place / "bert", place, tmp_path / name, task=task, data=data, training=training)
+        run.train()
+        return tiny.losses(run.run.path)
+
+    words = {"synonyms": str(place / "synonyms.txt"), "synonym_probability": 0.9}
+    whole = losses("whole", words, 8)
+    assert losses("halves", words, 3) == pytest.approx(whole, rel=1e-5)
+    assert losses("plain", None, 8) != pytest.approx(whole, rel=3e-5)
