@@ -35,6 +35,8 @@ _STARTERS = {
     "masked-lm": _Starter("masked-lm/domain-adaptation"),
     "translation": _Starter("translation/number-words", _WRITES),
     "summarization": _Starter("summarization/docstrings", _WRITES),
+    "object-detection": _Starter("object-detection/shapes", of_model=("task.image_size",)),
+    "semantic-segmentation": _Starter("semantic-segmentation/shapes", of_model=("task.image_size",)),
     "image-classification": _Starter("image-classification/digits", ("task.augmentation",), ("task.image_size",)),
 }
 # These were tuned for the model that is replaced; the defaults suit most pretrained ones.

@@ -21,7 +21,7 @@ from launcher.registry import TASKS
 _SUMMARIES = ("summary", "highlights")
 _WRITTEN = (("source", "target"), ("input", "output"))
 # Columns that say more of an image than its label.
-_OF_OBJECTS = ("objects", "bbox", "bboxes", "boxes", "annotations", "mask")
+_MORE_THAN_A_LABEL = ("objects", "bbox", "bboxes", "boxes", "annotation", "annotations", "mask", "masks")
 _SHOWN = 12
 
 
@@ -59,8 +59,12 @@ def _likely(table: Table) -> Iterator[Told]:
     """Yield each task that the columns are fit for, by their names and by what they hold."""
     names = set(table.names)
     if _is_of_images(table):
-        if _has(table, "image", "label") and not names & set(_OF_OBJECTS):
+        if not names & set(_MORE_THAN_A_LABEL) and _has(table, "image", "label"):
             yield Told("image-classification")
+        if "objects" in names and isinstance(objects := _first(table, "objects"), Mapping) and "bbox" in objects:
+            yield Told("object-detection")
+        if "mask" in names:
+            yield Told("semantic-segmentation")
         return
     if _is_tagged(table):
         yield Told("token-classification")

@@ -43,9 +43,9 @@ def images(place: Path) -> Path:
     return place
 
 
-def listed_images(place: Path) -> Path:
+def listed_images(place: Path, **more: Any) -> Path:
     Image.new("RGB", (4, 4)).save(place / "1.png")
-    (place / "metadata.jsonl").write_text(json.dumps({"file_name": "1.png", "label": "cat"}) + "\n")
+    (place / "metadata.jsonl").write_text(json.dumps({"file_name": "1.png", **(more or {"label": "cat"})}) + "\n")
     return place
 
 
@@ -73,6 +73,8 @@ LABELLED = [[f"text number {n}", "ab"[n % 2]] for n in range(9)]
         (squad, "question-answering"),
         (images, "image-classification"),
         (listed_images, "image-classification"),
+        (lambda place: listed_images(place, objects={"bbox": [[0, 0, 1, 1]], "category": ["a"]}), "object-detection"),
+        (lambda place: listed_images(place, mask="1.png"), "semantic-segmentation"),
         (csv("article", "summary", rows=TEXTS), "summarization"),
         (csv("article", "highlights", rows=TEXTS), "summarization"),
         (lambda place: jsonl(place, {"translation": {"en": "one", "es": "uno"}}), "translation"),
@@ -114,10 +116,10 @@ def test_files_that_leave_a_doubt_are_asked_about(make: Any, said: str, tmp_path
         task_of_data(str(make(tmp_path)), base_folder=tmp_path)
 
 
-@pytest.mark.parametrize("said", ["objects", "bbox"])
-def test_images_with_more_than_labels_are_asked_about(said: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("more", [{"objects": [[0, 0, 1, 1]]}, {"bbox": [0, 0, 1, 1]}])
+def test_images_with_more_than_labels_are_asked_about(more: dict[str, Any], tmp_path: Path) -> None:
     Image.new("RGB", (4, 4)).save(tmp_path / "1.png")
-    row = {"file_name": "1.png", "label": "cat", said: [[0, 0, 1, 1]]}
+    row = {"file_name": "1.png", "label": "cat", **more}
     (tmp_path / "metadata.jsonl").write_text(json.dumps(row) + "\n")
     with pytest.raises(DataError, match="cannot be told"):
         task_of_data(str(tmp_path), base_folder=tmp_path)
