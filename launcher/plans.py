@@ -42,13 +42,71 @@ class Hardware:
 
 
 @dataclass(frozen=True)
+class TokenBudget:
+    """Batches that are bounded by tokens (training.tokens_per_batch); all but ``tokens`` is known once the rows are."""
+
+    tokens: int
+    """Most padded tokens of a step: rows times the longest of them, as the collator pads."""
+    batches: int = 0
+    """Of an epoch: its steps."""
+    least_rows: int = 0
+    """Rows of the smallest batch."""
+    most_rows: int = 0
+    """Rows of the largest one."""
+    longest: int = 0
+    """Tokens of the longest row, padded."""
+    held_tokens: int = 0
+    """Most padded tokens that a rank holds at a time."""
+
+
+@dataclass(frozen=True)
 class BatchPlan:
-    """How one optimizer step's rows are spread: ``world * micro * accumulation >= global_batch_size``."""
+    """How one optimizer step's rows are spread: ``world * micro * accumulation >= global_batch_size``.
+
+    With a token budget steps have different numbers of rows. What epochs, phases and places are counted in is then not rows but
+    the batches that were composed before, of which a step has one: ``global_batch_size`` is 1.
+    """
 
     global_batch_size: int
     world_size: int
     micro_batch_size: int
+    """Most rows that a rank holds at a time."""
     accumulation: int
+    budget: TokenBudget | None = None
+
+    def units(self, rows: int) -> int:
+        """Return what an epoch of ``rows`` rows has of what ``global_batch_size`` counts."""
+        return rows if self.budget is None else self.budget.batches
+
+    def mean_rows(self, rows: int) -> float:
+        """Return the rows of a step, where an epoch has ``rows``; with a token budget their mean."""
+        return float(self.global_batch_size) if self.budget is None else rows / max(1, self.budget.batches)
+
+    @property
+    def step(self) -> str:
+        """What a step has at most, in words."""
+        return f"{self.global_batch_size:,} rows" if self.budget is None else f"up to {self.budget.tokens:,} tokens"
+
+    @property
+    def held_rows(self) -> str:
+        """The rows that a rank holds at a time, in words."""
+        return f"{self.micro_batch_size:,}" if self.budget is None else f"up to {self.micro_batch_size:,}"
+
+    @property
+    def spread(self) -> str:
+        """How a step is spread, in words."""
+        words = (
+            f"{self.step} a step = {self.world_size} process(es) x {self.held_rows} rows x {self.accumulation} pass(es)"
+        )
+        if self.budget is not None:
+            words += f"; {self.budget.least_rows:,} to {self.budget.most_rows:,} rows a step, {self.budget.batches:,} steps an epoch"
+        return words
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> BatchPlan:
+        """Read back what ``dataclasses.asdict`` wrote."""
+        budget = values.get("budget")
+        return cls(**{**values, "budget": TokenBudget(**budget) if budget else None})
 
 
 @dataclass(frozen=True)
@@ -82,7 +140,7 @@ class LaunchPlan:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> LaunchPlan:
         """Read back what ``dataclasses.asdict`` wrote."""
-        return cls(**{**values, "batch": BatchPlan(**values["batch"])})
+        return cls(**{**values, "batch": BatchPlan.from_json(values["batch"])})
 
 
 @dataclass(frozen=True)
@@ -105,6 +163,8 @@ class MemorySetting:
     """Tokens of the longest row of an evaluation batch."""
     optimizer: str
     """Name as in ``training.optim``."""
+    is_by_tokens: bool = False
+    """Whether tokens bound a step: ``micro_batch_size`` then counts rows of ``length`` tokens, of which shorter ones are as many more."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +191,10 @@ class MemoryEstimate:
 
 @dataclass(frozen=True)
 class PlannedPhase:
-    """A phase with its place in the run: which steps, which rows, which batch. One of its batches is one optimizer step."""
+    """A phase with its place in the run: which steps, which rows, which batch. One of its batches is one optimizer step.
+
+    With a token budget what counts as rows here are the batches of an epoch (``BatchPlan.units``).
+    """
 
     phase: Phase
     first_step: int

@@ -46,6 +46,7 @@ def train(session: Session, tracker: Tracker) -> None:
     from launcher.engine.release import release
     from launcher.engine.resuming import newest_valid, refuse_other_base, refuse_other_data, resume_flags
     from launcher.planning.plan import plan_run, rows_to_plan
+    from launcher.planning.token_budget import with_settled_batch
     from launcher.workflows.building import build_model
     from launcher.workflows.evaluate import evaluate_and_report
     from launcher.workflows.finish import save_model
@@ -71,7 +72,8 @@ def train(session: Session, tracker: Tracker) -> None:
     strategy = registry.load(registry.STRATEGIES, recipe.strategy.type)()
     phases, probe = strategy.phases(parameters, recipe), strategy.probe(parameters, recipe)
     rows, facts = rows_to_plan(recipe, prepared), prepared.facts
-    plan = plan_run(recipe, session.launch, phases, train_rows=rows, facts=facts, probe=probe)
+    launch = with_settled_batch(recipe, session.launch, prepared)
+    plan = plan_run(recipe, launch, phases, train_rows=rows, facts=facts, probe=probe)
     if probe is not None:
         from launcher.workflows.importance import find_importance
 
@@ -80,7 +82,7 @@ def train(session: Session, tracker: Tracker) -> None:
         context = RunContext(recipe, run, session.attempt, plan, 0, task, prepared, progress, session.stop, memory)
         importance = find_importance(context, model, parameters, arguments=session.arguments)
         phases = strategy.phases(parameters, recipe, importance)
-        plan = plan_run(recipe, session.launch, phases, train_rows=rows, facts=facts, probe=probe)
+        plan = plan_run(recipe, launch, phases, train_rows=rows, facts=facts, probe=probe)
         model, _ = build_model(recipe, session.launch, task, prepared)
     identifying = _begin(session, progress, plan, task, model) if rank == 0 else None
 
@@ -179,7 +181,7 @@ def _tell_phase(progress: Any, context: Any) -> None:
     if len(context.plan.phases) > 1 and progress.rank == 0:
         progress.say(
             f"phase {context.number + 1} of {len(context.plan.phases)}: {planned.phase.name}; steps {planned.first_step + 1} to "
-            f"{planned.last_step} of {planned.batch.global_batch_size} rows; {planned.phase.table.trainable_numel:,} parameters "
+            f"{planned.last_step} of {planned.batch.step}; {planned.phase.table.trainable_numel:,} parameters "
             "train"
         )
 
@@ -192,7 +194,7 @@ def _tell_plan(progress: Any, plan: Any) -> None:
         + (f" ZeRO-{plan.launch.zero_stage}" if plan.launch.zero_stage is not None else "")
         + f", {plan.launch.precision} on {plan.launch.device}; "
         f"{table.trainable_numel:,} of {table.total_numel:,} parameters train; {plan.total_steps} steps of "
-        f"{batch.global_batch_size} rows ({batch.world_size} x {batch.micro_batch_size} x {batch.accumulation})"
+        f"{batch.step} ({batch.world_size} x {batch.held_rows} x {batch.accumulation})"
     )
 
 

@@ -222,11 +222,19 @@ def _show_labels(found: DataView) -> None:
 
 
 def _show_padding(found: DataView) -> None:
-    shares = ", ".join(f"{order} {share:.1%}" for order, share in found.padding.items())
-    typer.echo(
-        f"padding of an epoch in steps of {found.global_batch_size} rows, {found.micro_batch_size} at a time: {shares} "
-        f"(training.train_sampling_strategy is {found.order})"
+    from launcher.workflows.data_view import BY_TOKENS
+
+    is_by_tokens = found.order == BY_TOKENS
+    steps = (
+        f"steps of {'about ' if is_by_tokens else ''}{found.global_batch_size} rows, {found.micro_batch_size} at a time"
     )
+    shares = ", ".join(f"{order} {share:.1%}" for order, share in found.padding.items() if order != BY_TOKENS)
+    chosen = "" if is_by_tokens else f" (training.train_sampling_strategy is {found.order})"
+    typer.echo(f"padding of an epoch in {steps}: {shares}{chosen}")
+    if BY_TOKENS in found.padding:
+        given = "as the recipe has it" if is_by_tokens else "instead of global_batch_size"
+        share = f"{found.padding[BY_TOKENS]:.1%}"
+        typer.echo(f"padding of an epoch with training.tokens_per_batch {found.tokens_per_batch:,}, {given}: {share}")
 
 
 def _row_text(row: ShownRow, *, counted: bool, is_sample: bool) -> Any:

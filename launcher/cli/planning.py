@@ -184,11 +184,7 @@ def _plan_lines(whole: WholePlan) -> list[tuple[str, str]]:
     if whole.chosen:
         lines.append(("", f"engine: auto took {whole.chosen}"))
     for number, batch in enumerate(dict.fromkeys(planned.batch for planned in found.phases)):
-        text = (
-            f"{batch.global_batch_size} rows a step = {batch.world_size} process(es) x "
-            f"{batch.micro_batch_size} rows x {batch.accumulation} pass(es)"
-        )
-        lines.append(("" if number else "batch", text))
+        lines.append(("" if number else "batch", batch.spread))
     lines.append(("steps", _steps(whole)))
     if "prefix_cache" in found.facts:
         lines.append(("cache", found.facts["prefix_cache"]))

@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from launcher.contracts import epoch_rows
+from launcher.data.token_batches import TokenBatches
 from launcher.plans import PlannedPhase
 
 Order = Literal["group_by_length", "random", "sequential"]
@@ -81,7 +82,7 @@ class GlobalBatches:
 
 @dataclass(frozen=True)
 class PhaseBatches:
-    """The global batches of a phase from a step of the run on, one for each optimizer step.
+    """The global batches of a phase from a step of the run on, one for each optimizer step; with a token budget ``TokenBatches``.
 
     Where a phase begins inside an epoch, it goes on in that epoch's order, cut into batches of its own size: each row is
     still used exactly once an epoch, or as often as it was drawn for it.
@@ -121,8 +122,18 @@ class PhaseBatches:
                 left -= 1
             epoch, used = epoch + 1, 0
 
+    def rows_used(self, step: int) -> int:
+        """Return the rows of the run that are used after ``step``, a step of the run that lies in the phase."""
+        epoch, used = self.phase.position(step)
+        if self.phase.batch.budget is None:
+            return epoch * self.phase.rows + used
+        return epoch * len(self.lengths) + sum(len(rows) for rows, _ in self._epoch(epoch, 0)[:used])
+
     def _epoch(self, number: int, used: int) -> list[tuple[np.ndarray, np.ndarray]]:
         phase, size = self.phase, self.phase.batch.global_batch_size
+        if phase.batch.budget is not None:
+            batches = TokenBatches(self.lengths, phase.batch.budget.tokens, self.seed).epoch(number)
+            return [(rows, np.zeros_like(rows)) for rows in batches[used:]]
         made_for = phase.epoch_batch_size if number == phase.epoch else size
         batches = GlobalBatches(self.lengths, made_for, self.seed, self.order, self.draws).epoch(number)
         rows = np.concatenate(batches)

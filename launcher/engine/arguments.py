@@ -21,6 +21,8 @@ _SPEAKS_FIRST_SECONDS = 60.0
 # Keys of ``training`` that are ours, or that the mixin carries out itself.
 _OURS = {
     "global_batch_size",
+    "tokens_per_batch",
+    "per_device_train_tokens",
     "per_device_train_batch_size",
     "early_stopping_patience",
     "train_sampling_strategy",

@@ -73,6 +73,7 @@ class CheckpointMixin:
     state: Any
     control: Any
     accelerator: Any
+    rows_used: Callable[[], int]
     optimizer: Any
     lr_scheduler: Any
     leaves_evaluation_due: bool
@@ -133,11 +134,10 @@ class CheckpointMixin:
     def _facts(self) -> dict[str, Any]:
         """Return what a manifest says beside its files."""
         context, launch, planned = self.context, self.context.launch, self.context.planned
-        epoch, rows = planned.position(self.state.global_step)
         return {
             "step": self.state.global_step,
             "epoch": self.state.epoch,
-            "consumed_samples": epoch * planned.rows + rows,
+            "consumed_samples": self.rows_used(),
             **({"stream": self.streamed.position.to_json()} if context.prepared.stream is not None else {}),
             "phase": planned.phase.name,
             "phase_number": context.number,
@@ -148,7 +148,11 @@ class CheckpointMixin:
             "offload": launch.offload,
             "tensor_parallel_size": launch.tensor_parallel_size,
             "sequence_parallel_size": launch.sequence_parallel_size,
-            "global_batch_size": planned.batch.global_batch_size,
+            **(
+                {"global_batch_size": planned.batch.global_batch_size}
+                if planned.batch.budget is None
+                else {"tokens_per_batch": planned.batch.budget.tokens}
+            ),
             "evaluation_due": self.leaves_evaluation_due,
             "data_fingerprint": context.prepared.fingerprint,
             "model_revision": _model_revision(context.run.plan),

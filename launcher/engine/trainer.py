@@ -73,7 +73,7 @@ class RunMixin(CheckpointMixin):
 
     def get_train_dataloader(self) -> DataLoader[dict[str, Any]]:
         """Return this rank's share of the global batches that are left of the phase."""
-        context, training = self.context, self.context.recipe.training
+        context = self.context
         split, planned = context.prepared.train, context.planned
         # Ranks that share rows read batches of their own too, and take them on together, one after the other, at one size.
         sharing = context.launch.sequence_parallel_size
@@ -98,19 +98,30 @@ class RunMixin(CheckpointMixin):
             )
         # A finished phase trains nothing (_init_training_state), but Trainer wants batches to count.
         after = self._steps_done if self._steps_done < planned.last_step else planned.first_step
-        batches = PhaseBatches(
-            lengths=_column(split, "length"),
-            phase=planned,
+        return self._loader(
+            Rows(split, also=context.task.read_in_training),
+            batch_sampler=RankBatches(self._phase_batches(after=after), **spread),
+            collate_fn=WithRowIds(self.collator(split, training=True)),
+        )
+
+    def _phase_batches(self, *, after: int | None = None) -> PhaseBatches:
+        training = self.context.recipe.training
+        return PhaseBatches(
+            lengths=_column(self.context.prepared.train, "length"),
+            phase=self.context.planned,
             seed=training.passthrough.get("data_seed", training.seed),
             order=training.train_sampling_strategy,
             after=after,
-            draws=context.prepared.draws,
+            draws=self.context.prepared.draws,
         )
-        return self._loader(
-            Rows(split, also=context.task.read_in_training),
-            batch_sampler=RankBatches(batches, **spread),
-            collate_fn=WithRowIds(self.collator(split, training=True)),
-        )
+
+    def rows_used(self) -> int:
+        """Return the rows of the run that are used so far."""
+        planned, step = self.context.planned, self.state.global_step
+        if self.context.prepared.stream is None:
+            return self._phase_batches().rows_used(step)
+        epoch, rows = planned.position(step)
+        return epoch * planned.rows + rows
 
     def _loader(self, rows: Any, **options: Any) -> DataLoader[dict[str, Any]]:
         return DataLoader(

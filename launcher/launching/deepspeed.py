@@ -67,7 +67,7 @@ def deepspeed_config(recipe: Recipe, plan: LaunchPlan, *, base: Mapping[str, Any
     # Optimizer and schedule are built from the recipe, with which these blocks agree.
     config.pop("optimizer", None)
     config.pop("scheduler", None)
-    config = with_batch(config, plan.batch, named=named, check=recipe.training.batch_size_schedule is None)
+    config = with_batch(config, plan.batch, named=named, check=_has_one_size(recipe))
     _set(config, "gradient_clipping", recipe.training.max_grad_norm, "training.max_grad_norm", named)
     for name in ("bf16", "fp16"):
         _set(config.setdefault(name, {}), "enabled", plan.precision == name, "precision", f"{named}'s {name}.")
@@ -75,6 +75,11 @@ def deepspeed_config(recipe: Recipe, plan: LaunchPlan, *, base: Mapping[str, Any
         config, recipe, plan, is_shipped_file=own is None or is_shipped(recipe.distributed.deepspeed_config or "")
     )
     return config
+
+
+def _has_one_size(recipe: Recipe) -> bool:
+    """Whether all steps have as many rows."""
+    return recipe.training.batch_size_schedule is None and recipe.training.tokens_per_batch is None
 
 
 def _shipped(plan: LaunchPlan) -> dict[str, Any]:

@@ -52,10 +52,11 @@ def plan_launch(
         nodes=distributed.nodes,
         processes_per_node=processes,
         batch=plan_batch(
-            global_batch_size=recipe.training.global_batch_size,
+            global_batch_size=recipe.training.step_size,
             world_size=world // divided,
             cap=cap,
             multiple_of=distributed.sequence_parallel_size,
+            tokens=recipe.training.tokens_per_batch,
         ),
         offload=distributed.offload,
         offload_device=distributed.offload_device,

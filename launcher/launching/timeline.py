@@ -74,7 +74,7 @@ def _stretches(phases: Sequence[Phase], recipe: Recipe, launch: LaunchPlan, *, e
     """Yield the phases, cut where the batch size changes; what lies behind the run's end is yielded too, to be refused."""
     changes = recipe.training.batch_size_schedule or []
     since = [0.0, *(change.epoch for change in changes), float("inf")]
-    sizes = [recipe.training.global_batch_size, *(change.global_batch_size for change in changes)]
+    sizes = [recipe.training.step_size, *(change.global_batch_size for change in changes)]
     begin = 0.0
     for number, phase in enumerate(phases):
         is_last = number == len(phases) - 1

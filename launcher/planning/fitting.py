@@ -286,7 +286,8 @@ def changed_keys(before: MemorySetting, after: MemorySetting) -> tuple[str, ...]
     if before.activation_checkpointing != after.activation_checkpointing:
         keys.append(f"training.activation_checkpointing={str(after.activation_checkpointing).lower()}")
     if before.micro_batch_size != after.micro_batch_size:
-        keys.append(f"training.per_device_train_batch_size={after.micro_batch_size}")
+        tokens = f"training.per_device_train_tokens={after.micro_batch_size * after.length}"
+        keys.append(tokens if after.is_by_tokens else f"training.per_device_train_batch_size={after.micro_batch_size}")
     if before.eval_batch_size != after.eval_batch_size:
         keys.append(f"training.per_device_eval_batch_size={after.eval_batch_size}")
     return tuple(keys)
@@ -299,5 +300,11 @@ def describe_setting(setting: MemorySetting) -> str:
         setting.offload
     ]
     checkpointing = "activation checkpointing" if setting.activation_checkpointing else "no activation checkpointing"
-    rows = f"{setting.micro_batch_size} row{'s' if setting.micro_batch_size != 1 else ''} at a time"
-    return ", ".join(filter(None, [engine, offload, checkpointing, rows]))
+    return ", ".join(filter(None, [engine, offload, checkpointing, f"{describe_rows(setting)} at a time"]))
+
+
+def describe_rows(setting: MemorySetting) -> str:
+    """Return what a rank holds at a time: rows, or tokens where they bound a step."""
+    if setting.is_by_tokens:
+        return f"at most {setting.micro_batch_size * setting.length:,} tokens"
+    return f"{setting.micro_batch_size:,} row{'s' if setting.micro_batch_size != 1 else ''}"

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from launcher.contracts import Parameter, Prepared
+from launcher.data.token_batches import MULTIPLE
 from launcher.launching.launch_plan import plan_launch
 from launcher.planning.disk import DiskNeed, disk_need
 from launcher.planning.fitting import (
@@ -34,6 +35,7 @@ from launcher.planning.throughput import (
     flops_per_token,
     work_of,
 )
+from launcher.planning.token_budget import settle_batch
 from launcher.plans import Hardware, LaunchPlan, MemorySetting, RunPlan
 from launcher.recipe.deepspeed_file import stage_of
 from launcher.recipe.optimizer_keys import DEFAULT_OPTIMIZER
@@ -43,20 +45,17 @@ from launcher.recipe.task_options import IMAGE_TASKS
 # --- the setting of a recipe -----------------------------------------------------------------------------------------
 
 
-# Collators pad the tokens of a row to a multiple of this.
-_MULTIPLE = 8
-
-
 def memory_setting(recipe: Recipe, launch: LaunchPlan, prepared: Prepared) -> MemorySetting:
     """Return what of a run decides its memory: its largest batch, of its longest rows."""
-    multiple = 1 if recipe.task.type in IMAGE_TASKS else _MULTIPLE
+    multiple = 1 if recipe.task.type in IMAGE_TASKS else MULTIPLE
     training = recipe.training
     longest = _longest(prepared, "train")
     changes = [change.global_batch_size for change in training.batch_size_schedule or []]
-    largest = max([training.global_batch_size, *changes])
-    batch = launch.batch
+    largest = max([training.step_size, *changes])
+    batch = settle_batch(recipe, launch.batch, prepared)
     if largest != batch.global_batch_size:
         batch = _batch(recipe, launch, largest)
+    budget = batch.budget
     evaluated = [_longest(prepared, name) for name in ("validation", "test")]
     return MemorySetting(
         engine=launch.engine,
@@ -65,13 +64,15 @@ def memory_setting(recipe: Recipe, launch: LaunchPlan, prepared: Prepared) -> Me
         precision=launch.precision,
         device=launch.device,
         world_size=launch.world_size,
-        micro_batch_size=batch.micro_batch_size,
+        # No shape of a batch takes more than as many tokens in the longest rows.
+        micro_batch_size=-(-budget.held_tokens // budget.longest) if budget else batch.micro_batch_size,
         accumulation=batch.accumulation,
         length=_rounded_up(longest, multiple),
         activation_checkpointing=training.activation_checkpointing,
         eval_batch_size=training.per_device_eval_batch_size,
         eval_length=_rounded_up(max(evaluated) or longest, multiple),
         optimizer=str(training.passthrough.get("optim") or DEFAULT_OPTIMIZER),
+        is_by_tokens=budget is not None,
     )
 
 
@@ -247,7 +248,7 @@ def _flops_and_tokens(
     total_flops = total_rows = 0.0
     for planned in plan.phases:
         work = work_of(planned.phase.table, layers=layers, width=width, tied=tied)
-        rows = planned.steps * planned.batch.global_batch_size
+        rows = planned.steps * planned.batch.mean_rows(plan.train_rows)
         each = flops_per_token(work, length=round(mean), checkpointing=setting.activation_checkpointing)
         total_flops += rows * each
         total_rows += rows

@@ -12,6 +12,7 @@ from launcher.contracts import BuiltModel, Parameter, Phase, Prepared, Probe
 from launcher.errors import DataUnreachable, ModelUnreachable
 from launcher.launching.batch import share_of_steps, steps_per_epoch
 from launcher.launching.timeline import plan_timeline
+from launcher.planning.token_budget import made_up_rows, with_settled_batch
 from launcher.plans import LaunchPlan, RunPlan
 from launcher.recipe.schedule_keys import WITHOUT_WARMUP
 from launcher.recipe.schema import Recipe
@@ -32,19 +33,20 @@ def plan_run(
     facts: Mapping[str, Any],
     probe: Probe | None = None,
 ) -> RunPlan:
-    """Return the plan of a run over epochs of ``train_rows`` rows; a pure function.
+    """Return the plan of a run over epochs of ``train_rows`` rows; a pure function. Batch of ``launch``: as ``settle_batch`` returns it.
 
     Raises:
         RecipeError: the run ends before one of its phases begins.
     """
-    planned = plan_timeline(phases, recipe, launch, rows=train_rows)
+    units = launch.batch.units(train_rows)
+    planned = plan_timeline(phases, recipe, launch, rows=units)
     total = planned[-1].last_step
     rises_by_itself = recipe.training.lr_scheduler_type in WITHOUT_WARMUP
     return RunPlan(
         launch=launch,
         phases=planned,
         train_rows=train_rows,
-        steps_per_epoch=steps_per_epoch(rows=train_rows, global_batch_size=recipe.training.global_batch_size),
+        steps_per_epoch=steps_per_epoch(rows=units, global_batch_size=recipe.training.step_size),
         total_steps=total,
         warmup_steps=0 if rises_by_itself else share_of_steps(recipe.training.warmup_steps, total),
         probe=probe,
@@ -80,6 +82,7 @@ def preview(recipe: Recipe, launch: LaunchPlan, *, base_folder: Path) -> Preview
 
     task = registry.load(registry.TASKS, recipe.task.type)(recipe, base_folder=base_folder)
     prepared, rows = _rows(task, recipe)
+    launch = with_settled_batch(recipe, launch, prepared)
     try:
         loaded = task.build_model(prepared, skeleton=True)
     except ModelUnreachable as error:
@@ -104,17 +107,15 @@ def _rows(task: Any, recipe: Recipe) -> tuple[Prepared, int]:
     except (DataUnreachable, ModelUnreachable) as error:
         what = "they are" if isinstance(error, DataUnreachable) else "their tokenizer is"
         reason = f"{what} not in the local cache, and the hub or address cannot be reached"
-        return unknown_rows(recipe, reason=reason), _made_up_rows(recipe)
+        prepared = unknown_rows(recipe, reason=reason)
+        return prepared, made_up_rows(recipe, row_tokens=prepared.facts["row_tokens"])
 
 
 def rows_to_plan(recipe: Recipe, prepared: Prepared) -> int:
     """Return the rows of an epoch; of a stream, whose rows nobody has counted, those of the whole run."""
-    return _made_up_rows(recipe) if prepared.stream is not None else prepared.epoch_rows
-
-
-def _made_up_rows(recipe: Recipe) -> int:
-    """Return a number of rows with which every phase has its place: one epoch of max_steps, or a thousand steps."""
-    return recipe.training.global_batch_size * (recipe.training.max_steps or 1000)
+    if prepared.stream is not None:
+        return made_up_rows(recipe, row_tokens=prepared.facts["max_length"])
+    return prepared.epoch_rows
 
 
 def unknown_rows(recipe: Recipe, *, reason: str) -> Prepared:

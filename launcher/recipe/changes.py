@@ -85,6 +85,8 @@ RULES = (
     Rule("strategy", "never", "the checkpoint's optimizer has other parameter groups, or other adapters"),
     Rule("training.optim", "never", "the checkpoint's optimizer is another one"),
     Rule("training.global_batch_size", "never", "the checkpoint's steps stand for other numbers of rows"),
+    Rule("training.tokens_per_batch", "never", "the checkpoint's steps stand for other rows"),
+    Rule("training.per_device_train_tokens", "free", _SPREADS),
     Rule("training.batch_size_schedule", "never", "the checkpoint's steps stand for other numbers of rows"),
 )
 _DEFAULT = Rule("", "flag", "it may change what is trained")

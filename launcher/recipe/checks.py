@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from launcher.errors import Problem
+from launcher.recipe.batch_checks import by_tokens, not_by_tokens
 from launcher.recipe.contradictions import CONTRADICTIONS
 from launcher.recipe.keys import shown
 from launcher.recipe.optimizer_keys import OPTIMIZERS, obeys, optimizer_name
@@ -179,6 +180,13 @@ IDLE = (
         lambda v: v.t.load_best_model_at_end and _no_save(v),
         "evaluate and save at the same times, or write false",
     ),
+    Idle(
+        "training.global_batch_size",
+        by_tokens,
+        "keep one of the two; over a base file's, write global_batch_size: null",
+    ),
+    Idle("training.per_device_train_batch_size", by_tokens, "write per_device_train_tokens, or remove it"),
+    Idle("training.per_device_train_tokens", not_by_tokens, "add tokens_per_batch, or remove it"),
     Idle("training.early_stopping_patience", _no_eval, "write eval_strategy: epoch, or remove it"),
     Idle(
         "training.metric_for_best_model",

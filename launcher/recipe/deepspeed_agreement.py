@@ -77,11 +77,14 @@ def _sharding(config: Mapping[str, Any], recipe: Recipe) -> Iterator[Contradicti
 def _batch(config: Mapping[str, Any], recipe: Recipe) -> Iterator[Contradiction]:
     training = recipe.training
     entries = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
-    if training.batch_size_schedule is not None:
+    changing = next(
+        (key for key in ("batch_size_schedule", "tokens_per_batch") if getattr(training, key) is not None), None
+    )
+    if changing is not None:
         for entry in entries:
             if _said(config, entry) is not None:
-                message = f"{entry} is {_said(config, entry)}, but the recipe's training.batch_size_schedule changes it"
-                yield Contradiction(entry, "training.batch_size_schedule", message, 'write "auto" in the file')
+                message = f"{entry} is {_said(config, entry)}, but the recipe's training.{changing} changes it"
+                yield Contradiction(entry, f"training.{changing}", message, 'write "auto" in the file')
         return
     yield from _differs(config, "train_batch_size", "training.global_batch_size", training.global_batch_size)
     cap, micro = training.per_device_train_batch_size, _said(config, entries[1])

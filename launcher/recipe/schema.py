@@ -65,8 +65,14 @@ class TrainingSection(BaseModel):
     """Passes over the training rows. Not used when max_steps is set."""
     max_steps: int | None = Field(None, ge=1)
     """Optimizer steps in all; null: told by num_train_epochs."""
-    global_batch_size: int = Field(32, ge=1)
-    """Rows of one optimizer step over all ranks; accumulation follows from it and the number of ranks."""
+    global_batch_size: int | None = Field(32, ge=1)
+    """Rows of one optimizer step over all ranks; accumulation follows from it and the number of ranks. null: tokens_per_batch
+    says how large a step is."""
+    tokens_per_batch: int | None = Field(None, ge=8)
+    """Instead of global_batch_size: tokens of one optimizer step over all ranks at most, padding included. As many rows go together as fit,
+    so steps have more rows the shorter these are. null: steps are counted in rows."""
+    per_device_train_tokens: int | None = Field(None, ge=8)
+    """Cap on the tokens, padding included, that one rank holds at a time with tokens_per_batch; null: its share of the batch."""
     batch_size_schedule: list[BatchSizeChange] | None = None
     """Changes of global_batch_size over the run, in the order of their epochs: larger for less noise, smaller for more."""
     per_device_train_batch_size: int | None = Field(None, ge=1)
@@ -132,6 +138,14 @@ class TrainingSection(BaseModel):
     def chooses_best(self) -> bool:
         """Whether the model that is kept is the best checkpoint: only where evaluations and checkpoints exist."""
         return self.load_best_model_at_end and "no" not in (self.eval_strategy, self.save_strategy)
+
+    @property
+    def step_size(self) -> int:
+        """What a step takes of what an epoch is counted in: rows, or one of the batches that ``tokens_per_batch`` bounds."""
+        if self.tokens_per_batch is not None:
+            return 1
+        assert self.global_batch_size is not None, "refused by the recipe's rules"
+        return self.global_batch_size
 
     @property
     def passthrough(self) -> dict[str, Any]:

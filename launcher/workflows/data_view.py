@@ -14,8 +14,11 @@ from launcher import registry
 from launcher.contracts import Prepared, ShownRow
 from launcher.data.near_duplicates import MOST_TEXTS, near_texts
 from launcher.data.sampling import GlobalBatches, Order
+from launcher.data.token_batches import TokenBatches, padded
 from launcher.launching.batch import plan_batch
+from launcher.planning.token_budget import settle_batch
 from launcher.plans import BatchPlan
+from launcher.recipe.batch_checks import can_count_tokens
 from launcher.recipe.schema import Recipe
 from launcher.recipe.task_options import counted_in
 
@@ -23,8 +26,8 @@ ORDERS: tuple[Order, ...] = ("group_by_length", "random", "sequential")
 _BINS = 12
 _NEAR_EXAMPLES = 3
 _QUANTILES = (0.5, 0.9, 0.99)
-# A rank's rows are padded to a multiple of this.
-_MULTIPLE = 8
+BY_TOKENS = "tokens_per_batch"
+"""Batches that are bounded by tokens, among the orders whose padding is told."""
 
 
 @dataclass(frozen=True)
@@ -76,9 +79,12 @@ class DataView:
     was_cached: bool
     max_length: int
     global_batch_size: int
+    """Rows of a step; with training.tokens_per_batch their mean."""
     micro_batch_size: int
+    tokens_per_batch: int | None
+    """The recipe's, or what goes with its steps of rows: tokens of a step with group_by_length, padding included; None: not for such rows."""
     padding: dict[str, float]
-    """Order of rows -> share of padding in what one process computes in an epoch, 0 to 1; empty where rows are images."""
+    """Order of rows, or tokens_per_batch -> share of padding in what one process computes in an epoch, 0 to 1; empty where rows are images."""
     order: str
     """The order that the recipe has."""
     warnings: list[str]
@@ -114,11 +120,9 @@ def view_data(recipe: Recipe, *, base_folder: Path, split: str = "train", rows: 
     shown = found[split] if found[split] is not None else []
     places = sorted({round(place) for place in np.linspace(0, len(shown) - 1, min(rows, len(shown)))})
     training = recipe.training
-    batch = plan_batch(
-        global_batch_size=training.global_batch_size, world_size=1, cap=training.per_device_train_batch_size
-    )
     lengths = np.asarray(prepared.train["length"][:], dtype=np.int64)
     orders: tuple[Order, ...] = ("random",) if prepared.stream is not None else ORDERS
+    batch, by_tokens = _batches(recipe, prepared)
     return DataView(
         task=recipe.task.type,
         problem_type=prepared.problem_type,
@@ -127,11 +131,15 @@ def view_data(recipe: Recipe, *, base_folder: Path, split: str = "train", rows: 
         max_length=prepared.facts["max_length"],
         global_batch_size=batch.global_batch_size,
         micro_batch_size=batch.micro_batch_size,
+        tokens_per_batch=by_tokens.budget.tokens if by_tokens and by_tokens.budget else None,
         padding={
-            order: padding_share(lengths, batch=batch, seed=training.seed, order=order, draws=prepared.draws)
-            for order in (orders if counted_in(recipe.task.type) == "tokens" else ())
+            **{
+                order: padding_share(lengths, batch=batch, seed=training.seed, order=order, draws=prepared.draws)
+                for order in (orders if counted_in(recipe.task.type) == "tokens" else ())
+            },
+            **({BY_TOKENS: padding_share(lengths, batch=by_tokens, seed=training.seed)} if by_tokens else {}),
         },
-        order=training.train_sampling_strategy if prepared.stream is None else "random",
+        order=_order(recipe),
         warnings=list(prepared.facts["warnings"]),
         skipped=prepared.facts.get("skipped", {}),
         splits={name: _view(rows_of, prepared, name) for name, rows_of in found.items() if rows_of is not None},
@@ -149,6 +157,31 @@ def _as_seen(task: Any, row: Mapping[str, Any], prepared: Prepared, *, split: st
     augmented = task.augmented_row(row) if split == "train" else None
     if augmented is not None:
         yield replace(task.show_row(augmented, prepared), is_augmented=True)
+
+
+def _order(recipe: Recipe) -> str:
+    if recipe.data.streaming:
+        return "random"
+    return BY_TOKENS if recipe.training.tokens_per_batch is not None else recipe.training.train_sampling_strategy
+
+
+def _batches(recipe: Recipe, prepared: Prepared) -> tuple[BatchPlan, BatchPlan | None]:
+    """Return steps of rows and steps of tokens on one process: the recipe's, and the other of about the same size; None: no such steps."""
+    training = recipe.training
+    lengths = np.asarray(prepared.train["length"][:], dtype=np.int64)
+    if training.tokens_per_batch is not None:
+        by_tokens = settle_batch(
+            recipe, plan_batch(global_batch_size=1, world_size=1, tokens=training.tokens_per_batch), prepared
+        )
+        return plan_batch(global_batch_size=max(1, round(by_tokens.mean_rows(len(lengths)))), world_size=1), by_tokens
+    batch = plan_batch(global_batch_size=training.step_size, world_size=1, cap=training.per_device_train_batch_size)
+    if prepared.stream is not None or prepared.draws is not None or not can_count_tokens(recipe.task.type):
+        return batch, None
+    places = sum(
+        _places(lengths[rows], 1) for rows in GlobalBatches(lengths, batch.global_batch_size, training.seed).epoch(0)
+    )
+    tokens = max(int(padded(lengths.max())), round(places / -(-len(lengths) // batch.global_batch_size)))
+    return batch, plan_batch(global_batch_size=1, world_size=1, tokens=tokens)
 
 
 def _view(rows: Any, prepared: Prepared, name: str) -> SplitView:
@@ -204,18 +237,32 @@ def histogram(lengths: np.ndarray) -> list[tuple[int, int, int]]:
 
 
 def padding_share(
-    lengths: np.ndarray, *, batch: BatchPlan, seed: int, order: Order, draws: np.ndarray | None = None
+    lengths: np.ndarray,
+    *,
+    batch: BatchPlan,
+    seed: int,
+    order: Order = "group_by_length",
+    draws: np.ndarray | None = None,
 ) -> float:
     """Return which share of the places of an epoch's batches is padding, on one process.
 
     ``lengths``: int64 [rows]; ``draws``: as in ``Prepared``. Exact for ``seed``: the batches are those of a run's first epoch.
     """
+    batches: GlobalBatches | TokenBatches = (
+        GlobalBatches(lengths, batch.global_batch_size, seed, order, draws)
+        if batch.budget is None
+        else TokenBatches(lengths, batch.budget.tokens, seed)
+    )
     places, tokens = 0, 0
-    for rows in GlobalBatches(lengths, batch.global_batch_size, seed, order, draws).epoch(0):
+    for rows in batches.epoch(0):
         tokens += int(lengths[rows].sum())
-        for part in np.array_split(lengths[rows], batch.accumulation):
-            places += len(part) * -(-int(part.max(initial=0)) // _MULTIPLE) * _MULTIPLE
+        places += _places(lengths[rows], batch.accumulation)
     return 1 - tokens / places
+
+
+def _places(lengths: np.ndarray, passes: int) -> int:
+    """Return the places of a batch's rows, in the order that they are drawn in."""
+    return sum(len(part) * int(padded(part.max(initial=0))) for part in np.array_split(lengths, passes))
 
 
 def _repeated(texts: Sequence[str]) -> int:

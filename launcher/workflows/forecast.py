@@ -26,6 +26,7 @@ from launcher.planning.forecast import (
 from launcher.planning.gpus import GpuSpec
 from launcher.planning.plan import Preview, preview
 from launcher.planning.throughput import Speed
+from launcher.planning.token_budget import with_settled_batch
 from launcher.plans import Hardware, LaunchPlan, MemoryEstimate, MemorySetting, RunPlan
 from launcher.recipe.checks import check_recipe
 from launcher.recipe.load import LoadedRecipe, parse_recipe, resolved_text
@@ -85,6 +86,7 @@ def plan_whole(
     recipe = settle(loaded.recipe, named_file(loaded.recipe))
     launch = plan_launch(recipe, hardware)
     seen = preview(recipe, launch, base_folder=base_folder)
+    launch = seen.plan.launch
     whole = WholePlan(recipe, seen.plan, hardware, gpu, None, free_disk=None if gpu else free_bytes(runs))
     try:
         exact, floor = (make_estimate or _traced)(recipe, seen)
@@ -93,7 +95,7 @@ def plan_whole(
         setting = memory_setting(recipe, launch, seen.prepared)
         decided, chosen = _decided(recipe, hardware, setting, estimate, capacity)
         if decided is not recipe:
-            launch = plan_launch(decided, hardware)
+            launch = with_settled_batch(decided, plan_launch(decided, hardware), seen.prepared)
             setting = memory_setting(decided, launch, seen.prepared)
         estimate(setting)
         allowed = _allowed(loaded, decided, setting)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from launcher.planning.fitting import MOST_ROWS, Fit, changed_keys, describe_setting
+from launcher.planning.fitting import MOST_ROWS, Fit, changed_keys, describe_rows, describe_setting
 from launcher.planning.forecast import Forecast, MemoryForecast, gib
 from launcher.planning.throughput import in_words
 from launcher.recipe.task_options import counted_in
@@ -106,10 +106,11 @@ def _measured(whole: WholePlan) -> list[tuple[str, str]]:
 
 def _micro_batch(memory: MemoryForecast, *, counted: str) -> str:
     setting, most = memory.asked.setting, memory.largest_micro_batch
-    fits = "none" if most == 0 else f"{most:,}" + (" or more" if most >= MOST_ROWS else "")
-    rows = f"{setting.micro_batch_size:,} row{'s' if setting.micro_batch_size != 1 else ''}"
-    size = f" of up to {setting.length:,} tokens" if counted == "tokens" else ""
-    return f"{rows}{size} at a time; the most that fit: {fits}"
+    each = setting.length if setting.is_by_tokens else 1
+    fits = "none" if most == 0 else f"{most * each:,}" + (" or more" if most >= MOST_ROWS else "")
+    of = "in rows of up to" if setting.is_by_tokens else "of up to"
+    size = f" {of} {setting.length:,} tokens" if counted == "tokens" else ""
+    return f"{describe_rows(setting)}{size} at a time; the most that fit: {fits}"
 
 
 def _time_lines(whole: WholePlan, found: Forecast) -> list[tuple[str, str]]:

@@ -71,7 +71,7 @@ def _key_parts(context: RunContext, model: Any) -> dict[str, Any]:
     """Return all that a measurement depends on, as plain values."""
     recipe, probe = context.recipe, context.plan.probe
     assert probe is not None
-    training = recipe.training.model_dump(mode="json")
+    training, batch = recipe.training.model_dump(mode="json"), context.plan.phases[0].batch
     lasting = ("num_train_epochs", "max_steps", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps")
     watching = (
         "logging_",
@@ -92,7 +92,7 @@ def _key_parts(context: RunContext, model: Any) -> dict[str, Any]:
         "options": dict(probe.options),
         # How long the run is and what it is judged by does not reach the probe.
         "training": {k: v for k, v in training.items() if k not in lasting and not k.startswith(watching)},
-        "rows_at_a_time": context.plan.phases[0].batch.global_batch_size,
+        "rows_at_a_time": batch.global_batch_size if batch.budget is None else batch.step,
         "model_config": recipe.model.config,
         "dtype": recipe.model.dtype,
         "precision": context.launch.precision,

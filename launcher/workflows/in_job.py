@@ -32,6 +32,7 @@ from launcher.launching.aftermath import Decision, Outcome, decide
 from launcher.launching.locks import hold_run
 from launcher.launching.render import Node
 from launcher.planning.hardware import hardware_for
+from launcher.plans import BatchPlan
 from launcher.recipe.cluster_profile import ClusterProfile
 from launcher.recipe.load import load_recipe, parse_recipe, resolved_text
 from launcher.recipe.schema import Recipe
@@ -323,16 +324,25 @@ def _leave_to_next(
     return 0
 
 
+def _smaller_batch(batch: BatchPlan) -> str:
+    """Return the key that halves what a rank holds at a time; "" where that is one row, or not known."""
+    budget = batch.budget
+    if budget is not None:
+        half = budget.held_tokens // 2
+        return f"training.per_device_train_tokens={half}" if half >= budget.longest > 0 else ""
+    half = max(1, batch.micro_batch_size // 2)
+    return f"training.per_device_train_batch_size={half}" if half < batch.micro_batch_size else ""
+
+
 def _memory_advice(run: RunDir, attempt: int, recipe: Recipe) -> str:
     """Return what helps against a lack of memory: smaller batches at once, which change no result, and what the planner says."""
-    batch = read_plan(run, attempt).batch
-    smaller = max(1, batch.micro_batch_size // 2)
+    plan = json.loads(run.plan.read_text()) if run.plan.is_file() else {}
+    smaller = _smaller_batch(BatchPlan.from_json(plan["launch"]["batch"]) if plan else read_plan(run, attempt).batch)
     words = [
-        f"training.per_device_train_batch_size={smaller} halves what a step holds, and changes no result: accumulation follows"
-        if smaller < batch.micro_batch_size
+        f"{smaller} halves what a step holds, and changes no result: accumulation follows"
+        if smaller
         else "training.activation_checkpointing=true, or strategy.type=lora, needs less memory"
     ]
-    plan = json.loads(run.plan.read_text()) if run.plan.is_file() else {}
     wanted = plan.get("facts", {}).get("max_length") or recipe.data.max_length
     if wanted:
         words.append(f"data.max_length={wanted // 2} halves the longest row")

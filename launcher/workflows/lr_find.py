@@ -13,6 +13,7 @@ from launcher import registry
 from launcher.contracts import Phase, Prepared
 from launcher.evaluation.range_test import RangeTest, exponential_rates, has_diverged, read_range_test
 from launcher.launching.launch_plan import plan_launch
+from launcher.planning.token_budget import with_settled_batch
 from launcher.plans import Hardware, LaunchPlan, PlannedPhase
 from launcher.recipe.load import LoadedRecipe
 from launcher.recipe.schema import Recipe
@@ -69,6 +70,7 @@ def find_rate(
     launch = plan_launch(recipe, hardware or hardware_for(recipe))
     task = registry.load(registry.TASKS, recipe.task.type)(recipe, base_folder=base_folder or Path.cwd())
     _, prepared = task.prepare_data()
+    launch = with_settled_batch(recipe, launch, prepared)
     model, phase = _model_and_phase(recipe, launch, task, prepared)
     tell(f"phase {phase.name}: {phase.table.trainable_numel:,} of {phase.table.total_numel:,} parameters train")
     setting = _setting(recipe, launch, task, model, phase)
@@ -138,7 +140,7 @@ def _batches(setting: _Setting, phase: Phase, prepared: Prepared, *, steps: int)
             prepared.stream, collate, size=size, accumulation=batch.accumulation, steps=steps, also=also
         )
         return
-    count = prepared.epoch_rows
+    count = batch.units(prepared.epoch_rows)
     order = PhaseBatches(
         lengths=np.asarray(prepared.train["length"][:]),
         phase=PlannedPhase(phase, first_step=0, steps=steps, batch=batch, rows=count, epoch_batch_size=size),

@@ -53,7 +53,9 @@ def plan_from_json(values: Mapping[str, Any]) -> RunPlan:
             **values,
             "launch": LaunchPlan.from_json(values["launch"]),
             "phases": tuple(
-                PlannedPhase(**{**planned, "phase": _phase(planned["phase"]), "batch": BatchPlan(**planned["batch"])})
+                PlannedPhase(
+                    **{**planned, "phase": _phase(planned["phase"]), "batch": BatchPlan.from_json(planned["batch"])}
+                )
                 for planned in values["phases"]
             ),
             "probe": _probe(probe) if probe else None,
@@ -98,7 +100,7 @@ def _says_the_same(phase: Phase, other: Phase) -> bool:
 
 
 def _heading(planned: PlannedPhase, plan: RunPlan) -> str:
-    size = f"{planned.batch.global_batch_size:,} rows a step"
+    size = f"{planned.batch.step} a step"
     steps = f"steps {planned.first_step + 1:,}-{planned.last_step:,}"
     if plan.unread or plan.is_streamed:
         return f"{planned.phase.name} ({steps}, {size})" if plan.knows_steps else f"{planned.phase.name} ({size})"

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.atomic import write_text
+from launcher.data.token_batches import MULTIPLE
 from launcher.errors import Problem, RecipeError
 from launcher.launching.launch_plan import plan_launch
 from launcher.planning.disk import disk_need, free_bytes
@@ -127,11 +128,23 @@ def _generous_bytes(shape: _Shape, recipe: Recipe, launch: LaunchPlan) -> float:
     for hidden size h, a heads and s tokens; twice that in 32, and twice again to be safe.
     """
     length = recipe.data.max_length or 512
-    training, evaluation = launch.batch.micro_batch_size * length, recipe.training.per_device_eval_batch_size * length
+    training, evaluation = (
+        _most_tokens(recipe, launch, length=length),
+        recipe.training.per_device_eval_batch_size * length,
+    )
     layer = 4 * (34 * shape.hidden + 5 * shape.heads * length)
     logits = 4 * 4 * shape.vocabulary if recipe.task.type in ("causal-lm", "masked-lm") else 0
     activations = max(training * (shape.layers * layer + logits), evaluation * (2 * layer + logits))
     return _BASE_BYTES + _BYTES_A_PARAMETER * shape.numel + activations
+
+
+def _most_tokens(recipe: Recipe, launch: LaunchPlan, *, length: int) -> int:
+    """Return at least as many tokens as a rank trains on at a time, whose rows have at most ``length``."""
+    batch = launch.batch
+    if batch.budget is None:
+        return batch.micro_batch_size * length
+    share = -(-batch.budget.tokens // batch.world_size) + length + MULTIPLE
+    return min(share, recipe.training.per_device_train_tokens or share)
 
 
 def _numbers(recipe: Recipe, folder: Path | None) -> dict[str, Any]:
