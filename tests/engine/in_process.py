@@ -16,6 +16,7 @@ from launcher.engine.signals import StopFlag
 from launcher.engine.tracking import NoTracker
 from launcher.launching.launch_plan import plan_launch
 from launcher.planning.plan import plan_run, rows_to_plan
+from launcher.planning.token_budget import with_settled_batch
 from launcher.plans import Hardware
 from launcher.recipe.schema import Recipe
 from launcher.registry import STRATEGIES, TASKS, load
@@ -66,6 +67,7 @@ def prepare(bert: Path, data: Path, runs: Path, /, *, run: RunDir | None = None,
     loaded = task.build_model(prepared)
     strategy = load(STRATEGIES, recipe.strategy.type)()
     parameters = list_parameters(loaded.model, newly_initialized=loaded.newly_initialized)
+    launch = with_settled_batch(recipe, launch, prepared)
     plan = plan_run(
         recipe, launch, strategy.phases(parameters, recipe), train_rows=rows_to_plan(recipe, prepared), facts={}
     )

@@ -241,6 +241,8 @@ CONTRADICTIONS: list[tuple[dict[str, Any], dict[str, Any], tuple[str, str]]] = [
      ("train_micro_batch_size_per_gpu is 8", "training.per_device_train_batch_size is 4")),
     ({"train_batch_size": 32}, {"training": {"batch_size_schedule": [{"epoch": 1, "global_batch_size": 8}]}},
      ("train_batch_size is 32", "training.batch_size_schedule")),
+    ({"gradient_accumulation_steps": 2}, {"training": {"tokens_per_batch": 512}},
+     ("gradient_accumulation_steps is 2", "training.tokens_per_batch")),
     ({"optimizer": {"type": "Lamb"}}, {}, ("optimizer.type is Lamb", "training.optim is adamw_torch_fused")),
     ({"optimizer": {"type": "AdamW", "params": {"lr": 0.1}}}, {}, ("optimizer.params.lr is 0.1", "training.learning_rate is")),
     ({"scheduler": {"type": "WarmupDecayLR"}}, {"training": {"lr_scheduler_type": "cosine"}},

@@ -15,7 +15,7 @@ NAMED = set(TrainingSection.model_fields)
 # Keys of ``training`` that TrainingArguments does not have.
 OURS = {
     "global_batch_size", "early_stopping_patience", "batch_size_schedule", "momentum", "l1_penalty", "l2_penalty",
-    "max_grad_value", "async_save",
+    "max_grad_value", "async_save", "tokens_per_batch", "per_device_train_tokens",
 }  # fmt: skip
 REFUSED = {**tables.OWNED, **tables.WITHOUT_EFFECT}
 
