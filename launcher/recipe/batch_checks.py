@@ -56,6 +56,12 @@ _NOT_WITH_TOKENS: tuple[tuple[str, Callable[[View], object], str, str], ...] = (
         "keep one of the two",
     ),
     (
+        "task.augmentation.synonyms",
+        lambda v: v.value("task.augmentation.synonyms") is not None,
+        "makes rows longer than they were counted",
+        "keep one of the two",
+    ),
+    (
         "distributed.sequence_parallel_size",
         lambda v: v.recipe.distributed.sequence_parallel_size > 1,
         "shares rows among ranks, which then need equally many",

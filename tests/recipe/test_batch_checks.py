@@ -32,6 +32,11 @@ def found(**sections: object) -> list[Finding]:
             "every epoch draws other rows",
         ),
         ({"task": {"type": "text-classification", "class_sampling": "balanced"}}, "task.class_sampling", "every epoch"),
+        (
+            {"task": {"type": "text-classification", "augmentation": {"synonyms": "s.txt"}}},
+            "task.augmentation.synonyms",
+            "longer",
+        ),
         ({"distributed": {"sequence_parallel_size": 2}}, "distributed.sequence_parallel_size", "equally many"),
         ({"task": {"type": "image-classification"}}, "training.tokens_per_batch", "images"),
         ({"task": {"type": "translation"}}, "training.tokens_per_batch", "two texts"),
