@@ -63,7 +63,9 @@ def test_results_that_nobody_wants_end_the_processes():
 
 
 SLEEPER = """
-import time
+import signal, time
+# Who starts tests in the background may have told them to ignore it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from launcher.data.workers import in_order
 results = in_order(time.sleep, [0, 1, 1, 1], processes=2, again=None)
 next(results)
