@@ -13,36 +13,28 @@ from launcher.data.augmentation import augmented
 from launcher.data.chance import row_generator
 from launcher.data.images import open_image
 from launcher.data.labels import LabelSet, make_labels
-from launcher.data.sources import SplitSet, load_rows, load_splits
+from launcher.data.sources import SplitSet
 from launcher.data.tables import Faults
 from launcher.recipe.schema import Recipe
 from launcher.tasks.class_sampling import with_draws
 from launcher.tasks.class_weights import class_weights
-from launcher.tasks.image_task import ImageTask, image_features, named_images
+from launcher.tasks.image_task import ImageTask, image_features
 from launcher.tasks.label_loss import label_items, label_losses, probabilities
-from launcher.tasks.models import LoadedModel, load_config, load_model
 from launcher.tasks.prepared_task import SPLITS, faults_of, write_labelled
 
 PROBLEM = "single_label_classification"
 
-_NEEDS = ("image", "label")
-_OPTIONAL = ("id",)
-
 
 class ImageClassification(ImageTask):
     """One label for each image, by an AutoModelForImageClassification."""
+
+    problem, truth, model_class = PROBLEM, "label", "AutoModelForImageClassification"
 
     def __init__(self, recipe: Recipe, *, base_folder: Path = Path()) -> None:
         super().__init__(recipe, base_folder=base_folder)
         self.class_weights: Any = None
 
     # --- data ------------------------------------------------------------------------------------------------------
-
-    def load_splits(self) -> SplitSet:
-        """Return the images of every split. Raises DataError."""
-        return load_splits(
-            self.recipe.data, base_folder=self.base_folder, needs=_NEEDS, optional=_OPTIONAL, problem_type=PROBLEM
-        )
 
     def load_data(self, folder: Path) -> Prepared:
         """Return the prepared data in ``folder``: what every rank does after rank 0 has prepared them."""
@@ -85,57 +77,14 @@ class ImageClassification(ImageTask):
 
     def show_row(self, row: Mapping[str, Any], prepared: Prepared) -> ShownRow:
         """Return an image's name, its size, what the model gets of it, and its label."""
-        (image,) = self.images_of([row])
-        channels, height, width = self.pixels([image]).shape[1:]
-        parts = f"{row['text']}: {image.width} x {image.height} pixels, resized to {width} x {height} of {channels} channels"
         label = prepared.label_names[row["labels"]] if "labels" in row else ""
-        return ShownRow(row["row_id"], 1, ((parts, "read"),), label)
-
-    def read_rows(self, source: str) -> dict[str, list[Any]]:
-        """Return the images of a folder or a file; labels are not needed. Raises DataError."""
-        kept = {ours: theirs for ours, theirs in self.recipe.data.columns.items() if ours != "label"}
-        reading = self.recipe.data.model_copy(update={"columns": kept})
-        return load_rows(source, data=reading, base_folder=Path(), needs=("image",), optional=_OPTIONAL).lists()
-
-    def prepare_rows(self, columns: Mapping[str, list[Any]], facts: Mapping[str, Any]) -> tuple[Any, Prepared]:
-        """Return rows of images: those that were read, or the files that ``text`` names. Raises DataError where one is none."""
-        from datasets import Dataset
-
-        found = dict(columns) if "image" in columns else named_images(columns["text"])
-        found["row_id"] = list(range(len(found["image"])))
-        features, _ = image_features(found)
-        rows = Dataset.from_dict(features)
-        return rows, Prepared(rows, rows, rows, "", tuple(facts["label_names"]), PROBLEM)
+        return ShownRow(row["row_id"], 1, ((self.in_words(row), "read"),), label)
 
     # --- model -----------------------------------------------------------------------------------------------------
 
-    def build_model(
-        self, prepared: Prepared | None, *, skeleton: bool = False, quantization: Any = None
-    ) -> LoadedModel:
-        """Return the model with a head for these labels; without data, for those of the recipe, or two. Raises ModelError."""
-        from transformers import AutoModelForImageClassification
-
-        declared = self.recipe.data.labels
-        names = list(prepared.label_names) if prepared else declared if isinstance(declared, list) else ["0", "1"]
-        labels = {"id2label": dict(enumerate(names)), "label2id": {name: number for number, name in enumerate(names)}}
-        config = load_config(self.recipe.model, skeleton=skeleton, problem_type=PROBLEM, **labels)
-        loaded = load_model(
-            AutoModelForImageClassification, self.recipe.model, config, skeleton=skeleton, quantization=quantization
-        )
-        # As of texts: Trainer must not scale their loss by a count of items that they ignore.
-        loaded.model.accepts_loss_kwargs = False
-        return loaded
-
-    def load_trained(self, folder: Path, facts: Mapping[str, Any]) -> Any:
-        """Return a saved model in evaluation mode."""
-        from transformers import AutoModelForImageClassification
-
-        config = load_config(self.recipe.model.model_copy(update={"config": None}))
-        return load_model(AutoModelForImageClassification, self.recipe.model, config).model.eval()
-
-    def model_facts(self, prepared: Prepared) -> dict[str, Any]:
-        """Return what has to be known to use the saved model without its run."""
-        return {"task": self.options.type, "problem_type": PROBLEM, "label_names": list(prepared.label_names)}
+    def config_fields(self) -> dict[str, Any]:
+        """Return the problem type, by which transformers tells what a head is for."""
+        return {"problem_type": PROBLEM}
 
     # --- loss ------------------------------------------------------------------------------------------------------
 

@@ -15,36 +15,29 @@ from launcher.data.chance import row_generator
 from launcher.data.images import upright_size
 from launcher.data.labels import LabelSet, make_labels
 from launcher.data.pieces import Origin
-from launcher.data.sources import SplitSet, load_rows, load_splits
+from launcher.data.sources import SplitSet
 from launcher.data.tables import Faults
 from launcher.errors import ModelError
 from launcher.recipe.schema import Recipe
-from launcher.tasks.image_task import ImageTask, image_features, named_images
-from launcher.tasks.models import LoadedModel, load_config, load_model
+from launcher.tasks.image_task import ImageTask, image_features
+from launcher.tasks.models import load_config
 from launcher.tasks.prepared_task import SPLITS, write_features
 
 PROBLEM = "object_detection"
 MOST_FOUND = 100
 """Boxes that are kept of an image, those with the best scores."""
 
-_NEEDS = ("image", "objects")
-_OPTIONAL = ("id",)
-
 
 class ObjectDetection(ImageTask):
     """Boxes and classes, by an AutoModelForObjectDetection."""
+
+    problem, truth, model_class = PROBLEM, "objects", "AutoModelForObjectDetection"
 
     def __init__(self, recipe: Recipe, *, base_folder: Path = Path()) -> None:
         super().__init__(recipe, base_folder=base_folder)
         self.mean_boxes = 1.0
 
     # --- data ------------------------------------------------------------------------------------------------------
-
-    def load_splits(self) -> SplitSet:
-        """Return the images of every split. Raises DataError."""
-        return load_splits(
-            self.recipe.data, base_folder=self.base_folder, needs=_NEEDS, optional=_OPTIONAL, problem_type=PROBLEM
-        )
 
     def load_data(self, folder: Path) -> Prepared:
         """Return the prepared data in ``folder``: what every rank does after rank 0 has prepared them."""
@@ -104,36 +97,19 @@ class ObjectDetection(ImageTask):
 
     def show_row(self, row: Mapping[str, Any], prepared: Prepared) -> ShownRow:
         """Return an image's name, its size, what the model gets of it, and its boxes."""
-        (image,) = self.images_of([row])
-        channels, height, width = self.pixels([image]).shape[1:]
-        parts = f"{row['text']}: {image.width} x {image.height} pixels, resized to {width} x {height} of {channels} channels"
         found = [
             f"{prepared.label_names[number]} [{', '.join(f'{value:g}' for value in box)}]"
             for number, box in zip(row.get("classes", ()), row.get("boxes", ()), strict=True)
         ]
-        return ShownRow(row["row_id"], 1, ((parts, "read"),), ", ".join(found) or ("no box" if "boxes" in row else ""))
+        return ShownRow(
+            row["row_id"], 1, ((self.in_words(row), "read"),), ", ".join(found) or ("no box" if "boxes" in row else "")
+        )
 
     def example_row(self) -> dict[str, Any]:
         """Return a row like the prepared ones, for plans without data."""
         row = super().example_row()
         del row["labels"]
         return {**row, "size": [32, 32], "classes": [0], "boxes": [[8.0, 8.0, 16.0, 16.0]]}
-
-    def read_rows(self, source: str) -> dict[str, list[Any]]:
-        """Return the images of a folder or a file; boxes are not needed. Raises DataError."""
-        kept = {ours: theirs for ours, theirs in self.recipe.data.columns.items() if ours != "objects"}
-        reading = self.recipe.data.model_copy(update={"columns": kept})
-        return load_rows(source, data=reading, base_folder=Path(), needs=("image",), optional=_OPTIONAL).lists()
-
-    def prepare_rows(self, columns: Mapping[str, list[Any]], facts: Mapping[str, Any]) -> tuple[Any, Prepared]:
-        """Return rows of images: those that were read, or the files that ``text`` names. Raises DataError where one is none."""
-        from datasets import Dataset
-
-        found = dict(columns) if "image" in columns else named_images(columns["text"])
-        found["row_id"] = list(range(len(found["image"])))
-        features, _ = box_features(found)
-        rows = Dataset.from_dict(features)
-        return rows, Prepared(rows, rows, rows, "", tuple(facts["label_names"]), PROBLEM)
 
     # --- model -----------------------------------------------------------------------------------------------------
 
@@ -149,25 +125,17 @@ class ObjectDetection(ImageTask):
 
         return SetLoss.of(self.config)
 
-    def build_model(
-        self, prepared: Prepared | None, *, skeleton: bool = False, quantization: Any = None
-    ) -> LoadedModel:
-        """Return the model with a head for these classes; without data, for those of the recipe, or two. Raises ModelError."""
-        from transformers import AutoModelForObjectDetection
+    def config_fields(self) -> dict[str, Any]:
+        """Return no denoising: it needs labels in the forward pass, and without them its embeddings would never get a gradient.
 
+        Raises ModelError for a model whose loss is not known.
+        """
         self._check_config()
-        declared = self.recipe.data.labels
-        names = list(prepared.label_names) if prepared else declared if isinstance(declared, list) else ["0", "1"]
-        labels = {"id2label": dict(enumerate(names)), "label2id": {name: number for number, name in enumerate(names)}}
-        # Denoising needs labels in the forward pass; without them its embeddings would be parameters that never get a gradient.
-        more = {"num_denoising": 0} if hasattr(self.config, "num_denoising") else {}
-        config = load_config(self.recipe.model, skeleton=skeleton, **labels, **more)
-        loaded = load_model(
-            AutoModelForObjectDetection, self.recipe.model, config, skeleton=skeleton, quantization=quantization
-        )
-        # As of texts: Trainer must not scale their loss by a count of items that they ignore.
-        loaded.model.accepts_loss_kwargs = False
-        return loaded
+        return {"num_denoising": 0} if hasattr(self.config, "num_denoising") else {}
+
+    def new_features(self, columns: Mapping[str, list[Any]]) -> dict[str, Any]:
+        """Return features of new images, of which nothing else is known."""
+        return box_features(columns)[0]
 
     def _check_config(self) -> None:
         """Raise ModelError for a model whose loss is not known, and for parts of a loss that are not computed."""
@@ -182,17 +150,6 @@ class ObjectDetection(ImageTask):
                 f"auxiliary_loss is true in the configuration of this {self.config.model_type}, but the losses of its single layers are not there; "
                 "write model.config: {auxiliary_loss: false}"
             )
-
-    def load_trained(self, folder: Path, facts: Mapping[str, Any]) -> Any:
-        """Return a saved model in evaluation mode."""
-        from transformers import AutoModelForObjectDetection
-
-        config = load_config(self.recipe.model.model_copy(update={"config": None}))
-        return load_model(AutoModelForObjectDetection, self.recipe.model, config).model.eval()
-
-    def model_facts(self, prepared: Prepared) -> dict[str, Any]:
-        """Return what has to be known to use the saved model without its run."""
-        return {"task": self.options.type, "problem_type": PROBLEM, "label_names": list(prepared.label_names)}
 
     # --- loss ------------------------------------------------------------------------------------------------------
 

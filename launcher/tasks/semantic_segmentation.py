@@ -16,32 +16,25 @@ from launcher.data.images import image_bytes, upright_size
 from launcher.data.labels import declared_names
 from launcher.data.masks import read_mask, write_mask
 from launcher.data.pieces import Origin
-from launcher.data.sources import SplitSet, load_rows, load_splits
+from launcher.data.sources import SplitSet
 from launcher.data.tables import Fault, Faults
 from launcher.evaluation.segmentation import SEGMENTATION, pixel_counts
 from launcher.recipe.schema import Recipe
 from launcher.tasks.class_weights import class_weights
-from launcher.tasks.image_task import ImageTask, image_features, named_images
-from launcher.tasks.models import LoadedModel, load_config, load_model
+from launcher.tasks.image_task import ImageTask, image_features
 from launcher.tasks.prepared_task import SPLITS, write_features
-
-_NEEDS, _OPTIONAL = ("image", "mask"), ("id",)
 
 
 class SemanticSegmentation(ImageTask):
     """A class for each pixel, by an AutoModelForSemanticSegmentation."""
+
+    problem, truth, model_class = SEGMENTATION, "mask", "AutoModelForSemanticSegmentation"
 
     def __init__(self, recipe: Recipe, *, base_folder: Path = Path()) -> None:
         super().__init__(recipe, base_folder=base_folder)
         self.class_weights: Any = None
 
     # --- data ------------------------------------------------------------------------------------------------------
-
-    def load_splits(self) -> SplitSet:
-        """Return the images of every split. Raises DataError."""
-        return load_splits(
-            self.recipe.data, base_folder=self.base_folder, needs=_NEEDS, optional=_OPTIONAL, problem_type=SEGMENTATION
-        )
 
     def load_data(self, folder: Path) -> Prepared:
         """Return the prepared data in ``folder``: what every rank does after rank 0 has prepared them."""
@@ -107,9 +100,6 @@ class SemanticSegmentation(ImageTask):
 
     def show_row(self, row: Mapping[str, Any], prepared: Prepared) -> ShownRow:
         """Return an image's name, its size, what the model gets of it, and the classes of its pixels."""
-        (image,) = self.images_of([row])
-        channels, height, width = self.pixels([image]).shape[1:]
-        text = f"{row['text']}: {image.width} x {image.height} pixels, resized to {width} x {height} of {channels} channels"
         label = ""
         if "mask" in row:
             numbers = read_mask(row["mask"])
@@ -118,59 +108,17 @@ class SemanticSegmentation(ImageTask):
             label = ", ".join(
                 f"{name} {share:.0%}" for name, share in zip(prepared.label_names, shares, strict=True) if share
             )
-        return ShownRow(row["row_id"], 1, ((text, "read"),), label)
+        return ShownRow(row["row_id"], 1, ((self.in_words(row), "read"),), label)
+
+    def new_features(self, columns: Mapping[str, list[Any]]) -> dict[str, Any]:
+        """Return features of new images, of which nothing else is known."""
+        return mask_features(columns, classes=0, ignored=self.options.ignore_index)[0]
 
     def example_row(self) -> dict[str, Any]:
         """Return a row like the prepared ones, for plans without data."""
         row = super().example_row()
         del row["labels"]
         return {**row, "size": [32, 32], "mask": write_mask(np.zeros((32, 32), dtype=np.int64))}
-
-    def read_rows(self, source: str) -> dict[str, list[Any]]:
-        """Return the images of a folder or a file; masks are not needed. Raises DataError."""
-        kept = {ours: theirs for ours, theirs in self.recipe.data.columns.items() if ours != "mask"}
-        reading = self.recipe.data.model_copy(update={"columns": kept})
-        return load_rows(source, data=reading, base_folder=Path(), needs=("image",), optional=_OPTIONAL).lists()
-
-    def prepare_rows(self, columns: Mapping[str, list[Any]], facts: Mapping[str, Any]) -> tuple[Any, Prepared]:
-        """Return rows of images: those that were read, or the files that ``text`` names. Raises DataError where one is none."""
-        from datasets import Dataset
-
-        found = dict(columns) if "image" in columns else named_images(columns["text"])
-        found["row_id"] = list(range(len(found["image"])))
-        features, _ = mask_features(found, classes=0, ignored=self.options.ignore_index)
-        rows = Dataset.from_dict(features)
-        return rows, Prepared(rows, rows, rows, "", tuple(facts["label_names"]), SEGMENTATION)
-
-    # --- model -----------------------------------------------------------------------------------------------------
-
-    def build_model(
-        self, prepared: Prepared | None, *, skeleton: bool = False, quantization: Any = None
-    ) -> LoadedModel:
-        """Return the model with a head for these classes; without data, for those of the recipe, or two. Raises ModelError."""
-        from transformers import AutoModelForSemanticSegmentation
-
-        declared = self.recipe.data.labels
-        names = list(prepared.label_names) if prepared else declared if isinstance(declared, list) else ["0", "1"]
-        labels = {"id2label": dict(enumerate(names)), "label2id": {name: number for number, name in enumerate(names)}}
-        config = load_config(self.recipe.model, skeleton=skeleton, **labels)
-        loaded = load_model(
-            AutoModelForSemanticSegmentation, self.recipe.model, config, skeleton=skeleton, quantization=quantization
-        )
-        # As of texts: Trainer must not scale their loss by a count of items that they ignore.
-        loaded.model.accepts_loss_kwargs = False
-        return loaded
-
-    def load_trained(self, folder: Path, facts: Mapping[str, Any]) -> Any:
-        """Return a saved model in evaluation mode."""
-        from transformers import AutoModelForSemanticSegmentation
-
-        config = load_config(self.recipe.model.model_copy(update={"config": None}))
-        return load_model(AutoModelForSemanticSegmentation, self.recipe.model, config).model.eval()
-
-    def model_facts(self, prepared: Prepared) -> dict[str, Any]:
-        """Return what has to be known to use the saved model without its run."""
-        return {"task": self.options.type, "problem_type": SEGMENTATION, "label_names": list(prepared.label_names)}
 
     # --- loss ------------------------------------------------------------------------------------------------------
 
