@@ -76,7 +76,13 @@ def test_two_ranks_have_the_losses_of_one(found, reference):
     )
     assert ours == pytest.approx(wanted, rel=1e-3, abs=1e-4)
     plan = json.loads((found / "plan.json").read_text())["launch"]
-    assert plan["batch"] == {"global_batch_size": 8, "world_size": 2, "micro_batch_size": 2, "accumulation": 2}
+    assert plan["batch"] == {
+        "global_batch_size": 8,
+        "world_size": 2,
+        "micro_batch_size": 2,
+        "accumulation": 2,
+        "budget": None,
+    }
     logs = [(found / f"attempts/1/logs/rank-{rank}.log").exists() for rank in (0, 1)]
     assert logs == [True, True]
 
