@@ -224,6 +224,11 @@ class PlannedPhase:
         full, more = divmod(done - rest_of_epoch, -(-self.rows // size))
         return self.epoch + 1 + full, more * size
 
+    def used(self, step: int) -> int:
+        """Return the rows of the run that are used after ``step``, a step of the run that lies in the phase."""
+        epoch, rows = self.position(step)
+        return epoch * self.rows + rows
+
     def epochs_at(self, step: int) -> float:
         """Return how many epochs are done after ``step``; whole exactly where an epoch ends."""
         epoch, rows = self.position(step)

@@ -124,9 +124,9 @@ class PhaseBatches:
 
     def rows_used(self, step: int) -> int:
         """Return the rows of the run that are used after ``step``, a step of the run that lies in the phase."""
-        epoch, used = self.phase.position(step)
         if self.phase.batch.budget is None:
-            return epoch * self.phase.rows + used
+            return self.phase.used(step)
+        epoch, used = self.phase.position(step)
         return epoch * len(self.lengths) + sum(len(rows) for rows, _ in self._epoch(epoch, 0)[:used])
 
     def _epoch(self, number: int, used: int) -> list[tuple[np.ndarray, np.ndarray]]:

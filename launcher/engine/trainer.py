@@ -118,10 +118,8 @@ class RunMixin(CheckpointMixin):
     def rows_used(self) -> int:
         """Return the rows of the run that are used so far."""
         planned, step = self.context.planned, self.state.global_step
-        if self.context.prepared.stream is None:
-            return self._phase_batches().rows_used(step)
-        epoch, rows = planned.position(step)
-        return epoch * planned.rows + rows
+        # Only where tokens bound a step do the lengths of all rows have to be read for it.
+        return planned.used(step) if planned.batch.budget is None else self._phase_batches().rows_used(step)
 
     def _loader(self, rows: Any, **options: Any) -> DataLoader[dict[str, Any]]:
         return DataLoader(
@@ -366,7 +364,8 @@ class RunTrainer(RunMixin, Trainer):
 def _column(split: Any, name: str) -> Any:
     import numpy as np
 
-    return np.asarray(split[name])
+    # The slice comes out of Arrow at once; a column itself would be read row by row.
+    return np.asarray(split[name][:])
 
 
 def _real_tokens(batch: dict[str, Any]) -> Any:

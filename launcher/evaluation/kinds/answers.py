@@ -13,8 +13,9 @@ from launcher.evaluation.kinds.base import (
     MOST_MISTAKES,
     Kind,
     Words,
-    clean_lists,
-    clean_text,
+    answer_columns,
+    clean_record,
+    read_answers,
     require_labels,
     shown_row,
 )
@@ -44,30 +45,19 @@ class Answers(Kind):
     def details(self, predictions: Predictions) -> dict[str, Any]:
         """Return mistakes."""
         wrong = worst_answers(predictions, most=MOST_MISTAKES)
-        return {"mistakes": [{**shown_row(predictions, i), **_clean(mistake)} for i, mistake in wrong]}
+        return {"mistakes": [{**shown_row(predictions, i), **clean_record(mistake)} for i, mistake in wrong]}
 
     def columns(self, predictions: Predictions) -> dict[str, Any]:
         """Return label (a list of right answers), predicted and confidence."""
         import pyarrow
 
-        texts, empty = pyarrow.list_(pyarrow.string()), [None] * len(predictions.answers)
-        right = empty if predictions.labels is None else list(clean_lists(predictions.references))
-        return {
-            "label": pyarrow.array(right, texts),
-            "predicted": pyarrow.array([clean_text(answer) for answer in predictions.answers], pyarrow.string()),
-            "confidence": pyarrow.array(predictions.scores),
-        }
+        return {**answer_columns(predictions), "confidence": pyarrow.array(predictions.scores)}
 
     def read(self, columns: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
         """Return scores, labels, answers and references."""
-        right = columns["label"].to_pylist()
-        known = bool(right) and right[0] is not None
-        references = tuple(tuple(row or ()) for row in right)
         return {
             "scores": np.array(columns["confidence"].to_pylist(), dtype=np.float64),
-            "labels": np.array([len(row) for row in references]) if known else None,
-            "answers": tuple(columns["predicted"].to_pylist()),
-            "references": references,
+            **read_answers(columns),
         }
 
     def rows(self, predictions: Predictions) -> list[dict[str, Any]]:
@@ -78,7 +68,3 @@ class Answers(Kind):
     def line(self, row: Mapping[str, Any]) -> str:
         """Return answer, score and text."""
         return f"{row['answer'] or '(no answer)'}\t{row['score']:.3f}\t{row['text']}"
-
-
-def _clean(record: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: clean_text(value) if isinstance(value, str) else value for key, value in record.items()}

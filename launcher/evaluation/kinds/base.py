@@ -121,6 +121,35 @@ def clean_text(text: str) -> str:
     return text.encode("utf-8", "replace").decode()
 
 
+def clean_record(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a record whose texts are clean."""
+    return {key: clean_text(value) if isinstance(value, str) else value for key, value in record.items()}
+
+
+def answer_columns(predictions: Predictions) -> dict[str, Any]:
+    """Return, for rows that have ``answers``, the columns label (a list of right ones; null: unlabelled) and predicted, as pyarrow arrays."""
+    import pyarrow
+
+    texts, empty = pyarrow.list_(pyarrow.string()), [None] * len(predictions.answers)
+    right = empty if predictions.labels is None else list(clean_lists(predictions.references))
+    return {
+        "label": pyarrow.array(right, texts),
+        "predicted": pyarrow.array([clean_text(answer) for answer in predictions.answers], pyarrow.string()),
+    }
+
+
+def read_answers(columns: Mapping[str, Any]) -> dict[str, Any]:
+    """Return labels, answers and references from what ``answer_columns`` gave."""
+    right = columns["label"].to_pylist()
+    known = bool(right) and right[0] is not None
+    references = tuple(tuple(row or ()) for row in right)
+    return {
+        "labels": np.array([len(row) for row in references]) if known else None,
+        "answers": tuple(columns["predicted"].to_pylist()),
+        "references": references,
+    }
+
+
 def clean_lists(rows: Iterable[Sequence[str]]) -> Iterator[list[str]]:
     """Yield lists of texts, each clean."""
     return ([clean_text(word) for word in row] for row in rows)

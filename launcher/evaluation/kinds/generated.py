@@ -14,8 +14,10 @@ from launcher.evaluation.kinds.base import (
     MOST_MISTAKES,
     Kind,
     Words,
-    clean_lists,
+    answer_columns,
+    clean_record,
     clean_text,
+    read_answers,
     require_labels,
     shown_row,
 )
@@ -41,30 +43,19 @@ class Generated(Kind):
     def details(self, predictions: Predictions) -> dict[str, Any]:
         """Return mistakes: the rows of the lowest score."""
         worst = worst_texts(predictions, self.of_each(predictions), most=MOST_MISTAKES, name=self.score)
-        return {"mistakes": [{**shown_row(predictions, i), **_clean(mistake)} for i, mistake in worst]}
+        return {"mistakes": [{**shown_row(predictions, i), **clean_record(mistake)} for i, mistake in worst]}
 
     def columns(self, predictions: Predictions) -> dict[str, Any]:
         """Return label (a list of right texts), predicted and ended (whether the text ended by itself)."""
         import pyarrow
 
-        texts, empty = pyarrow.list_(pyarrow.string()), [None] * len(predictions.answers)
-        right = empty if predictions.labels is None else list(clean_lists(predictions.references))
-        return {
-            "label": pyarrow.array(right, texts),
-            "predicted": pyarrow.array([clean_text(answer) for answer in predictions.answers], pyarrow.string()),
-            "ended": pyarrow.array(predictions.scores > 0),
-        }
+        return {**answer_columns(predictions), "ended": pyarrow.array(predictions.scores > 0)}
 
     def read(self, columns: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
         """Return scores, labels, answers and references."""
-        right = columns["label"].to_pylist()
-        known = bool(right) and right[0] is not None
-        references = tuple(tuple(row or ()) for row in right)
         return {
             "scores": np.array(columns["ended"].to_pylist(), dtype=np.float64),
-            "labels": np.array([len(row) for row in references]) if known else None,
-            "answers": tuple(columns["predicted"].to_pylist()),
-            "references": references,
+            **read_answers(columns),
         }
 
     def rows(self, predictions: Predictions) -> list[dict[str, Any]]:
@@ -139,7 +130,3 @@ def _corpus_scores(predictions: Predictions) -> dict[str, CorpusScore]:
     # A lone surrogate is no text to sacreBLEU's tokenizers either.
     whole = replace(predictions, answers=tuple(map(clean_text, predictions.answers)))
     return {"bleu": bleu(whole), "chrf": chrf(whole)}
-
-
-def _clean(record: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: clean_text(value) if isinstance(value, str) else value for key, value in record.items()}
