@@ -9,7 +9,7 @@ import numpy as np
 
 from launcher.contracts import Baseline, Predictions
 from launcher.evaluation.kinds import metrics_for
-from launcher.evaluation.segmentation import pixel_counts
+from launcher.evaluation.segmentation import nearest, pixel_counts
 
 SIDE = 32
 """Places across and down in which train is counted."""
@@ -34,10 +34,3 @@ def usual_pixels(
     found = [pixel_counts(nearest(usual, *mask.shape), mask, classes=classes, ignored=ignored).ravel() for mask in true]
     own = replace(predictions, scores=np.array(found, dtype=np.float64), maps=())
     return Baseline("usual_pixels", own, metrics_for(own))
-
-
-def nearest(mask: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Return a mask at another size, each pixel with the number of the nearest one; int64 [height, width]."""
-    down = ((np.arange(height) + 0.5) * mask.shape[0] / height).astype(int)
-    across = ((np.arange(width) + 0.5) * mask.shape[1] / width).astype(int)
-    return np.asarray(mask[down[:, None], across[None]])

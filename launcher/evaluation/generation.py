@@ -6,6 +6,7 @@ for each row), as ``scores`` 1 where a text ended by itself and 0 where it reach
 
 from __future__ import annotations
 
+import functools
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -20,6 +21,8 @@ TRANSLATION, SUMMARIZATION = "translation", "summarization"
 ROUGE = ("rougeL", "rouge1", "rouge2", "rougeLsum")
 
 _LETTERS = re.compile(r"[^\W\d_]")
+# Metrics, their intervals, tests and examples each ask for the scores of the same texts: those of a model and its baselines are kept.
+_KEPT = 6
 # Scripts that put no space between words.
 _HAN = re.compile(r"[\u3400-\u9fff]")
 _UNSPACED = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff]")
@@ -58,17 +61,26 @@ class CorpusScore:
 
 def bleu(predictions: Predictions) -> CorpusScore:
     """Return BLEU, its tokens as ``bleu_tokens`` has them."""
+    return _bleu(predictions.answers, predictions.references)
+
+
+@functools.lru_cache(maxsize=_KEPT)
+def _bleu(answers: tuple[str, ...], references: tuple[tuple[str, ...], ...]) -> CorpusScore:
     from sacrebleu.metrics.bleu import BLEU
 
-    metric = BLEU(tokenize=bleu_tokens(predictions.references), force=True)
-    return CorpusScore(metric, predictions.answers, predictions.references)
+    return CorpusScore(BLEU(tokenize=bleu_tokens(references), force=True), answers, references)
 
 
 def chrf(predictions: Predictions) -> CorpusScore:
     """Return chrF2: characters alone, which suits every script."""
+    return _chrf(predictions.answers, predictions.references)
+
+
+@functools.lru_cache(maxsize=_KEPT)
+def _chrf(answers: tuple[str, ...], references: tuple[tuple[str, ...], ...]) -> CorpusScore:
     from sacrebleu.metrics.chrf import CHRF
 
-    return CorpusScore(CHRF(), predictions.answers, predictions.references)
+    return CorpusScore(CHRF(), answers, references)
 
 
 def bleu_tokens(references: Sequence[Sequence[str]]) -> str:
@@ -95,10 +107,15 @@ def rouge_of_each(predictions: Predictions) -> dict[str, np.ndarray]:
     As rouge-score's own with use_stemmer=True, its sentences (for rougeLsum) taken from lines. Source: Lin 2004, "ROUGE: A Package for Automatic
     Evaluation of Summaries".
     """
+    return _rouge(predictions.answers, predictions.references)
+
+
+@functools.lru_cache(maxsize=_KEPT)
+def _rouge(answers: tuple[str, ...], references: tuple[tuple[str, ...], ...]) -> dict[str, np.ndarray]:
     from rouge_score.rouge_scorer import RougeScorer
 
-    scorer = RougeScorer(list(ROUGE), use_stemmer=True, tokenizer=rouge_tokenizer(predictions.references))
-    rows = [scorer.score_multi(list(r), a) for a, r in zip(predictions.answers, predictions.references, strict=True)]
+    scorer = RougeScorer(list(ROUGE), use_stemmer=True, tokenizer=rouge_tokenizer(references))
+    rows = [scorer.score_multi(list(right), answer) for answer, right in zip(answers, references, strict=True)]
     return {name: np.array([row[name].fmeasure for row in rows]) for name in ROUGE}
 
 

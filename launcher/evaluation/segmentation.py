@@ -77,3 +77,10 @@ def per_class(predictions: Predictions, names: Sequence[str]) -> list[dict[str, 
     counts = counts_of(predictions.scores.sum(axis=0))
     records = zip(counts.records(names), iou(counts), counts.present, strict=True)
     return [{**record, "iou": float(overlap)} for record, overlap, occurs in records if occurs]
+
+
+def nearest(mask: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Return a mask at another size, each pixel with the number of the nearest one; int64 [height, width]."""
+    down = ((np.arange(height) + 0.5) * mask.shape[0] / height).astype(int)
+    across = ((np.arange(width) + 0.5) * mask.shape[1] / width).astype(int)
+    return np.asarray(mask[down[:, None], across[None]])

@@ -18,7 +18,7 @@ from launcher.data.masks import read_mask, write_mask
 from launcher.data.pieces import Origin
 from launcher.data.sources import SplitSet
 from launcher.data.tables import Fault, Faults
-from launcher.evaluation.segmentation import SEGMENTATION, pixel_counts
+from launcher.evaluation.segmentation import SEGMENTATION, nearest, pixel_counts
 from launcher.recipe.schema import Recipe
 from launcher.tasks.class_weights import class_weights
 from launcher.tasks.image_task import ImageTask, image_features
@@ -187,7 +187,7 @@ class SemanticSegmentation(ImageTask):
             )
         classes, maps = len(prepared.label_names), []
         for found, (width, height) in zip(logits.astype(np.int64), split["size"][:], strict=True):
-            maps.append(resized(found, width, height))
+            maps.append(nearest(found, height, width))
         counts = np.array([np.bincount(found.ravel(), minlength=classes) for found in maps], dtype=np.float64)
         return Predictions(scores=counts, labels=None, maps=tuple(map(write_mask, maps)), **common)
 
@@ -221,7 +221,7 @@ class Collator:
         result = {"pixel_values": pixels, "sample_weight": torch.tensor(weights)}
         if "mask" in rows[0]:
             height, width = pixels.shape[-2:]
-            masks = [resized(np.asarray(mask), width, height) for _, mask in changed]
+            masks = [nearest(np.asarray(mask), height, width) for _, mask in changed]
             result["labels"] = torch.from_numpy(np.stack(masks).astype(np.int64))
         return result
 
@@ -240,13 +240,6 @@ def enlarged(logits: Any, size: Sequence[int]) -> Any:
     import torch.nn.functional as F
 
     return F.interpolate(logits.float(), size=tuple(size), mode="bilinear", align_corners=False)
-
-
-def resized(mask: np.ndarray, width: int, height: int) -> np.ndarray:
-    """Return a mask at another size, each pixel with the number of the nearest one; int64 [height, width]."""
-    from launcher.evaluation.baselines_pixels import nearest
-
-    return mask.astype(np.int64) if mask.shape == (height, width) else nearest(mask.astype(np.int64), height, width)
 
 
 def mask_features(

@@ -23,10 +23,10 @@ from launcher.data.masks import read_mask, write_mask
 from launcher.engine.loading import Rows
 from launcher.engine.predicting import predict_logits
 from launcher.errors import DataError
-from launcher.evaluation.baselines_pixels import nearest, usual_pixels
+from launcher.evaluation.baselines_pixels import usual_pixels
 from launcher.evaluation.kinds import kind_of, metrics_for
 from launcher.evaluation.predictions_io import read_predictions, write_predictions
-from launcher.evaluation.segmentation import pixel_counts
+from launcher.evaluation.segmentation import nearest, pixel_counts
 from launcher.recipe.schema import Recipe
 from launcher.recipe.task_checks import METRICS
 from launcher.recipe.task_options import GeometricAugmentation
