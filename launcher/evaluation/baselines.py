@@ -41,6 +41,7 @@ TITLES = {
     "nearest": "nearest-training-text",
     "lead": "first-sentences",
     "typical_boxes": "typical-boxes",
+    "longer": "longer-answer",
 }
 """How a baseline is called in sentences and tables."""
 

@@ -27,6 +27,7 @@ METRICS: dict[str, Metric] = {
     "micro_f1": Metric("micro F1", points=100),
     "weighted_f1": Metric("weighted F1", points=100),
     "f1": Metric("F1", points=100),
+    "margin": Metric("reward margin", has_unit=True),
     "exact_match": Metric("exact match", points=100),
     "mean_iou": Metric("mean IoU", points=100),
     "pixel_accuracy": Metric("pixel accuracy", points=100),

@@ -21,8 +21,11 @@ from launcher.registry import NEAR_MISSES, suggest
 # Words of later versions, so that nobody looks for a spelling mistake.
 LATER = {
     "task": {
-        "sft",
-        "dpo",
+        "grpo",
+        "kto",
+        "orpo",
+        "ppo",
+        "simpo",
     },
 }
 

@@ -209,12 +209,14 @@ class EvaluationSection(Section):
                 "lead",
                 "typical_boxes",
                 "usual_pixels",
+                "longer",
             ]
         ]
         | None
     ) = None
     """Simple models trained on the same rows and shown beside the model; null: majority and tfidf, for token-classification word_tag
-    (the most frequent tag of each word), for question-answering overlap (words near those that question and text share), for causal-lm and masked-lm unigram (how often each token occurs in train), for image-classification
+    (the most frequent tag of each word), for question-answering overlap (words near those that question and text share), for causal-lm, sft and masked-lm unigram (how often each token occurs in train), for preference and reward longer (the longer answer is the
+    better one), for image-classification
     majority and pixels (a linear model on the pixels of small copies), for translation copy (the text as it is read) and nearest (what train has
     for the most similar text), for summarization lead (the first sentences), for
     object-detection typical_boxes (the boxes that are usual in train, the same for every image), for semantic-segmentation

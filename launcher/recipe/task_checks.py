@@ -11,6 +11,9 @@ from launcher.recipe.view import Finding, View
 # Metrics of tasks that do not have those of classified texts; a test holds them to what is computed.
 METRICS = {
     "causal-lm": ("loss", "perplexity"),
+    "sft": ("loss", "perplexity"),
+    "preference": ("loss", "accuracy", "margin"),
+    "reward": ("loss", "accuracy", "margin"),
     "masked-lm": ("loss", "perplexity", "accuracy"),
     "translation": ("bleu", "chrf", "loss"),
     "summarization": ("rougeL", "rouge1", "rouge2", "rougeLsum", "loss"),

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
+from launcher.recipe.chat_options import OUR_COLUMNS, PREFERENCE_COLUMNS, PreferenceOptions, RewardOptions, SFTOptions
 from launcher.recipe.section import Section
 
 # Our names of columns, by task.
@@ -14,6 +15,9 @@ COLUMNS = {
     "token-classification": ("tokens", "label", "id", "group"),
     "question-answering": ("question", "context", "answers", "id", "group"),
     "causal-lm": ("text", "id", "group"),
+    "sft": (*OUR_COLUMNS, "id", "group"),
+    "preference": (*OUR_COLUMNS, *PREFERENCE_COLUMNS, "id", "group"),
+    "reward": (*OUR_COLUMNS, *PREFERENCE_COLUMNS, "id", "group"),
     "masked-lm": ("text", "id", "group"),
     "translation": ("text", "target", "id", "group"),
     "summarization": ("text", "target", "id", "group"),
@@ -28,6 +32,9 @@ BASELINES = {
     "token-classification": ("word_tag",),
     "question-answering": ("overlap",),
     "causal-lm": ("unigram",),
+    "sft": ("unigram",),
+    "preference": ("longer",),
+    "reward": ("longer",),
     "masked-lm": ("unigram",),
     "translation": ("copy", "nearest"),
     "summarization": ("lead",),
@@ -42,7 +49,12 @@ IMAGE_TASKS = ("image-classification", "object-detection", "semantic-segmentatio
 
 
 # Tasks whose rows have no labels out of a list of names.
-TASKS_WITHOUT_LABELS = ("causal-lm", "masked-lm", "question-answering", "translation", "summarization")
+TASKS_WITHOUT_LABELS = (
+    "causal-lm", "masked-lm", "question-answering", "translation", "summarization", "sft", "preference", "reward",
+)  # fmt: skip
+
+# Tasks whose rows are conversations.
+CONVERSATION_TASKS = ("sft", "preference", "reward")
 
 # Tasks whose rows can be read while training.
 STREAMED_TASKS = ("text-classification", "causal-lm", "masked-lm")
@@ -221,6 +233,8 @@ class CausalLMOptions(Section):
     append_end: bool = True
     """Whether the tokenizer's end token is appended to each text (where it has one), so that the model learns where texts
     end."""
+    packing: bool = False
+    """Whether short texts of train share a row of data.max_length tokens, none of which sees another's."""
 
 
 class MaskedLMOptions(Section):
@@ -281,6 +295,9 @@ TaskOptions = Annotated[
     | Annotated[TokenClassificationOptions, Tag("token-classification")]
     | Annotated[QuestionAnsweringOptions, Tag("question-answering")]
     | Annotated[CausalLMOptions, Tag("causal-lm")]
+    | Annotated[SFTOptions, Tag("sft")]
+    | Annotated[PreferenceOptions, Tag("preference")]
+    | Annotated[RewardOptions, Tag("reward")]
     | Annotated[MaskedLMOptions, Tag("masked-lm")]
     | Annotated[TranslationOptions, Tag("translation")]
     | Annotated[SummarizationOptions, Tag("summarization")]
