@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launcher.data.bad_rows import OnBadRow, SkippedRow, refuse_many
+from launcher.data.conversations import Wanted
 from launcher.data.labels import infer_problem_type
 from launcher.data.sources_between import (
     check_alike,
@@ -103,13 +104,15 @@ def load_splits(
     label_delimiter: str = ",",
     plain_text: bool = False,
     may_be_empty: bool = False,
+    conversations: Wanted | None = None,
 ) -> SplitSet:
     """Read the rows of ``data``; relative paths count from ``base_folder``.
 
     ``needs`` must be found in train and validation, and in test but for ``label``; ``optional`` is taken where found.
     Without validation rows a seeded share of train is set aside: stratified by label, or drawn from all rows alike for
     regression and multi-label; ``problem_type`` and ``label_delimiter`` say what a label is; ``plain_text``, that files named
-    .txt hold texts alone; ``may_be_empty``, that texts without a word are of use.
+    .txt hold texts alone; ``may_be_empty``, that texts without a word are of use; ``conversations``, that rows are these, in the columns text and
+    conversation, or chosen and rejected: ``needs`` then has the columns that the recipe may name.
 
     Raises:
         DataError: a source, column or row is missing or broken; file, row, value and remedy are named. With
@@ -120,7 +123,9 @@ def load_splits(
     streamed = find_stream(data, base_folder=base_folder, plain_text=plain_text) if data.streaming else []
     found = _find_parts(data, base_folder=base_folder, plain_text=plain_text, train=sample_parts(streamed))
     sets = {
-        split: read_split(split, parts=parts, data=data, needs=needs, optional=optional, may_be_empty=may_be_empty)
+        split: read_split(
+            split, parts=parts, data=data, needs=needs, optional=optional, may_be_empty=may_be_empty, conversations=conversations
+        )
         for split, parts in found.items()
     }
     notes = [note for rows in sets.values() for note in rows.warnings]
@@ -151,6 +156,7 @@ def load_rows(
     optional: tuple[str, ...] = OPTIONAL,
     split: str = "test",
     plain_text: bool = False,
+    conversations: Wanted | None = None,
 ) -> RowSet:
     """Read one source on its own, with the columns of ``data``: to predict or evaluate on other rows.
 
@@ -161,7 +167,9 @@ def load_rows(
     parts = [_part(source, data=data, base_folder=base_folder, split=split, plain_text=plain_text)]
     # Each of these rows is to have its answer.
     whole = data.model_copy(update={"on_bad_row": "error"})
-    read = read_split("test", parts=parts, data=whole, needs=needs, optional=optional, may_be_empty=True)
+    read = read_split(
+        "test", parts=parts, data=whole, needs=needs, optional=optional, may_be_empty=True, conversations=conversations
+    )
     return without_hidden_labels(read)[0]
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from launcher.data.bad_rows import OnBadRow, SkippedRow, refuse, refuse_many, skipped_row
 from launcher.data.boxes import object_values
 from launcher.data.columns import Column, dataset_of, joined_columns
+from launcher.data.conversations import Wanted, choose_conversation, conversation_columns
 from launcher.data.images import image_values
 from launcher.data.masks import mask_values
 from launcher.data.sources_columns import choose_columns
@@ -132,9 +133,11 @@ def read_split(
     needs: Sequence[str],
     optional: Sequence[str],
     may_be_empty: bool = False,
+    conversations: Wanted | None = None,
 ) -> RowSet:
     """Read the sources of a split, one after the other; ``may_be_empty`` allows texts without a word.
 
+    ``conversations``: rows are these; ``needs`` and ``optional`` then do not matter.
     Raises DataError naming file and row; with ``data.on_bad_row: skip`` only where too many rows cannot be used.
     """
     if split == "test":
@@ -157,7 +160,12 @@ def read_split(
                 for ours, theirs in data.columns.items()
                 if split == "train" or _is_there(ours, theirs, table, split=split)
             }
-            chosen = choose_columns(table, columns=mapped, needs=needs, optional=optional) if table.names else {}
+            chosen: dict[str, list[str]] = {}
+            format = None
+            if table.names and conversations is not None:
+                format, chosen = choose_conversation(table, columns=mapped, wanted=conversations)
+            elif table.names:
+                chosen = choose_columns(table, columns=mapped, needs=needs, optional=optional)
             piece = read_table(
                 table,
                 part=part,
@@ -168,6 +176,7 @@ def read_split(
                 split=split,
                 may_be_empty=may_be_empty,
                 may_be_lists="target" in optional,
+                conversations=None if conversations is None else (format or "", conversations),
             )
             pieces.append(piece)
             kept, read, start = kept + piece.rows, read + table.rows, start + table.rows
@@ -201,10 +210,12 @@ def read_table(
     split: str,
     may_be_empty: bool,
     may_be_lists: bool,
+    conversations: tuple[str, Wanted] | None = None,
 ) -> RowSet:
     """Return the rows of a table in our columns, those that cannot be used left out or refused.
 
     Args:
+        conversations: the format of the table's conversations, where rows are these, and what is to be read of them.
         start: row_id of its first row.
         limit: take only this many rows; None: all.
         chosen: our column -> those of the table.
@@ -220,9 +231,15 @@ def read_table(
     names: tuple[str, ...] = ()
     if chosen:
         facts["columns"] = {ours: theirs[0] if len(theirs) == 1 else theirs for ours, theirs in chosen.items()}
+        held = {name: theirs for name, theirs in chosen.items() if conversations is None or name in ("id", "group")}
         ours = _our_columns(
-            table, chosen=chosen, rows=rows, join=data.join, faults=faults, may_be_empty=may_be_empty, may_be_lists=may_be_lists
+            table, chosen=held, rows=rows, join=data.join, faults=faults, may_be_empty=may_be_empty or conversations is not None,
+            may_be_lists=may_be_lists,
         )  # fmt: skip
+        if conversations is not None:
+            format, wanted = conversations
+            facts["conversations"] = format
+            ours |= conversation_columns(table, chosen=chosen, format=format, rows=rows, wanted=wanted, faults=faults)
         columns = ours | columns
         names = table.class_names.get(chosen["label"][0], ()) if "label" in chosen else ()
     whole = RowSet(columns, ((start, table.places),), (), table.warnings, names)
