@@ -97,9 +97,7 @@ def choose_conversation(
     return name, chosen | more
 
 
-def _columns_of(
-    name: str, table: Table, *, given: Mapping[str, str], wanted: Wanted
-) -> dict[str, list[str]] | None:
+def _columns_of(name: str, table: Table, *, given: Mapping[str, str], wanted: Wanted) -> dict[str, list[str]] | None:
     """Return the columns of a format; None where the table has not all that it needs."""
     of_format, found = _NAMES[name], {}
     if any(ours not in (*of_format, *PAIR, "id", "group") for ours in given):
@@ -186,7 +184,9 @@ def conversation_columns(
 
     Rows that cannot be used are added to ``faults`` and hold None.
     """
-    held = {ours: column_of(table, theirs[0]).take(rows) for ours, theirs in chosen.items() if ours not in ("id", "group")}
+    held = {
+        ours: column_of(table, theirs[0]).take(rows) for ours, theirs in chosen.items() if ours not in ("id", "group")
+    }
     names = PAIR if wanted.pairs else ("conversation",)
     made: dict[str, list[str | None]] = {name: [] for name in (*names, "text")}
     for row, values in zip(rows, zip(*held.values(), strict=True), strict=True):
@@ -304,7 +304,9 @@ def _require_one_prompt(pair: Sequence[Sequence[Mapping[str, Any]]]) -> None:
         message["role"] == "user" for message in messages
     ) else messages[:0] for messages in pair]  # fmt: skip
     if first[0] != first[1]:
-        raise NotAConversation("chosen and rejected do not answer the same: what stands before their answers differs", "")
+        raise NotAConversation(
+            "chosen and rejected do not answer the same: what stands before their answers differs", ""
+        )
 
 
 def _require_whole(texts: Sequence[str]) -> None:
@@ -343,5 +345,8 @@ def _readable_pair(pair: Sequence[Sequence[Mapping[str, Any]]]) -> str:
     shared = 0
     while shared < min(map(len, pair)) and pair[0][shared] == pair[1][shared]:
         shared += 1
-    parts = [readable(pair[0][:shared]), *(f"{name}: {readable(one[shared:])}" for name, one in zip(PAIR, pair, strict=True))]
+    parts = [
+        readable(pair[0][:shared]),
+        *(f"{name}: {readable(one[shared:])}" for name, one in zip(PAIR, pair, strict=True)),
+    ]
     return "\n".join(part for part in parts if part)

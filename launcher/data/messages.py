@@ -72,7 +72,8 @@ def _message(row: Any, number: int) -> dict[str, Any]:
     role = ROLES.get(str(said).strip().lower())
     if role is None:
         raise NotAConversation(
-            f"message {number} is by {said!r}; roles are system, user (human), assistant (gpt), tool (observation) and function_call", row
+            f"message {number} is by {said!r}; roles are system, user (human), assistant (gpt), tool (observation) and function_call",
+            row,
         )
     content = _content(next((row[key] for key in _CONTENT_KEYS if key in row), None), number)
     calls = _calls(row.get("tool_calls"), number)

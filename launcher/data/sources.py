@@ -124,7 +124,13 @@ def load_splits(
     found = _find_parts(data, base_folder=base_folder, plain_text=plain_text, train=sample_parts(streamed))
     sets = {
         split: read_split(
-            split, parts=parts, data=data, needs=needs, optional=optional, may_be_empty=may_be_empty, conversations=conversations
+            split,
+            parts=parts,
+            data=data,
+            needs=needs,
+            optional=optional,
+            may_be_empty=may_be_empty,
+            conversations=conversations,
         )
         for split, parts in found.items()
     }
