@@ -12,17 +12,16 @@ import numpy as np
 
 from launcher.contracts import Baseline, Predictions, Prepared, ShownRow
 from launcher.data.blocks import make_blocks
-from launcher.errors import ModelError
 from launcher.recipe.schema import Recipe
 from launcher.recipe.task_options import CausalLMOptions
-from launcher.tasks.language_task import Cut, LanguageTask, by_text
-from launcher.tasks.models import LoadedModel, load_config, load_model
+from launcher.tasks.causal_model import load_causal_config, load_causal_model
+from launcher.tasks.language_task import Cut, LanguageTask
+from launcher.tasks.models import LoadedModel
 from launcher.tasks.padding import MULTIPLE, pad_tokens
+from launcher.tasks.predicted_tokens import by_text
 from launcher.tasks.text_task import IGNORED
 
 PROBLEM = "causal_lm"
-# Their output layers read a text in both directions: each token would see what it is to predict.
-_NOT_CAUSAL = ("xlm", "xlnet")
 
 
 class CausalLM(LanguageTask):
@@ -56,31 +55,9 @@ class CausalLM(LanguageTask):
         self, prepared: Prepared | None, *, skeleton: bool = False, quantization: Any = None
     ) -> LoadedModel:
         """Return the model with its output layer; nothing in it depends on the data. Raises ModelError."""
-        from transformers import AutoModelForCausalLM
-
-        config = load_config(self.recipe.model, skeleton=skeleton)
-        if config.model_type in _NOT_CAUSAL:
-            raise ModelError(
-                f"a {config.model_type} model reads texts in both directions, so it cannot be trained on next tokens; choose "
-                "another model"
-            )
-        if getattr(config, "is_decoder", None) is False:
-            # Encoders read in both directions unless they are told to be decoders: each token would see what it predicts.
-            config.is_decoder = True
+        config = load_causal_config(self.recipe.model, skeleton=skeleton)
         self.require_vocabulary(config, skeleton=skeleton)
-        loaded = load_model(
-            AutoModelForCausalLM,
-            self.recipe.model,
-            config,
-            skeleton=skeleton,
-            quantization=quantization,
-            new_head=False,
-        )
-        # Keys and values of all tokens are of use to generation only; generation_config.json keeps them there.
-        loaded.model.config.use_cache = False
-        # The loss is ours; Trainer must not scale it by its own count.
-        loaded.model.accepts_loss_kwargs = False
-        return loaded
+        return load_causal_model(self.recipe.model, config, skeleton=skeleton, quantization=quantization)
 
     # --- loss ------------------------------------------------------------------------------------------------------
 

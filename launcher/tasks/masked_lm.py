@@ -19,9 +19,10 @@ from launcher.data.sources import SplitSet
 from launcher.errors import ModelError, ModelUnreachable
 from launcher.recipe.schema import Recipe
 from launcher.recipe.task_options import MaskedLMOptions
-from launcher.tasks.language_task import Cut, LanguageTask, by_text
+from launcher.tasks.language_task import Cut, LanguageTask
 from launcher.tasks.models import LoadedModel, load_config, load_model
 from launcher.tasks.padding import pad_tokens
+from launcher.tasks.predicted_tokens import by_text
 from launcher.tasks.text_task import IGNORED
 
 PROBLEM = "masked_lm"
