@@ -41,6 +41,12 @@ def load_causal_model(section: ModelSection, config: Any, *, skeleton: bool, qua
     return loaded
 
 
+def longest_row(tokenizer: Any, config: Any) -> int | None:
+    """Return how many tokens a model takes; None: that is not known."""
+    known = [tokenizer.model_max_length, getattr(config, "max_position_embeddings", None)]
+    return min((size for size in known if size and 0 < size < 10**7), default=None)
+
+
 def with_vocabulary(loaded: LoadedModel, tokens: int) -> LoadedModel:
     """Return a model that has a row of embeddings for each of ``tokens``; new ones are the mean of the others, and have to train.
 

@@ -12,6 +12,7 @@ from launcher.data.blocks import Blocks
 from launcher.data.sources import SplitSet, load_rows, load_splits
 from launcher.data.streams import Features
 from launcher.errors import DataError
+from launcher.tasks.causal_model import longest_row
 from launcher.tasks.models import LoadedModel, load_config
 from launcher.tasks.predicted_tokens import PredictedTokens
 from launcher.tasks.prepared_task import SPLITS, write_features
@@ -52,9 +53,7 @@ class LanguageTask(PredictedTokens):
 
     def token_limit(self) -> int | None:
         """Return how many tokens the model takes; None: that is not known."""
-        config = load_config(self.recipe.model, skeleton=True)
-        known = [self.tokenizer.model_max_length, getattr(config, "max_position_embeddings", None)]
-        return min((size for size in known if size and 0 < size < 10**7), default=None)
+        return longest_row(self.tokenizer, load_config(self.recipe.model, skeleton=True))
 
     def notes(self, facts: Mapping[str, Any]) -> list[str]:
         """Return what a reader should know of how texts became rows, and of the model."""
