@@ -274,9 +274,9 @@ class ShownRow:
 
     row_id: int
     tokens: int
-    parts: tuple[tuple[str, Literal["special", "read", "learned", "label"]], ...]
+    parts: tuple[tuple[str, Literal["special", "read", "learned", "label", "cut"]], ...]
     """Pieces of it in their order, each with what it is to the model: a special token, text that is read, text that is learned (a
-    part of the loss), or the label of the piece before."""
+    part of the loss), the label of the piece before, or what was cut off and is not seen."""
     label: str
     """The row's label in words; "" where there is none."""
     is_augmented: bool = False
@@ -366,6 +366,14 @@ class Task(Protocol):
     @property
     def generates(self) -> bool:
         """Whether predictions are texts that the model writes: ``generate`` then stands for ``row_outputs``."""
+        ...
+
+    def writes(self, prepared: Prepared) -> bool:
+        """Whether predictions of ``prepared`` are texts that the model writes."""
+        ...
+
+    def sample_answers(self, model: Any, prepared: Prepared) -> list[dict[str, Any]]:
+        """Return what ``model`` writes for the same few validation rows each time: prompt, reference, answer, ended; all ranks call it."""
         ...
 
     @property

@@ -159,6 +159,16 @@ class RunDir:
         return self.path / "importance.json"
 
     @property
+    def generations(self) -> Path:
+        """What the model answered to the same few prompts at each evaluation: a JSON object a line."""
+        return self.path / "generations.jsonl"
+
+    @property
+    def chat_template(self) -> Path:
+        """The chat template that the run trains with."""
+        return self.path / "chat_template.jinja"
+
+    @property
     def evaluation(self) -> Path:
         """Folder of metrics and predictions."""
         return self.path / "evaluation"

@@ -22,7 +22,7 @@ from launcher.engine.tracking import Tracker
 from launcher.errors import Interrupted, RunStateError
 from launcher.launching.locks import hold_rank
 from launcher.plans import told_rows
-from launcher.recipe.task_options import counted_in
+from launcher.recipe.task_options import CONVERSATION_TASKS, counted_in
 from launcher.rundir import RunDir
 from launcher.workflows.data_bar import data_bar
 from launcher.workflows.rank import (
@@ -44,7 +44,13 @@ def train(session: Session, tracker: Tracker) -> None:
     from launcher.engine.phases import first_phase, run_phase
     from launcher.engine.progress import Progress
     from launcher.engine.release import release
-    from launcher.engine.resuming import newest_valid, refuse_other_base, refuse_other_data, resume_flags
+    from launcher.engine.resuming import (
+        keep_chat_template,
+        newest_valid,
+        refuse_other_base,
+        refuse_other_data,
+        resume_flags,
+    )
     from launcher.planning.plan import plan_run, rows_to_plan
     from launcher.planning.token_budget import with_settled_batch
     from launcher.workflows.building import build_model
@@ -87,6 +93,8 @@ def train(session: Session, tracker: Tracker) -> None:
     identifying = _begin(session, progress, plan, task, model) if rank == 0 else None
 
     flags, resume_from = resume_flags(run, session.attempt), None
+    if rank == 0 and recipe.task.type in CONVERSATION_TASKS:
+        keep_chat_template(run, task, allow=flags["allow_changes"])
     if session.attempt > 1:
         resume_from = newest_valid(run.checkpoints, say=progress.warn, from_start=flags["from_start"])
     if resume_from is not None:

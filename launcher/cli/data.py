@@ -24,11 +24,12 @@ if TYPE_CHECKING:
     from launcher.contracts import ShownRow
     from launcher.workflows.data_view import DataView, SplitView
 
-_STYLES = {"special": "dim", "read": "", "learned": "green", "label": "bold magenta"}
+_STYLES = {"special": "dim", "read": "", "learned": "green", "label": "bold magenta", "cut": "red strike"}
 _MOST_LABELS = 30
 _BAR = 40
 _BRIEF = 110
-_LEGEND = " (special tokens dim, what is learned green)"
+_MOST_CUT = 400
+_LEGEND = " (special tokens dim, what is learned green, what is cut off red)"
 
 
 def data(
@@ -172,8 +173,8 @@ def _show_lengths_and_cuts(found: DataView) -> None:
     _show_lengths(found.splits["train"], most=found.max_length)
 
 
-def _share(count: int, view: SplitView) -> str:
-    return f"{count:,} ({count / view.rows:.1%})" if count else "0"
+def _share(count: int, of: int) -> str:
+    return f"{count:,} ({count / of:.1%})" if count else "0"
 
 
 def _split_row(name: str, view: SplitView) -> list[str]:
@@ -183,7 +184,8 @@ def _split_row(name: str, view: SplitView) -> list[str]:
         f"{view.rows:,}",
         f"{view.tokens:,}",
         *lengths,
-        *(_share(count, view) for count in (view.cut, view.divided, view.repeated)),
+        *(_share(count, view.texts) for count in (view.cut, view.divided)),
+        _share(view.repeated, view.rows),
     ]
 
 
@@ -248,6 +250,8 @@ def _row_text(row: ShownRow, *, counted: bool, is_sample: bool) -> Any:
         text.append(f"  label: {row.label}", "bold magenta")
     text.append("\n", "")
     for part, kind in row.parts:
+        if kind == "cut" and len(part) > _MOST_CUT:
+            part = f"{part[:_MOST_CUT]} … ({len(part):,} characters)"
         text.append({"label": f"[{part}]", "special": f" {part} "}.get(kind, part), _STYLES[kind])
     return text
 

@@ -23,6 +23,7 @@ NOT_FEATURES = {
     "places",
     "references",
     "size",
+    "left_out",
 }
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from launcher.atomic import write_text
 from launcher.engine.checkpoint_files import (
     QUARANTINE,
     fault,
@@ -107,3 +108,21 @@ def refuse_other_base(checkpoint: Path, task: Any, model: Any, *, allow: bool) -
             f"the pretrained weights are no longer those that the adapters in {checkpoint.name} were trained on ({before}, now "
             f"{now}); bring them back (model.revision), or start a new run, or continue with --allow-changes"
         )
+
+
+def keep_chat_template(run: RunDir, task: Any, *, allow: bool) -> None:
+    """Write the chat template that conversations are rendered with into the run directory; rank 0 calls it, at each attempt.
+
+    Raises:
+        RunStateError: an earlier attempt had another one.
+    """
+    source = getattr(task.processor, "chat_template", None)
+    if not isinstance(source, str):
+        return
+    before = run.chat_template.read_text(encoding="utf-8") if run.chat_template.is_file() else source
+    if before != source and not allow:
+        raise RunStateError(
+            f"the chat template is no longer the one that this run was trained with ({run.chat_template}): it would be another run; bring it "
+            "back, or start a new run, or continue with --allow-changes"
+        )
+    write_text(run.chat_template, source)

@@ -23,6 +23,7 @@ from launcher.engine.optimizers import make_optimizer, optimizer_groups, regular
 from launcher.engine.own_time import OwnTime
 from launcher.engine.predicting import predict_logits
 from launcher.engine.prefix_cache import PrefixCache
+from launcher.engine.samples import write_samples
 from launcher.engine.saving import BackgroundSave, CheckpointMixin
 from launcher.engine.schedule import RunSchedule, plateau_factor
 from launcher.engine.signals import ignore_in_worker
@@ -302,6 +303,7 @@ class RunMixin(CheckpointMixin):
             metrics[f"{metric_key_prefix}_loss"] = loss
         metrics[f"{metric_key_prefix}_seconds"] = time.time() - started
         self.log(dict(metrics))  # type: ignore[attr-defined]
+        write_samples(context, self.evaluation_model(), step=self.state.global_step, is_whole=self.cache is None)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)  # type: ignore[attr-defined]
         return metrics
 
@@ -373,4 +375,8 @@ def _real_tokens(batch: dict[str, Any]) -> Any:
     if mask is not None and "decoder_input_ids" in batch:
         # Those that are written count as well.
         return mask.sum() + (batch["labels"] >= 0).sum()
-    return mask.sum() if mask is not None else torch.tensor(float(next(iter(batch.values())).shape[0]))
+    if mask is not None:
+        return mask.sum()
+    # Packed rows have no mask, and hardly any padding.
+    counted = batch["input_ids"].numel() if "input_ids" in batch else next(iter(batch.values())).shape[0]
+    return torch.tensor(float(counted))

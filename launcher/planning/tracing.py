@@ -202,6 +202,12 @@ def example_batch(task: Any, prepared: Any, *, rows: int, length: int) -> dict[s
         written = _written(task, length)
         row["target_ids"], length = row["target_ids"][:1] * written, length - written
     own = len(row["input_ids"]) if "input_ids" in row else 0
+    # A row that is learned whole needs most: logits are made where something is learned.
+    row = {
+        **row,
+        **({"learned": [1] * own} if "learned" in row else {}),
+        **({"seq_lengths": [length]} if "seq_lengths" in row else {}),
+    }
     stretched = {
         name: [value[0]] * length if isinstance(value, list) and own and len(value) == own else value
         for name, value in row.items()

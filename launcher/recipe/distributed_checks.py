@@ -127,7 +127,7 @@ def _sequence_parallel(v: View) -> Iterator[Finding]:
         yield Finding(key, f"{what} but engine is {d.engine}; it is DeepSpeed's (Ulysses)", "write engine: deepspeed")
     elif d.deepspeed_config is None and stage_of(d) is None:
         yield Finding(key, f"{what} but zero_stage is not given; it is DeepSpeed's (Ulysses)", "add zero_stage: 3")
-    if task != "causal-lm":
+    if task not in ("causal-lm", "sft"):
         message = f"{what} but the task is {task}, whose answer needs a whole row on one process"
         yield Finding(key, message, "remove it; causal-lm can divide rows")
     several = _several_phases(v)

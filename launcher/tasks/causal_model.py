@@ -41,6 +41,20 @@ def load_causal_model(section: ModelSection, config: Any, *, skeleton: bool, qua
     return loaded
 
 
+def takes_logits_to_keep(config: Any) -> bool:
+    """Whether a model of this configuration gives logits at chosen places alone."""
+    import inspect
+
+    from transformers import AutoModelForCausalLM
+
+    try:
+        found = AutoModelForCausalLM._model_mapping[type(config)]
+    except KeyError:
+        # Its code is its own.
+        return False
+    return "logits_to_keep" in inspect.signature(found.forward).parameters
+
+
 def longest_row(tokenizer: Any, config: Any) -> int | None:
     """Return how many tokens a model takes; None: that is not known."""
     known = [tokenizer.model_max_length, getattr(config, "max_position_embeddings", None)]

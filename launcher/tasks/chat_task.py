@@ -110,7 +110,9 @@ class ChatTask(TextTask):
         """Return how many tokens the model takes; None: that is not known."""
         return longest_row(self.tokenizer, load_config(self.recipe.model, skeleton=True))
 
-    def encode(self, conversations: Sequence[str], *, max_length: int, answers: Answers = "all", origin: Any = str) -> list[Encoded]:
+    def encode(
+        self, conversations: Sequence[str], *, max_length: int, answers: Answers = "all", origin: Any = str
+    ) -> list[Encoded]:
         """Return conversations as tokens, with what is learned of them.
 
         Args:
@@ -134,7 +136,9 @@ class ChatTask(TextTask):
         told = facts.get("conversations")
         if self.chat_options.format is not None or not told:
             return []
-        return [f"the conversations were told to be {' and '.join(told)}, by the names of their columns; task.format names another"]
+        return [
+            f"the conversations were told to be {' and '.join(told)}, by the names of their columns; task.format names another"
+        ]
 
     def _notes_on_tokens(self) -> list[str]:
         found = []
@@ -147,9 +151,7 @@ class ChatTask(TextTask):
 
     # --- model -----------------------------------------------------------------------------------------------------
 
-    def build_model(
-        self, prepared: Any | None, *, skeleton: bool = False, quantization: Any = None
-    ) -> LoadedModel:
+    def build_model(self, prepared: Any | None, *, skeleton: bool = False, quantization: Any = None) -> LoadedModel:
         """Return the model with its output layer, with embeddings for the template's tokens, which stops where answers end.
 
         Raises ModelError.
@@ -175,7 +177,9 @@ class ChatTask(TextTask):
             ends = generation.eos_token_id if isinstance(generation.eos_token_id, list) else [generation.eos_token_id]
             known = dict.fromkeys(number for number in (end, *ends, tokenizer.eos_token_id) if number is not None)
             generation.eos_token_id = list(known) or None
-            generation.pad_token_id = tokenizer.pad_token_id if generation.pad_token_id is None else generation.pad_token_id
+            generation.pad_token_id = (
+                tokenizer.pad_token_id if generation.pad_token_id is None else generation.pad_token_id
+            )
         return loaded
 
     def load_trained(self, folder: Any, facts: Mapping[str, Any]) -> Any:
@@ -192,7 +196,9 @@ def encode_conversations(
     for number, text in enumerate(conversations):
         messages, tools = read_conversation(text)
         try:
-            rendered = Rendered(template.render(messages, tools), ()) if everything else template.rendered(messages, tools)
+            rendered = (
+                Rendered(template.render(messages, tools), ()) if everything else template.rendered(messages, tools)
+            )
         except TemplateError as error:
             raise DataError(f"{origin(number)}: {error}") from error
         found.append(rendered._replace(answers=rendered.answers[-1:]) if answers == "last" else rendered)

@@ -37,7 +37,9 @@ def with_chat_template(tokenizer: Any, wanted: str | None, *, base_folder: Path)
         if isinstance(own, dict):
             # One of several is the usual one, and the only one that is saved for serving as it was trained.
             if "default" not in own:
-                raise ModelError(f"the tokenizer has the chat templates {', '.join(own)} and none called default; write task.chat_template with a file")
+                raise ModelError(
+                    f"the tokenizer has the chat templates {', '.join(own)} and none called default; write task.chat_template with a file"
+                )
             tokenizer.chat_template = own["default"]
         return tokenizer
     tokenizer.chat_template = template_source(wanted, base_folder=base_folder)

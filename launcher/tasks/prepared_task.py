@@ -60,6 +60,17 @@ class PreparedTask:
         """Whether predictions are texts that the model writes: ``generate`` then stands for ``row_outputs``."""
         return False
 
+    def writes(self, prepared: Prepared) -> bool:
+        """Whether predictions of ``prepared`` are texts that the model writes."""
+        return self.generates
+
+    def sample_answers(self, model: Any, prepared: Prepared) -> list[dict[str, Any]]:
+        """Return what ``model`` writes for the same few validation rows each time: prompt, reference, answer, ended; all ranks call it.
+
+        None where a task has nothing to show.
+        """
+        return []
+
     @property
     def validates_by_loss(self) -> bool:
         """Whether validation during training computes the loss alone."""

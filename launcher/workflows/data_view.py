@@ -64,6 +64,8 @@ class SplitView:
     """Rows whose text (case and spacing aside) or image stands in an earlier row of the split."""
     near: NearView | None = None
     """None where rows are images."""
+    texts: int = 0
+    """Texts that the rows are of, with those that became none."""
     drawn: dict[str, float] = field(default_factory=dict)
     """Name -> rows of an epoch on average, where rows are drawn by their labels (task.class_sampling)."""
 
@@ -197,6 +199,7 @@ def _view(rows: Any, prepared: Prepared, name: str) -> SplitView:
         labels=dict(zip(prepared.label_names, facts.get("labels", ()), strict=False)),
         near=None if "image" in rows.column_names else _near(rows, prepared, name),
         repeated=_repeated(rows["image_hash" if "image_hash" in rows.column_names else "text"][:]),
+        texts=facts.get("texts", len(rows)),
         drawn=_drawn(prepared) if name == "train" else {},
     )
 

@@ -8,6 +8,7 @@ from launcher.atomic import write_json
 from launcher.contracts import Predictions, Prepared, Task
 from launcher.engine.context import RunContext
 from launcher.engine.release import release
+from launcher.engine.samples import write_samples
 from launcher.evaluation.assessment import Evaluation, evaluate_predictions
 from launcher.evaluation.predictions_io import write_predictions
 from launcher.evaluation.verdict import verdict_sentence
@@ -32,6 +33,7 @@ def evaluate_and_report(trainer: Any, check: SavedModelCheck, *, worker_seconds:
     prepared, progress, run = context.prepared, context.progress, context.run
     name, split = final_split(prepared)
     logits, _ = trainer.logits(split, with_loss=False)
+    write_samples(context, trainer.evaluation_model(), step=trainer.state.global_step, is_whole=True, is_final=True)
     others = {other: getattr(prepared, other) for other in splits_to_judge(context) if other != name}
     of_others = {other: trainer.logits(rows, with_loss=False)[0] for other, rows in others.items()}
     progress.heartbeat.beat("finishing", may_be_silent=True)

@@ -42,9 +42,7 @@ class FinishedModel:
         self.facts: dict[str, Any] = json.loads((self.run.model / "launcher.json").read_text())
         trained = load_recipe(self.run.resolved).recipe
         # The tokenizer and the weights are the run's own; everything else is as it was trained.
-        self.recipe: Recipe = trained.model_copy(
-            update={"model": trained.model.model_copy(update=_own_model(self.run.model))}
-        )
+        self.recipe: Recipe = with_own_model(trained, self.run.model)
         self.task = registry.load(registry.TASKS, self.recipe.task.type)(self.recipe, base_folder=self._base_folder())
         self.model = self.task.load_trained(self.run.model, self.facts)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -58,7 +56,7 @@ class FinishedModel:
         logits, _ = predict_logits(
             self.model, split, self.task.collator(),
             batch_size=self.recipe.training.per_device_eval_batch_size, device=self.device, row_outputs=self.task.row_outputs,
-            generate=self.task.generate if self.task.generates else None,
+            generate=self.task.generate if self.task.writes(prepared) else None,
         )  # fmt: skip
         result: Predictions = self.task.predictions(logits, split, prepared)
         return result
@@ -121,5 +119,10 @@ def write_rows(predictions: Predictions, path: Path) -> None:
         raise DataError(f"predictions cannot be written to {path}: its ending must be .jsonl, .csv or .parquet")
 
 
-def _own_model(folder: Path) -> dict[str, Any]:
-    return {"name_or_path": str(folder), "tokenizer_name_or_path": None, "revision": None, "config": None}
+def with_own_model(trained: Recipe, folder: Path) -> Recipe:
+    """Return a run's recipe with the model, tokenizer and chat template that it has saved in ``folder``."""
+    own = {"name_or_path": str(folder), "tokenizer_name_or_path": None, "revision": None, "config": None}
+    found = trained.model_copy(update={"model": trained.model.model_copy(update=own)})
+    if getattr(trained.task, "chat_template", None) is None:
+        return found
+    return found.model_copy(update={"task": trained.task.model_copy(update={"chat_template": None})})

@@ -133,7 +133,7 @@ def _generous_bytes(shape: _Shape, recipe: Recipe, launch: LaunchPlan) -> float:
         recipe.training.per_device_eval_batch_size * length,
     )
     layer = 4 * (34 * shape.hidden + 5 * shape.heads * length)
-    logits = 4 * 4 * shape.vocabulary if recipe.task.type in ("causal-lm", "masked-lm") else 0
+    logits = 4 * 4 * shape.vocabulary if recipe.task.type in ("causal-lm", "masked-lm", "sft", "preference") else 0
     activations = max(training * (shape.layers * layer + logits), evaluation * (2 * layer + logits))
     return _BASE_BYTES + _BYTES_A_PARAMETER * shape.numel + activations
 

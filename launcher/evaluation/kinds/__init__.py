@@ -7,12 +7,13 @@ from launcher.evaluation.kinds.answers import Answers
 from launcher.evaluation.kinds.base import Kind
 from launcher.evaluation.kinds.generated import Summarization, Translation
 from launcher.evaluation.kinds.labels import MultiLabel, SingleLabel
-from launcher.evaluation.kinds.language import Language
+from launcher.evaluation.kinds.language import AnswerLanguage, Language
 from launcher.evaluation.kinds.masked import MaskedLanguage
 from launcher.evaluation.kinds.objects import Objects
 from launcher.evaluation.kinds.pixels import Pixels
 from launcher.evaluation.kinds.regression import Regression
 from launcher.evaluation.kinds.tagging import Entities, Tags
+from launcher.evaluation.kinds.written import Written
 
 KINDS: dict[str, Kind] = {
     "single_label_classification": SingleLabel(),
@@ -20,6 +21,8 @@ KINDS: dict[str, Kind] = {
     "multi_label_classification": MultiLabel(),
     "regression": Regression(),
     "causal_lm": Language(),
+    "sft": AnswerLanguage(),
+    "written_answers": Written(),
     "masked_lm": MaskedLanguage(),
     "semantic_segmentation": Pixels(),
     "translation": Translation(),

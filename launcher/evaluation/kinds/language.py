@@ -95,6 +95,18 @@ class Language(Kind):
         return f"{loss}\t{row['text']}"
 
 
+class AnswerLanguage(Language):
+    """Conversations of which the answers are predicted."""
+
+    words = Words(
+        unit="conversation",
+        certainty="a lower loss on {a} conversations, a higher one on {b}; exact sign test",
+        test="exact sign test",
+        better=("lower loss by model", "lower loss by baseline"),
+        note="Loss is the mean negative log-likelihood per token that is learned (of answers), in nats; perplexity is its exponential.",
+    )
+
+
 def per_token(summed: np.ndarray, tokens: np.ndarray) -> Statistic:
     """Return what adds a number of each drawn text up and divides it by their tokens; float64 [rows] both."""
 
