@@ -10,13 +10,15 @@ from launcher.data.chat_template import ChatTemplate, Encoded, Rendered, Templat
 from launcher.data.conversations import Wanted, read_conversation
 from launcher.data.sources import SplitSet, load_rows, load_splits
 from launcher.data.tables import Fault, Faults
-from launcher.errors import DataError, ModelUnreachable
+from launcher.errors import DataError, ModelError, ModelUnreachable
 from launcher.recipe.task_options import COLUMNS
 from launcher.tasks.causal_model import load_causal_config, load_causal_model, longest_row, with_vocabulary
 from launcher.tasks.chat_templates import template_of, with_chat_template
 from launcher.tasks.models import LoadedModel, load_config, load_tokenizer
 from launcher.tasks.prepared_task import SPLITS
 from launcher.tasks.text_task import TextTask
+
+ADAPTER_STRATEGIES = ("lora", "discriminative")
 
 Answers = Literal["all", "last"]
 _COUNTED = ("id", "group")
@@ -168,6 +170,7 @@ class ChatTask(TextTask):
             if not skeleton:
                 raise
             return loaded
+        self._require_room(loaded.model, len(tokenizer))
         loaded = with_vocabulary(loaded, len(tokenizer))
         config = loaded.model.config
         if getattr(config, "pad_token_id", None) is None:
@@ -181,6 +184,18 @@ class ChatTask(TextTask):
                 tokenizer.pad_token_id if generation.pad_token_id is None else generation.pad_token_id
             )
         return loaded
+
+    def _require_room(self, model: Any, tokens: int) -> None:
+        """Raise ModelError where the template's tokens need embeddings that cannot be learned beside adapters."""
+        layers = (model.get_input_embeddings(), model.get_output_embeddings())
+        is_tied = layers[1] is not None and layers[0].weight is layers[1].weight
+        known = layers[0].num_embeddings
+        if tokens > known and is_tied and self.recipe.strategy.type in ADAPTER_STRATEGIES:
+            raise ModelError(
+                f"task.chat_template is {self.chat_options.chat_template}, which adds {tokens - known} token(s), but their embeddings are the output "
+                f"layer's weight too (tie_word_embeddings), which cannot train beside the adapters of strategy.type {self.recipe.strategy.type}; "
+                "write task.chat_template: plain, which adds none, or strategy.type: full"
+            )
 
     def load_trained(self, folder: Any, facts: Mapping[str, Any]) -> Any:
         """Return a saved model in evaluation mode."""

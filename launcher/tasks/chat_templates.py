@@ -45,7 +45,7 @@ def with_chat_template(tokenizer: Any, wanted: str | None, *, base_folder: Path)
     tokenizer.chat_template = template_source(wanted, base_folder=base_folder)
     missing = [token for token in TOKENS.get(wanted, ()) if token not in tokenizer.get_vocab()]
     if missing:
-        tokenizer.add_special_tokens({"additional_special_tokens": missing}, replace_additional_special_tokens=False)
+        tokenizer.add_tokens(missing, special_tokens=True)
     return tokenizer
 
 

@@ -60,3 +60,14 @@ def settle_generation(model: Any, section: ModelSection, options: Any, *, target
         # Without beams these have no effect, and transformers warns of them.
         config.length_penalty, config.early_stopping = None, None
     model.generation_config = config
+
+
+def waits_for_others(model: Any) -> bool:
+    """Whether the weights are shared among ranks (ZeRO-3), so that all have to go on writing until the last one has ended.
+
+    Transformers tells it from DeepSpeed's configuration, which a rank that has saved a merged model no longer has.
+    """
+    import torch.distributed as dist
+
+    is_shared = any(hasattr(weight, "ds_id") for weight in model.parameters())
+    return is_shared and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1

@@ -17,7 +17,7 @@ from launcher.errors import DataError, ModelError, ModelUnreachable
 from launcher.evaluation.generation import SUMMARIZATION, TRANSLATION
 from launcher.recipe.schema import Recipe
 from launcher.recipe.task_options import SummarizationOptions, TranslationOptions
-from launcher.tasks.generation import settle_generation, settle_special_tokens
+from launcher.tasks.generation import settle_generation, settle_special_tokens, waits_for_others
 from launcher.tasks.models import LoadedModel, load_config, load_model, load_tokenizer
 from launcher.tasks.padding import pad_inputs, pad_tokens
 from launcher.tasks.prepared_task import SPLITS, write_features
@@ -244,8 +244,7 @@ class SequenceToSequence(TextTask):
     def generate(self, model: Any, batch: Mapping[str, Any]) -> Any:
         """Return the tokens that ``model`` writes for a batch, int64 [rows, tokens]; all ranks call it at the same time."""
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-        # Where weights are sharded over ranks, transformers lets all of them go on until the last one has ended.
-        found = getattr(model, "module", model).generate(**inputs, use_cache=True)
+        found = getattr(model, "module", model).generate(**inputs, use_cache=True, synced_gpus=waits_for_others(model))
         return found[:, 1:]
 
     def predictions(self, logits: np.ndarray, split: Any, prepared: Prepared) -> Predictions:

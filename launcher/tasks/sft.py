@@ -21,6 +21,7 @@ from launcher.recipe.schema import Recipe
 from launcher.tasks.answering import answers_of, left_padded, sample_prompts
 from launcher.tasks.causal_model import load_causal_config, takes_logits_to_keep
 from launcher.tasks.chat_task import ChatTask, encode_conversations
+from launcher.tasks.generation import waits_for_others
 from launcher.tasks.models import LoadedModel
 from launcher.tasks.packed_models import require_apart
 from launcher.tasks.packed_rows import AnswerCollator
@@ -215,12 +216,9 @@ class SFT(ChatTask, PredictedTokens):
         """Return the tokens that ``model`` answers to a batch of prompts, int64 [rows, tokens]; all ranks call it at the same time."""
         ids, mask = left_padded(batch["input_ids"], batch["attention_mask"])
         found = getattr(model, "module", model).generate(
-            input_ids=ids,
-            attention_mask=mask,
-            max_new_tokens=self.options.max_new_tokens,
-            do_sample=False,
-            use_cache=True,
-        )
+            input_ids=ids, attention_mask=mask, max_new_tokens=self.options.max_new_tokens, do_sample=False, use_cache=True,
+            synced_gpus=waits_for_others(model),
+        )  # fmt: skip
         return found[:, ids.shape[1] :]
 
     def predictions(self, logits: np.ndarray, split: Any, prepared: Prepared) -> Predictions:
