@@ -133,13 +133,14 @@ def import_(
     from launcher.importing.tools import import_recipe, refuse_existing, written
     from launcher.importing.writing import listing
 
-    refuse_existing(output)
     if trainer is not None and tool != "trl":
-        raise typer.BadParameter(f"the file of {tool.value} tells its task itself", param_hint="--task")
+        raise typer.BadParameter(f"a file of {tool.value} tells its task itself", param_hint="--task")
+    refuse_existing(output)
     made = import_recipe(file, tool=tool.value, gpus=gpus, trainer=trainer.value if trainer else None)
     written(made, output)
     if as_json:
-        rows = [{"key": f.key, "fate": f.kind, "text": f.text} for key in made.keys if (f := made.fates[key])]
+        fates = [made.fates[key] for key in made.keys]
+        rows = [{"key": fate.key, "value": fate.shown, "fate": fate.kind, "text": fate.text} for fate in fates]
         print_json({"path": str(output), "keys": rows, "assumed": made.assumed})
         return
     for heading, lines in listing(made):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from launcher.importing.axolotl_data import data_keys
@@ -88,6 +89,7 @@ def convert(c: Conversion) -> None:
         on=recomputes in ("offload", "unsloth", "offload_disk") or c.flag("gradient_checkpointing"),
     )
     _trackers(c)
+    _tokens(c)
     finish(c, not_needed=NOT_NEEDED, not_translated=NOT_TRANSLATED)
 
 
@@ -125,12 +127,12 @@ def _liger(c: Conversion) -> None:
 def _task(c: Conversion) -> None:
     rl = c.value("rl")
     if rl:
-        if rl not in _RL:
+        if str(rl) not in _RL:
             raise c.cannot(
                 "rl", f"launcher has {', '.join(_RL)} of Axolotl's preference tunings", "keep this run where it is"
             )
         c.put("task.type", "preference", "rl")
-        c.put("task.loss_type", _RL[rl], "rl")
+        c.put("task.loss_type", _RL[str(rl)], "rl")
         beta = "rl_beta" if c.has("rl_beta") else "dpo_beta"
         c.put("task.beta", float(c.number(beta, 0.1)), beta)
         if (weight := c.number("rpo_alpha")) is not None:
@@ -285,19 +287,31 @@ def _moments(c: Conversion) -> None:
 def _moment(c: Conversion, what: str, *, per_epoch: str) -> None:
     """As Axolotl does it: a number for each epoch is a share of all steps; nothing said means once an epoch."""
     strategy = f"{what}_strategy"
-    times, steps = c.number(per_epoch), c.number(f"{what}_steps")
+    times, steps, epochs = c.number(per_epoch), c.number(f"{what}_steps"), float(c.number("num_train_epochs"))
     said = c.value(strategy, c.value("evaluation_strategy") if what == "eval" else None)
     said = "no" if said is False else said
     if steps:
         c.put(f"training.{strategy}", "steps", f"{what}_steps")
         c.put(f"training.{what}_steps", float(steps) if steps < 1 else whole(steps), f"{what}_steps")
-    elif times and times != 1 and (share := 1 / (times * float(c.number("num_train_epochs")))) < 1:
+    elif times and times > 0 and times != 1 and times * epochs > 1:
+        share = 1 / (times * epochs)
         c.put(f"training.{strategy}", "steps", per_epoch)
         c.put(f"training.{what}_steps", float(f"{share:.6g}"), per_epoch, note="a share of all steps")
     else:
         c.put(f"training.{strategy}", str(said) if said and not times else "epoch", per_epoch, strategy)
     for name in (strategy, f"{what}_steps", per_epoch, *(("evaluation_strategy",) if what == "eval" else ())):
         c.unneeded(name, "another key says how often")
+
+
+def _tokens(c: Conversion) -> None:
+    tokens = c.value("special_tokens")
+    if isinstance(tokens, Mapping):
+        c.open("special_tokens", tokens)
+        c.unneeded("special_tokens.pad_token", "padding is never learned")
+        for name in tokens:
+            remedy = "where it is not the tokenizer's own, save a tokenizer with it and name that under model.tokenizer_name_or_path"
+            if name != "pad_token":
+                c.missed(f"special_tokens.{name}", "launcher takes the tokenizer as it is", remedy)
 
 
 def _trackers(c: Conversion) -> None:

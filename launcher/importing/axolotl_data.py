@@ -238,7 +238,8 @@ def _own_type(c: Conversion, name: str, kind: Mapping[str, Any]) -> _Form:
 
 
 def _messages(c: Conversion, name: str, form: _Form) -> _Form:
-    mapping = c.value(f"{name}.message_property_mappings") or {}
+    said = c.value(f"{name}.message_property_mappings")
+    mapping = said if isinstance(said, Mapping) else {}
     role = mapping.get("role", c.value(f"{name}.message_field_role", "role"))
     content = mapping.get("content", c.value(f"{name}.message_field_content", "content"))
     tags = (f"{name}.message_property_mappings", f"{name}.message_field_role", f"{name}.message_field_content")

@@ -82,7 +82,7 @@ def _start(words: list[str]) -> tuple[int, str] | None:
 def _launch_options(command: Command, words: list[str]) -> None:
     """Take what accelerate, torchrun and deepspeed say before the script."""
     for word in words:
-        name, sign, value = word.partition("=")
+        name, sign, _ = word.partition("=")
         if sign and name.isidentifier() and not word.startswith("-"):
             command.values.setdefault("env", {})[name] = "(not read)"
     given = _options([word for word in words if word.split("=")[0] not in _LAUNCHERS])

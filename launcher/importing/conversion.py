@@ -69,15 +69,15 @@ class Conversion:
     below: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Dotted name of a mapping inside the file whose keys are judged one by one -> that mapping."""
 
+    outside: dict[str, Any] = field(default_factory=dict)
+    """Keys whose values name something outside the file, which is not read."""
+
     def __post_init__(self) -> None:
-        for key, value in self.values.items():
-            if refers_outside(value) and key != "chat_template_jinja":
-                self._judge(
-                    key,
-                    "not translated",
-                    "it names something outside the file, which is not read; write the value itself",
-                )
-                self.values = {**self.values, key: None}
+        """Set aside what names something outside the file."""
+        self.outside = {
+            key: value for key, value in self.values.items() if key != "chat_template_jinja" and refers_outside(value)
+        }
+        self.values = {key: None if key in self.outside else value for key, value in self.values.items()}
 
     # --- reading -----------------------------------------------------------------------------------------------------
 
@@ -205,7 +205,7 @@ class Conversion:
         """Return the value of the file's key as a listing shows it: one line, cut; secrets are left out."""
         if _SECRET.search(key):
             return "(hidden)"
-        value = self.raw(key)
+        value = self.outside.get(key, self.raw(key))
         if isinstance(value, list) and all(isinstance(one, str | int | float) for one in value):
             text = f"[{', '.join(map(str, value))}]"
         elif isinstance(value, dict | list):

@@ -11,6 +11,8 @@ from launcher.recipe.tree import read_text
 
 # Configurations have a few hundred values; aliases of aliases can stand for billions.
 _MOST_VALUES = 20_000
+# No number of steps, rows or tokens comes near it.
+_LARGEST = 1e15
 _OUTSIDE = re.compile(r"\$\{|\$\(|\$[A-Za-z_]|`|\{\{\s*(env|ENV|os)\b")
 
 
@@ -81,7 +83,7 @@ def as_number(value: Any) -> float | int | None:
             value = float(value) if re.search(r"[.eE]", value) else int(value)
         except ValueError:
             return None
-    return value if isinstance(value, int) or (isinstance(value, float) and abs(value) < float("inf")) else None
+    return value if isinstance(value, int | float) and abs(value) < _LARGEST else None
 
 
 def as_flag(value: Any) -> bool | None:

@@ -68,6 +68,8 @@ def written(c: Conversion, path: Path) -> None:
 
 def _read(path: Path, tool: str) -> tuple[dict[str, Any], int | None, str | None]:
     text = read_text(path)
+    if tool != "trl" and looks_like_command(text):
+        raise refuse(path, "this looks like a command of TRL", "write --from trl")
     if tool != "trl" or not looks_like_command(text):
         values = read_yaml(path, text)
         gpus = values.get("num_processes")

@@ -90,7 +90,7 @@ def _yaml() -> Any:
     Representer.add_representer(type(None), lambda self, _: self.represent_scalar("tag:yaml.org,2002:null", "null"))
     yaml = YAML()
     yaml.Representer = Representer
-    yaml.width = 10**6  # type: ignore[assignment]
+    yaml.width = 10**6
     yaml.indent(mapping=2, sequence=4, offset=2)
     return yaml
 
