@@ -79,7 +79,9 @@ def _entries(c: Conversion, key: str) -> list[str]:
     names = []
     for number, entry in enumerate(entries):
         name = f"{key}[{number}]"
-        c.open(name, {"path": entry} if isinstance(entry, str) else entry if isinstance(entry, Mapping) else {})
+        c.open(
+            name, {"path": entry} if isinstance(entry, str) else entry if isinstance(entry, Mapping) else {"?": entry}
+        )
         names.append(name)
     return names
 

@@ -128,7 +128,8 @@ class Conversion:
 
     def open(self, name: str, mapping: Mapping[str, Any]) -> None:
         """Let the keys of a mapping inside the file be read and judged one by one, as ``name.key``."""
-        self.below[name] = {str(key): value for key, value in mapping.items()}
+        if mapping:
+            self.below[name] = {str(key): value for key, value in mapping.items()}
 
     @property
     def keys(self) -> list[str]:

@@ -53,6 +53,7 @@ NOT_TRANSLATED: dict[str, tuple[str, str]] = {
     "quantization_bit": ("frozen weights are held in few bits with lora alone", "write finetuning_type: lora, or leave them whole"),
     "freeze_trainable_modules": ("layerwise trains whole layers", "strategy encoder trains parts of all layers"),
     "freeze_extra_modules": ("layerwise trains layers, the final norm and the head", "strategy.embeddings: train adds the embeddings"),
+    "enable_thinking": ("the chat template says how thoughts are written", "choose a template, and see what comes out with `launcher data`"),
     "tool_format": ("the chat template says how tools are written", "choose a template that knows tools"),
     "eval_on_each_dataset": ("validation rows are one set", "evaluate each with `launcher evaluate`"),
     "val_size": ("it is a number of rows, and validation_share a share of them", "write data.validation_share, such as 0.05"),

@@ -72,7 +72,7 @@ def _read(path: Path, tool: str) -> tuple[dict[str, Any], int | None, str | None
         raise refuse(path, "this looks like a command of TRL", "write --from trl")
     if tool != "trl" or not looks_like_command(text):
         values = read_yaml(path, text)
-        gpus = values.get("num_processes")
+        gpus = values.get("num_processes") if tool == "trl" else None
         return values, gpus if isinstance(gpus, int) and not isinstance(gpus, bool) and gpus > 0 else None, None
     command = read_command(path, text)
     if command.trainer not in ("sft", "dpo", "reward"):

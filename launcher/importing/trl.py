@@ -187,8 +187,8 @@ def keep_some(c: Conversion) -> None:
 
 def _mixture(c: Conversion) -> None:
     given = c.value("datasets")
-    entries = [entry for entry in given if isinstance(entry, Mapping)] if isinstance(given, list) else []
-    if not entries or not all(entry.get("path") for entry in entries):
+    entries = given if isinstance(given, list) else []
+    if not entries or not all(isinstance(entry, Mapping) and entry.get("path") for entry in entries):
         raise c.cannot("datasets", "each of it has a path", "write datasets, a list of path, name and split")
     sources = []
     for number, entry in enumerate(entries):
