@@ -480,7 +480,7 @@ def test_whatever_a_key_holds_comes_to_a_recipe_that_passes_or_to_an_error_that_
 
 
 def test_items_and_mappings_that_hold_nothing_of_use_are_accounted_for_too():
-    text = AXOLOTL["completion"].replace("sequence_len", "  - 7\nfsdp_config: {}\nspecial_tokens: {}\nsequence_len")
+    text = AXOLOTL["qlora"].replace("sequence_len", "  - 7\nfsdp_config: {}\nspecial_tokens: {}\nsequence_len")
     made = converted(text, "axolotl")
     assert {"datasets[1].?", "fsdp_config", "special_tokens"} <= set(made.fates) == set(made.keys)
     assert fate(made, "datasets[1].?") == "not translated"
