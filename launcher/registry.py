@@ -114,6 +114,7 @@ NEAR_MISSES = {
     "find-lr": "lr-find",
     "range-test": "lr-find",
     "new": "init",
+    "convert": "import",
 }
 
 

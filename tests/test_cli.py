@@ -18,6 +18,7 @@ VERBS = (
     "recipes",
     "init",
     "check",
+    "import",
     "plan",
     "lr-find",
     "run",

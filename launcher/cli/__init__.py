@@ -39,6 +39,7 @@ _VERBS = (
     recipes.recipes,
     recipes.init,
     recipes.check,
+    recipes.import_,
     recipes.schema,
     data.data,
     data.prepare,
@@ -57,7 +58,7 @@ _VERBS = (
     runs.doctor,
 )
 for _verb in _VERBS:
-    app.command(_verb.__name__.replace("_", "-"))(_verb)
+    app.command(_verb.__name__.rstrip("_").replace("_", "-"))(_verb)
 
 
 def _version(value: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,6 +10,22 @@ import typer
 
 from launcher.cli.shared import Json, Overrides, RecipeName, print_json, print_table, tell_notes
 from launcher.errors import RecipeError
+
+
+class Tool(StrEnum):
+    """Tools whose configurations can be imported."""
+
+    llamafactory = "llamafactory"
+    axolotl = "axolotl"
+    trl = "trl"
+
+
+class Trainer(StrEnum):
+    """Trainers of TRL whose runs a recipe can say."""
+
+    sft = "sft"
+    dpo = "dpo"
+    reward = "reward"
 
 
 def recipes(as_json: Json = False) -> None:
@@ -96,6 +113,41 @@ def _fix(recipe: str, overrides: list[str], problems: list[Any]) -> tuple[Any, l
     write_fixed(path, text)
     typer.echo(f"mended {path}")
     return examine(recipe, overrides)
+
+
+def import_(
+    file: Annotated[
+        Path, typer.Argument(help="Configuration of the other tool; for trl also a script with its command line.")
+    ],
+    tool: Annotated[Tool, typer.Option("--from", help="Tool that the file is for.", show_default=False)],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Recipe to write.")] = Path("recipe.yaml"),
+    gpus: Annotated[
+        int | None, typer.Option("--gpus", min=1, help="GPUs that the tool ran on; files do not say it.")
+    ] = None,
+    trainer: Annotated[
+        Trainer | None, typer.Option("--task", help="Trainer of a TRL file, where its keys do not tell it.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write a recipe from a configuration of LLaMA-Factory, Axolotl or TRL, and list every key that was not translated."""
+    from launcher.importing.tools import import_recipe, refuse_existing, written
+    from launcher.importing.writing import listing
+
+    if trainer is not None and tool != "trl":
+        raise typer.BadParameter(f"a file of {tool.value} tells its task itself", param_hint="--task")
+    refuse_existing(output)
+    made = import_recipe(file, tool=tool.value, gpus=gpus, trainer=trainer.value if trainer else None)
+    written(made, output)
+    if as_json:
+        fates = [made.fates[key] for key in made.keys]
+        rows = [{"key": fate.key, "value": fate.shown, "fate": fate.kind, "text": fate.text} for fate in fates]
+        print_json({"path": str(output), "keys": rows, "assumed": made.assumed})
+        return
+    for heading, lines in listing(made):
+        typer.echo(heading)
+        for line in lines:
+            typer.echo(f"  {line}")
+    typer.echo(f"wrote {output}; next: launcher check {output}")
 
 
 def schema() -> None:

@@ -13,7 +13,7 @@ from launcher.recipe.tree import KeyPath, dotted
 _HEAD = "# Every value of this run's recipe, base files, overrides and defaults included.\n"
 
 # Texts that readers of YAML 1.1 take for something else; quoted, every reader sees a text.
-_AMBIGUOUS = re.compile(r"(?i)y|n|yes|no|on|off|[-+]?[\d.][\d_.]*([:e][-+\d:._]*)?|\d{4}-\d\d?-\d\d?.*")
+AMBIGUOUS = re.compile(r"(?i)y|n|yes|no|on|off|[-+]?[\d.][\d_.]*([:e][-+\d:._]*)?|\d{4}-\d\d?-\d\d?.*")
 
 
 def resolved_text(recipe: Recipe) -> str:
@@ -37,7 +37,7 @@ def _yaml() -> Any:
     def represent(representer: Any, text: str) -> Any:
         style = None if text.isprintable() else '"'
         return representer.represent_scalar(
-            "tag:yaml.org,2002:str", text, style="'" if _AMBIGUOUS.fullmatch(text) else style
+            "tag:yaml.org,2002:str", text, style="'" if AMBIGUOUS.fullmatch(text) else style
         )
 
     Representer.add_representer(str, represent)
