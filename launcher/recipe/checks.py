@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING
 
 from launcher.errors import Problem
 from launcher.recipe.batch_checks import by_tokens, not_by_tokens
+from launcher.recipe.chat_checks import nothing_else_learned
 from launcher.recipe.contradictions import CONTRADICTIONS
 from launcher.recipe.keys import shown
 from launcher.recipe.optimizer_keys import OPTIMIZERS, obeys, optimizer_name
 from launcher.recipe.schedule_keys import FOLLOW_METRIC, KWARGS, WITHOUT_WARMUP
 from launcher.recipe.schema import Recipe
 from launcher.recipe.strategy_checks import DISCRIMINATIVE_IDLE
-from launcher.recipe.task_options import IMAGE_TASKS, TASKS_WITHOUT_LABELS
+from launcher.recipe.task_options import CONVERSATION_TASKS, IMAGE_TASKS, TASKS_WITHOUT_LABELS
 from launcher.recipe.view import Finding, View, is_local
 
 if TYPE_CHECKING:
@@ -80,6 +81,10 @@ def _regression(v: View) -> str | bool:
 
 def _images(v: View) -> str | bool:
     return v.recipe.task.type in IMAGE_TASKS and f"the task is {v.recipe.task.type}, whose rows are images"
+
+
+def _conversations(v: View) -> str | bool:
+    return v.recipe.task.type in CONVERSATION_TASKS and f"the task is {v.recipe.task.type}"
 
 
 def _boxes(v: View) -> str | bool:
@@ -275,6 +280,8 @@ IDLE = (
         lambda v: v.value("task.num_beams") == 1 and "task.num_beams is 1, which compares no texts",
         "write num_beams: 4, or remove it",
     ),
+    Idle("task.learned_answers", nothing_else_learned, "remove one of the two"),
+    Idle("data.join", _conversations, "remove it; conversations are not joined of columns"),
     Idle("data.labels", _no_labels, "remove it; there are no classes"),
     Idle(
         "data.shuffle_buffer_size",

@@ -8,6 +8,7 @@ from pathlib import PurePath
 from launcher.errors import Fix
 from launcher.recipe.addresses import address_fault, is_address
 from launcher.recipe.batch_checks import token_batches_fit
+from launcher.recipe.chat_checks import packing_fits
 from launcher.recipe.data_checks import streaming_fits, weights_fit
 from launcher.recipe.data_section import BUILTIN_SOURCES, FORMATS, SourceSpec
 from launcher.recipe.distributed_checks import engine_fits, offload_fits, parallelism_fits, precision_fits
@@ -191,6 +192,7 @@ CONTRADICTIONS: tuple[Callable[[View], Iterator[Finding]], ...] = (
     _columns_are_ours,
     _sources_fit,
     weights_fit,
+    packing_fits,
     streaming_fits,
     token_batches_fit,
     _labels_are_told_apart,

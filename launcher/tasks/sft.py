@@ -13,7 +13,6 @@ import numpy as np
 from launcher.contracts import Baseline, Predictions, Prepared, ShownRow
 from launcher.data.chat_template import ChatTemplate
 from launcher.data.conversations import read_conversation, readable
-from launcher.data.packing import pack_split
 from launcher.data.sources import SplitSet
 from launcher.errors import DataError
 from launcher.recipe.chat_options import SFTOptions
@@ -23,8 +22,9 @@ from launcher.tasks.causal_model import load_causal_config, takes_logits_to_keep
 from launcher.tasks.chat_task import ChatTask, encode_conversations
 from launcher.tasks.generation import waits_for_others
 from launcher.tasks.models import LoadedModel
+from launcher.tasks.next_token_collator import NextTokenCollator, takes_flat_rows
 from launcher.tasks.packed_models import require_apart
-from launcher.tasks.packed_rows import AnswerCollator
+from launcher.tasks.packed_splits import packed_counts, packing_notes
 from launcher.tasks.predicted_tokens import PredictedTokens, by_text
 from launcher.tasks.prepared_task import SPLITS, write_features
 from launcher.tasks.text_task import summed_loss
@@ -68,8 +68,7 @@ class SFT(ChatTask, PredictedTokens):
                     "the rows with `launcher data`"
                 )
         if self.options.packing:
-            packs = pack_split(folder / "train.arrow", max_length=max_length)
-            counts["train"] = {**counts["train"], **packs, "sequences": counts["train"]["rows"]}
+            counts["train"] |= packed_counts(folder / "train.arrow", max_length=max_length)
         return {
             "fingerprint": splits.fingerprint,
             "problem_type": PROBLEM,
@@ -94,14 +93,7 @@ class SFT(ChatTask, PredictedTokens):
                     f"{counts['empty']:,} of the {counts['texts']:,} {name} conversations have nothing to learn within "
                     f"{facts['max_length']:,} tokens, and were left out"
                 )
-        train = facts["splits"]["train"]
-        if "sequences" in train:
-            share = train["tokens"] / (train["rows"] * facts["max_length"])
-            found.append(
-                f"{train['sequences']:,} train conversations were packed into {train['rows']:,} rows of at most {facts['max_length']:,} tokens "
-                f"({share:.0%} full): a row of training.global_batch_size is such a row"
-            )
-        return [*found, *super().notes(facts)]
+        return [*found, *packing_notes(facts, of="conversations"), *super().notes(facts)]
 
     def show_row(self, row: Mapping[str, Any], prepared: Prepared) -> ShownRow:
         """Return a prepared row as the model sees it: what is read, what is learned, and what was cut off."""
@@ -179,11 +171,11 @@ class SFT(ChatTask, PredictedTokens):
 
     def collator(self, *, training: bool = False) -> Any:
         """Return a callable: list of rows -> batch of tensors, with the loss where answers are."""
-        return AnswerCollator(
+        return NextTokenCollator(
             pad_token_id=self.tokenizer.pad_token_id or 0,
             parts=self.recipe.distributed.sequence_parallel_size,
             all_logits=not takes_logits_to_keep(self._config),
-            flat=str(self.recipe.model.attn_implementation or "").startswith("flash"),
+            flat=takes_flat_rows(self.recipe.model),
         )
 
     def targets(self, batch: Mapping[str, Any]) -> Any:
@@ -249,7 +241,7 @@ class SFT(ChatTask, PredictedTokens):
         if not prompts:
             return []
         rows = [{"input_ids": prompt.read, "learned": [0] * len(prompt.read)} for prompt in prompts]
-        batch = AnswerCollator(pad_token_id=self.tokenizer.pad_token_id or 0, all_logits=True)(rows)
+        batch = NextTokenCollator(pad_token_id=self.tokenizer.pad_token_id or 0, all_logits=True)(rows)
         device = next(model.parameters()).device
         with torch.no_grad():
             tokens = self.generate(model, {name: batch[name].to(device) for name in ("input_ids", "attention_mask")})

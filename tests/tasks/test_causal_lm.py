@@ -19,7 +19,9 @@ from launcher.errors import DataError, ModelError
 from launcher.evaluation.kinds import metrics_for
 from launcher.evaluation.language import unigram_losses
 from launcher.recipe.schema import Recipe
-from launcher.tasks.causal_lm import IGNORED, CausalLM, Collator, next_tokens, predicted_tokens
+from launcher.tasks.causal_lm import CausalLM, predicted_tokens
+from launcher.tasks.next_token_collator import NextTokenCollator
+from launcher.tasks.text_task import IGNORED
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "engine"))
 import in_process
@@ -157,7 +159,8 @@ def test_the_loss_is_transformers_own(tokenizer: Path) -> None:
     task, model, rows = _model_and_rows(tokenizer)
     batch = task.collator()(rows)
     with torch.no_grad():
-        theirs = model(**{k: v for k, v in batch.items() if k != "sample_weight"}).loss
+        read = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        theirs = model(**read, labels=batch["input_ids"].masked_fill(batch["attention_mask"] == 0, IGNORED)).loss
         ours = task.loss(_forward(model, batch), batch) / task.items(batch)
     assert float(task.items(batch)) == sum(len(row["input_ids"]) - 1 for row in rows)
     assert ours.dtype == torch.float32 and float(ours) == pytest.approx(float(theirs), rel=1e-6)
@@ -196,7 +199,7 @@ def test_label_smoothing_is_torch_s(tokenizer: Path) -> None:
     with torch.no_grad():
         outputs = _forward(model, batch)
     expected = torch.nn.functional.cross_entropy(
-        outputs.logits.flatten(0, 1), next_tokens(batch).flatten(), ignore_index=IGNORED, label_smoothing=0.1
+        outputs.logits.flatten(0, 1), batch["labels"].flatten(), ignore_index=IGNORED, label_smoothing=0.1
     )
     found = task.loss(outputs, batch, label_smoothing=0.1) / task.items(batch)
     assert float(found) == pytest.approx(float(expected), rel=1e-6)
@@ -205,12 +208,12 @@ def test_label_smoothing_is_torch_s(tokenizer: Path) -> None:
 def test_ranks_that_share_rows_count_each_token_once(tokenizer: Path) -> None:
     task, model, rows = _model_and_rows(tokenizer)
     rows = [*rows, {"input_ids": [7, 8, 9], "weight": 0.0}]
-    whole, shared = task.collator()(rows), Collator(pad_token_id=0, parts=3)(rows)
+    whole, shared = task.collator()(rows), NextTokenCollator(pad_token_id=0, parts=3, all_logits=True)(rows)
     assert {tuple(tensor.shape) for tensor in shared.values()} == {(7, 48)}
     with torch.no_grad():
         outputs = model(input_ids=shared["input_ids"], attention_mask=shared["attention_mask"])
         expected = task.loss(_forward(model, whole), whole)
-    moved = {"shift_labels": next_tokens(shared)}
+    moved = {"shift_labels": torch.nn.functional.pad(shared["labels"][:, 1:], (0, 1), value=IGNORED)}
     parts = [{"shift_labels": moved["shift_labels"][:, i * 16 : (i + 1) * 16]} for i in range(3)]
     losses = [task.loss({"logits": outputs.logits[:, i * 16 : (i + 1) * 16]}, part) for i, part in enumerate(parts)]
     assert float(sum(losses)) == pytest.approx(float(expected), rel=1e-5)

@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from launcher.data.packing import positions
+from launcher.recipe.schema import ModelSection
 from launcher.tasks.padding import MULTIPLE, pad_tokens
 from launcher.tasks.text_task import IGNORED
 
 
-class AnswerCollator:
+class NextTokenCollator:
     """Pads rows on the right to the longest of their batch, and asks for logits only where some row has something to learn.
 
     Packed rows have positions that begin at 0 with each sequence, and no mask: attention then stays within a sequence.
@@ -37,7 +38,7 @@ class AnswerCollator:
 
         multiple = 1 if self.flat else math.lcm(MULTIPLE, self.parts)
         ids, mask = pad_tokens([row["input_ids"] for row in rows], value=self.pad_token_id, multiple=multiple)
-        learned, _ = pad_tokens([_learned(row) for row in rows], value=0, multiple=multiple)
+        learned, _ = pad_tokens([learned_places(row) for row in rows], value=0, multiple=multiple)
         weights = torch.tensor([row.get("weight", 1.0) for row in rows], dtype=torch.float32)
         labels = ids.masked_fill(learned == 0, IGNORED)
         batch = {"input_ids": ids}
@@ -69,10 +70,15 @@ class AnswerCollator:
         return {"labels": following[:, kept], "logits_to_keep": kept}
 
 
-def _learned(row: Mapping[str, Any]) -> Sequence[int]:
+def learned_places(row: Mapping[str, Any]) -> Sequence[int]:
     """Return 1 for each token of a row that is learned, 0 for the others: all but the first of each sequence, unless the row says which."""
     if "learned" in row:
         return row["learned"]
     if "seq_lengths" in row:
         return [int(place > 0) for length in row["seq_lengths"] for place in range(length)]
     return [0] + [1] * (len(row["input_ids"]) - 1)
+
+
+def takes_flat_rows(model: ModelSection) -> bool:
+    """Whether the recipe's attention kernel takes the ends of packed sequences, which it is given for a single row alone."""
+    return (model.attn_implementation or "").startswith("flash")

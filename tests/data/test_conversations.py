@@ -1,0 +1,179 @@
+"""Conversations in every format as one form: what is told from the columns, what each becomes, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import chat_styles
+import pytest
+
+from launcher.data.conversations import Wanted, read_conversation
+from launcher.data.sources import SplitSet, load_splits
+from launcher.errors import DataError
+from launcher.recipe.data_section import DataSection
+from launcher.recipe.task_options import COLUMNS
+
+USER, ANSWER = {"role": "user", "content": "Two?"}, {"role": "assistant", "content": "Dos."}
+
+
+def load(folder: Path, rows: list[dict[str, Any]], *, wanted: Wanted | None = None, **data: Any) -> SplitSet:
+    wanted = wanted or Wanted()
+    for split in ("train", "validation"):
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    needs = COLUMNS["preference" if wanted.pairs else "sft"]
+    section = DataSection.model_validate({"source": str(folder), **data})
+    return load_splits(section, base_folder=folder, needs=needs, optional=(), conversations=wanted)
+
+
+def only(splits: SplitSet, column: str = "conversation") -> tuple[list[dict[str, Any]], Any]:
+    return read_conversation(splits.train[column][0])
+
+
+def told(splits: SplitSet) -> str:
+    return str(splits.provenance["train"][0]["conversations"])
+
+
+@pytest.mark.parametrize("name", ["alpaca", "sharegpt", "messages", "prompt_completion"])
+def test_a_format_is_told_by_its_columns(name: str, tmp_path: Path) -> None:
+    assert told(load(tmp_path, [chat_styles.ROWS[name]])) == name
+
+
+def test_an_instruction_and_its_input_are_one_question(tmp_path: Path) -> None:
+    row = {**chat_styles.ROWS["alpaca"], "system": "Be brief.", "history": [["Hi", "Hello"]]}
+    messages, tools = only(load(tmp_path, [row]))
+    assert messages == [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Hello"},
+        {"role": "user", "content": "Name the sum.\n2 and 3"},
+        {"role": "assistant", "content": "It is 5."},
+    ]
+    assert tools is None
+
+
+def test_calls_of_tools_become_the_assistant_s(tmp_path: Path) -> None:
+    messages, tools = only(load(tmp_path, [chat_styles.ROWS["tools"]]))
+    assert [message["role"] for message in messages] == ["user", "assistant", "tool", "assistant"]
+    assert messages[1] == {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [{"type": "function", "function": chat_styles.CALL}],
+    }
+    assert tools == [{"type": "function", "function": chat_styles.TOOL}]
+
+
+def test_openai_s_calls_have_their_arguments_as_a_mapping(tmp_path: Path) -> None:
+    call = {"id": "c1", "type": "function", "function": {"name": "add", "arguments": '{"a": 2}'}}
+    rows = [
+        {
+            "messages": [USER, {"role": "assistant", "content": None, "tool_calls": [call]}, ANSWER],
+            "tools": [chat_styles.TOOL],
+        }
+    ]
+    messages, _ = only(load(tmp_path, rows))
+    assert messages[1]["tool_calls"] == [
+        {"id": "c1", "type": "function", "function": {"name": "add", "arguments": {"a": 2}}}
+    ]
+
+
+def test_parts_of_text_are_one_text_and_json_texts_are_read(tmp_path: Path) -> None:
+    parts = [{"type": "text", "text": "Tw"}, {"type": "text", "text": "o?"}]
+    rows = [{"messages": json.dumps([{"role": "user", "content": parts}, ANSWER])}]
+    assert only(load(tmp_path, rows))[0] == [USER, ANSWER]
+
+
+def test_prompt_and_completion_may_be_messages(tmp_path: Path) -> None:
+    assert only(load(tmp_path, [{"prompt": [USER], "completion": [ANSWER]}]))[0] == [USER, ANSWER]
+
+
+def test_columns_with_other_names_are_named_by_the_recipe(tmp_path: Path) -> None:
+    splits = load(tmp_path, [{"q": "Two?", "a": "Dos."}], columns={"prompt": "q", "completion": "a"})
+    assert only(splits)[0] == [USER, ANSWER] and told(splits) == "prompt_completion"
+
+
+def test_a_system_message_is_put_where_there_is_none(tmp_path: Path) -> None:
+    first = {"role": "system", "content": "Be kind."}
+    assert only(load(tmp_path, [{"messages": [USER, ANSWER]}], wanted=Wanted(system="Be kind.")))[0][0] == first
+    own = {"role": "system", "content": "Be brief."}
+    assert only(load(tmp_path, [{"messages": [own, USER, ANSWER]}], wanted=Wanted(system="Be kind.")))[0][0] == own
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "Two?", "chosen": "Dos.", "rejected": "Uno."},
+        {"instruction": "Two?", "input": "", "chosen": "Dos.", "rejected": "Uno.", "output": "Dos."},
+        {"conversations": [{"from": "human", "value": "Two?"}], "chosen": {"from": "gpt", "value": "Dos."}, "rejected": {"from": "gpt", "value": "Uno."}},
+        {"chosen": [USER, ANSWER], "rejected": [USER, {"role": "assistant", "content": "Uno."}]},
+        {"prompt": "Two?", "messages": [USER, ANSWER], "chosen": [USER, ANSWER], "rejected": [USER, {"role": "assistant", "content": "Uno."}]},
+        {"messages": [USER], "chosen": [ANSWER], "rejected": [{"role": "assistant", "content": "Uno."}], "margin": 3},
+    ],
+)  # fmt: skip
+def test_pairs_are_two_whole_conversations(row: dict[str, Any], tmp_path: Path) -> None:
+    if "messages" in row and "prompt" not in row:
+        data: dict[str, Any] = {"columns": {"messages": "messages"}}
+    else:
+        data = {}
+    splits = load(tmp_path, [row], wanted=Wanted(pairs=True), **data)
+    assert only(splits, "chosen")[0] == [USER, ANSWER]
+    assert only(splits, "rejected")[0] == [USER, {"role": "assistant", "content": "Uno."}]
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"messages": [{"role": "narrator", "content": "x"}, ANSWER]}, "message 1 is by 'narrator'; roles are system, user"),
+        ({"messages": [USER]}, "it has no answer of the assistant, only user"),
+        ({"messages": []}, "which is no list of messages"),
+        ({"messages": "hello"}, "'hello', which is no list of messages"),
+        ({"messages": [USER, {"role": "assistant", "content": "  "}]}, "message 2, of the assistant, is empty"),
+        ({"messages": [{"role": "user", "content": [{"type": "image"}]}, ANSWER]}, "which is not text"),
+        ({"prompt": "Two?", "completion": ""}, "completion is empty"),
+        ({"prompt": " ", "completion": "x"}, "the prompt is empty"),
+        ({"instruction": 3, "output": "x"}, "instruction holds '3' (int), which is not text"),
+        ({"messages": [USER, ANSWER], "tools": "{broken"}, "which is no JSON list of tools"),
+    ],
+)  # fmt: skip
+def test_a_row_that_is_no_conversation_is_named(row: dict[str, Any], said: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        load(tmp_path, [row])
+    assert said in str(caught.value) and "train.jsonl:1 (row 1)" in str(caught.value)
+
+
+def test_bad_rows_can_be_skipped(tmp_path: Path) -> None:
+    rows = [{"messages": [USER, ANSWER]}] * 19 + [{"messages": [USER]}]
+    splits = load(tmp_path, rows, on_bad_row="skip")
+    assert len(splits.train) == 19 and len(splits.skipped) == 2
+
+
+def test_chosen_and_rejected_have_to_differ_and_to_answer_the_same(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="chosen and rejected are the same"):
+        load(tmp_path, [{"prompt": "Two?", "chosen": "Dos.", "rejected": "Dos."}], wanted=Wanted(pairs=True))
+    other = [{"role": "user", "content": "Three?"}, {"role": "assistant", "content": "Tres."}]
+    with pytest.raises(DataError, match="what stands before their answers differs"):
+        load(tmp_path, [{"chosen": [USER, ANSWER], "rejected": other}], wanted=Wanted(pairs=True))
+
+
+@pytest.mark.parametrize(
+    ("row", "wanted", "said"),
+    [
+        ({"body": "x", "reply": "y"}, Wanted(), "columns: {prompt: <what is asked>, completion: <what is answered>}"),
+        ({"body": "x", "reply": "y"}, Wanted("alpaca"), "columns: {instruction: <their column>, output: <their column>}"),
+        ({"chosen": "x", "rejected": "y"}, Wanted("prompt_completion", pairs=True), "which has chosen and rejected, and prompt"),
+    ],
+)  # fmt: skip
+def test_columns_that_tell_nothing_are_asked_about(
+    row: dict[str, Any], wanted: Wanted, said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError) as caught:
+        load(tmp_path, [row], wanted=wanted)
+    assert said in str(caught.value)
+
+
+def test_a_column_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(
+        DataError, match="has no column 'questoin', which data.columns.prompt names.*did you mean 'question'"
+    ):
+        load(tmp_path, [{"question": "Two?", "answer": "Dos."}], columns={"prompt": "questoin"})
