@@ -165,6 +165,13 @@ class MemorySetting:
     """Name as in ``training.optim``."""
     is_by_tokens: bool = False
     """Whether tokens bound a step: ``micro_batch_size`` then counts rows of ``length`` tokens, of which shorter ones are as many more."""
+    shared_by: int = 1
+    """Ranks that share the tokens of a training row; in an evaluation each has rows of its own."""
+
+    @property
+    def held_length(self) -> int:
+        """Tokens that a rank has of the longest row of a training batch."""
+        return -(-self.length // self.shared_by)
 
 
 @dataclass(frozen=True)

@@ -82,13 +82,15 @@ def check(
 ) -> None:
     """Check a recipe completely; nothing is started."""
     from launcher.recipe.examine import examine
+    from launcher.recipe.model_checks import model_notes
 
     loaded, problems = examine(recipe, overrides or [])
     if fix and problems:
         loaded, problems = _fix(recipe, overrides or [], problems)
+    notes = model_notes(loaded.recipe) if loaded and not problems else []
     if as_json:
         rows = [{"place": p.place, "key": p.key, "message": p.message, "remedy": p.remedy} for p in problems]
-        print_json({"ok": not problems, "problems": rows, "notes": loaded.notes if loaded else []})
+        print_json({"ok": not problems, "problems": rows, "notes": [*(loaded.notes if loaded else ()), *notes]})
     elif problems:
         typer.echo(str(RecipeError(problems)), err=True)
         fixable = sum(p.fix is not None for p in problems)
@@ -97,6 +99,8 @@ def check(
     else:
         assert loaded is not None
         tell_notes(loaded)
+        for note in notes:
+            typer.echo(f"note: {note}")
         typer.echo(f"{loaded.path}: no problems found")
     raise typer.Exit(RecipeError.exit_code if problems else 0)
 

@@ -110,15 +110,24 @@ def _tell_failure(directory: RunDir, attempt: int, rank: int, verdict: Mapping[s
     typer.echo((verdict.get("traceback") or verdict["error"]).rstrip(), err=True)
 
 
-def doctor(as_json: Json = False) -> None:
-    """Look at this machine: versions, devices, compilers, disk, hub, W&B, Slurm."""
+def doctor(
+    recipe: Annotated[
+        str | None, typer.Argument(help="A recipe, whose models are looked at too, on the hub as well.")
+    ] = None,
+    overrides: Overrides = None,
+    as_json: Json = False,
+) -> None:
+    """Look at this machine: versions, devices, compilers, disk, hub, W&B, Slurm; and at the models of a recipe."""
     from dataclasses import asdict
 
-    from launcher.workflows.doctor import examine_machine
+    from launcher.recipe.load import load_recipe
+    from launcher.workflows.doctor import examine_machine, examine_models
 
-    findings = examine_machine()
+    # Faults of the models are findings here, and all of them are shown.
+    models = examine_models(load_recipe(recipe, overrides or []).recipe) if recipe else []
+    findings = [*examine_machine(), *models]
     if as_json:
         print_json([asdict(finding) for finding in findings])
     else:
         print_table(["what", "verdict", "found", "remedy"], [[f.name, f.verdict, f.found, f.remedy] for f in findings])
-    raise typer.Exit(1 if any(f.verdict == "missing" for f in findings) else 0)
+    raise typer.Exit(1 if any(f.verdict in ("missing", "fault") for f in findings) else 0)

@@ -14,6 +14,7 @@ from launcher.engine.checkpoint_files import read_manifest
 from launcher.engine.checkpoints import load_weights
 from launcher.engine.context import Beginning, RunContext
 from launcher.engine.early_stopping import RunIsOver
+from launcher.engine.half_weights import convert_statistics
 from launcher.engine.memory_note import NotesMemory
 from launcher.engine.prefix_decision import open_cache
 from launcher.engine.trainer import RunTrainer
@@ -62,6 +63,7 @@ def run_phase(
     weights_from = beginning.resume_from if beginning.by_name else beginning.carry_from
     if weights_from is not None:
         load_weights(model, weights_from, zero_stage=context.launch.zero_stage)
+    convert_statistics(model, context.launch)
     cache = open_cache(context, model, arguments.device)
     data = context.prepared
     trainer = trainer_class(model=model, args=arguments, train_dataset=data.train, eval_dataset=data.validation)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from launcher.data.sampling import evaluation_batches
+from launcher.engine.half_weights import inputs_for
 from launcher.engine.loading import Rows
 from launcher.engine.ranks import everyone, rank_and_world
 
@@ -51,7 +52,7 @@ def predict_logits(
             batch = collate(rows.__getitems__([int(n) for n in numbers]))
             batch = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
             has_loss = loss is not None and "labels" in batch
-            outputs = model(**_inputs(batch)) if has_loss or generate is None else None
+            outputs = model(**inputs_for(model, _inputs(batch))) if has_loss or generate is None else None
             kept = row_outputs(outputs, batch) if generate is None else generate(model, batch)
             if counts:
                 # Numbers of tokens are far below 2^24, up to which float32 is exact.

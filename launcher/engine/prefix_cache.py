@@ -24,6 +24,7 @@ from torch import nn
 from launcher.atomic import write_json
 from launcher.data.prepare import fingerprint_of
 from launcher.data.sampling import evaluation_batches
+from launcher.engine.half_weights import convert_weights, converted_to, inputs_for
 from launcher.engine.loading import Rows
 from launcher.engine.prefix_cut import STATES, Skipped, places, source_for
 from launcher.engine.prefix_states import (
@@ -161,7 +162,7 @@ def build_cache(
         InstallationError: the disk is full.
     """
     model.to(device)
-    _cast_like_engine(model, launch)
+    convert_weights(model, launch)
     key = share(lambda: cache_key(model, plan, launch=launch, fingerprint=fingerprint, device=device))
     target = folder / key[:32] if plan.store == "disk" else None
     filler = _Filler(model, plan, collate, launch, torch.device(device), batch_rows, on_batch)
@@ -248,7 +249,7 @@ class _Filler:
             batch = self.collate(rows.__getitems__([int(n) for n in numbers]))
             batch = {k: v.to(self.device) for k, v in batch.items() if k not in ("labels", "sample_weight")}
             with self._captured() as captured, self._precision():
-                self.model(**batch)
+                self.model(**inputs_for(self.model, batch))
             yield _entries_of(captured[0], batch, self.model, self.plan).cpu()
             if self.on_batch is not None:
                 self.on_batch(done, len(batches))
@@ -273,7 +274,7 @@ class _Filler:
 
     def _precision(self) -> Any:
         """Compute as the run does: by autocast, except under DeepSpeed, which casts the weights."""
-        if self.launch.half is None or self.launch.engine == "deepspeed":
+        if self.launch.half is None or converted_to(self.launch) is not None:
             return contextlib.nullcontext()
         dtype = torch.bfloat16 if self.launch.half == "bf16" else torch.float16
         return torch.autocast(self.device.type, dtype=dtype)
@@ -304,13 +305,3 @@ def _last_token(input_ids: torch.Tensor, model: Any) -> Any:
         return -1
     places = torch.arange(input_ids.shape[-1], device=input_ids.device, dtype=torch.int32)
     return (places * (input_ids != padding).to(torch.int32)).argmax(-1)
-
-
-def _cast_like_engine(model: Any, launch: LaunchPlan) -> None:
-    """Give the weights the dtype that DeepSpeed will give them, in which the uncached run computes; buffers keep theirs."""
-    if launch.engine != "deepspeed" or launch.half is None:
-        return
-    dtype = torch.bfloat16 if launch.half == "bf16" else torch.float16
-    for tensor in model.parameters():
-        if tensor.is_floating_point():
-            tensor.data = tensor.data.to(dtype)

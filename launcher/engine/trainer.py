@@ -32,6 +32,9 @@ from launcher.errors import TrainingDiverged
 from launcher.strategies.preparing import modules_kept_in_eval
 from launcher.strategies.schedules import schedule_factor
 
+# What the loss reads of a batch, and the model does not: bf16 has room for numbers of classes up to 256, and none for places of boxes.
+_TARGETS = ("labels", "shift_labels", "sample_weight")
+
 
 class RunMixin(CheckpointMixin):
     """Overrides of Trainer's public extension points; ``self.context`` is set before ``train()``."""
@@ -206,6 +209,12 @@ class RunMixin(CheckpointMixin):
 
     # --- loss ------------------------------------------------------------------------------------------------------
 
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Move a batch to the device. Under DeepSpeed, Trainer rounds floating tensors to the weights' 16 bits: here not what they are held to."""
+        targets = {name: inputs[name].to(self.args.device) for name in _TARGETS if name in inputs}
+        prepared: dict[str, Any] = super()._prepare_inputs(inputs)  # type: ignore[misc]
+        return prepared | targets
+
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
@@ -218,7 +227,7 @@ class RunMixin(CheckpointMixin):
         for module in self._kept_in_eval:
             # Trainer has just put the whole model into training mode.
             module.eval()
-        targets = {name: inputs[name] for name in ("labels", "shift_labels", "sample_weight") if name in inputs}
+        targets = {name: inputs[name] for name in _TARGETS if name in inputs}
         smoothing = self.context.recipe.training.label_smoothing_factor
         with self._own_time:
             outputs = model(**{name: value for name, value in inputs.items() if name not in targets})

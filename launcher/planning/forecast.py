@@ -73,6 +73,7 @@ def memory_setting(recipe: Recipe, launch: LaunchPlan, prepared: Prepared) -> Me
         eval_length=_rounded_up(max(evaluated) or longest, multiple),
         optimizer=str(training.passthrough.get("optim") or DEFAULT_OPTIMIZER),
         is_by_tokens=budget is not None,
+        shared_by=launch.sequence_parallel_size,
     )
 
 

@@ -220,7 +220,7 @@ class MemoryPlanner:
         """Return the facts of a phase; those of any number of rows are the same."""
         key = _TraceKey(
             phase,
-            setting.length,
+            setting.held_length,
             setting.eval_length,
             setting.activation_checkpointing,
             compute_of(setting),

@@ -156,7 +156,10 @@ class _Tracer:
             for rows in _ROWS:
                 batches = {
                     name: self._batch(mode, rows, length)
-                    for name, length in (("training", self.setting.length), ("evaluation", self.setting.eval_length))
+                    for name, length in (
+                        ("training", self.setting.held_length),
+                        ("evaluation", self.setting.eval_length),
+                    )
                 }
                 training = trace_training(traced, batches["training"], mode)
                 evaluation = {} if self.evaluation else trace_evaluation(traced, batches["evaluation"], mode).stretches

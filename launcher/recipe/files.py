@@ -11,6 +11,7 @@ from launcher.errors import Problem
 from launcher.recipe.addresses import is_address, lacking
 from launcher.recipe.distributed_checks import deepspeed_file_fits, nvme_folder_exists
 from launcher.recipe.keys import shown
+from launcher.recipe.model_checks import check_models
 from launcher.recipe.synonyms_file import BadSynonyms, read_synonyms
 from launcher.recipe.view import FILE_ENDINGS, View, sources
 from launcher.registry import suggest
@@ -27,6 +28,7 @@ def check_files(loaded: LoadedRecipe) -> list[Problem]:
         *_labels(loaded),
         *_synonyms(loaded),
         *_models(loaded),
+        *_model_files(loaded),
         *_quantisation(loaded),
         *_distributed(loaded),
     ]
@@ -132,6 +134,12 @@ def _folder(key: str, text: str, path: Path, name: str) -> Iterator[Lack]:
         yield key, f"{shown(key, text)}; there is no such folder", _near_file(str(path))
     elif name == "name_or_path" and not (path / "config.json").is_file():
         yield key, f"{shown(key, text)}; the folder has no config.json", "name a folder that save_pretrained wrote"
+
+
+def _model_files(loaded: LoadedRecipe) -> Iterator[Lack]:
+    for finding in check_models(loaded.recipe):
+        if finding.is_fault:
+            yield finding.key, finding.found, finding.remedy
 
 
 def _quantisation(loaded: LoadedRecipe) -> Iterator[Lack]:

@@ -12,9 +12,11 @@ _ENDINGS = (".yaml", ".yml")
 
 
 def list_recipes() -> list[tuple[str, Path, str]]:
-    """Return (name, path, first comment line) of every shipped recipe, by name."""
+    """Return (name, path, first comment line) of every shipped recipe, by name; files in folders such as ``_parts`` are parts of others."""
     folder = shipped_folder("recipes")
-    paths = sorted(path for path in folder.rglob("*") if path.suffix in _ENDINGS)
+    paths = sorted(
+        path for path in folder.rglob("*") if path.suffix in _ENDINGS and not path.parent.name.startswith("_")
+    )
     return [(path.relative_to(folder).with_suffix("").as_posix(), path, _first_comment(path)) for path in paths]
 
 

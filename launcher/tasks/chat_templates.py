@@ -7,6 +7,7 @@ from typing import Any
 
 from launcher.data.chat_template import ChatTemplate
 from launcher.errors import ModelError
+from launcher.recipe.model_checks import NO_CHAT_TEMPLATE, NO_CHAT_TEMPLATE_REMEDY
 from launcher.registry import suggest
 
 TOKENS = {
@@ -30,10 +31,7 @@ def with_chat_template(tokenizer: Any, wanted: str | None, *, base_folder: Path)
     if wanted is None:
         own = tokenizer.chat_template
         if own is None:
-            raise ModelError(
-                "the tokenizer has no chat template, so how messages become text is not said; write task.chat_template: chatml "
-                "(its tokens are added), plain (no token is added), or a file of Jinja"
-            )
+            raise ModelError(f"{NO_CHAT_TEMPLATE}; {NO_CHAT_TEMPLATE_REMEDY}")
         if isinstance(own, dict):
             # One of several is the usual one, and the only one that is saved for serving as it was trained.
             if "default" not in own:

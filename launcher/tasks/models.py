@@ -14,10 +14,11 @@ from typing import Any
 from launcher.data.prepare import fingerprint_of
 from launcher.data.sources_find import hub_has_address
 from launcher.errors import ModelError, ModelUnreachable
+from launcher.recipe.model_checks import CODE_REMEDY
+from launcher.recipe.model_files import PACKAGE_PREFIX, hub_home
 from launcher.recipe.schema import ModelSection
 from launcher.registry import suggest
-
-PACKAGE_PREFIX = "package:"
+from launcher.tasks.hub_words import hub_words
 
 
 def locate(name_or_path: str) -> str:
@@ -32,14 +33,10 @@ def locate(name_or_path: str) -> str:
     return name_or_path
 
 
-def hub_home() -> Path:
-    """Return the folder of what Hugging Face's libraries keep: models, data, a token."""
-    return Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
-
-
 def is_offline() -> bool:
-    """Whether the hub must not be asked (HF_HUB_OFFLINE)."""
-    return os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
+    """Whether the hub must not be asked (HF_HUB_OFFLINE, TRANSFORMERS_OFFLINE)."""
+    wanted = os.environ.get("HF_HUB_OFFLINE") or os.environ.get("TRANSFORMERS_OFFLINE") or ""
+    return wanted.lower() in ("1", "true", "yes", "on")
 
 
 def folder_on_disk(name_or_path: str) -> Path | None:
@@ -378,12 +375,16 @@ def _new_by_names(model: Any, folder: Path, *, new_head: bool) -> frozenset[str]
 @contextmanager
 def _explained(location: str, file: str) -> Iterator[None]:
     """Turn transformers' errors about ``location`` into ours; say at once where the hub that has ``file`` has no address."""
-    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub import constants, try_to_load_from_cache
+    from huggingface_hub.errors import OfflineModeIsEnabled
 
     is_there = Path(location).is_dir()
     try:
-        if not is_there and not isinstance(try_to_load_from_cache(location, file), str) and not hub_has_address():
-            raise ModelUnreachable(_words(location, ConnectionError("the hub has no address here")))
+        if not is_there and not isinstance(try_to_load_from_cache(location, file), str):
+            if constants.HF_HUB_OFFLINE:
+                raise ModelUnreachable(_words(location, OfflineModeIsEnabled()))
+            if not hub_has_address():
+                raise ModelUnreachable(_words(location, ConnectionError("the hub has no address here")))
         yield
     except (OSError, ValueError, ImportError) as error:
         kind = ModelUnreachable if not is_there and _is_about_network(error) else ModelError
@@ -398,10 +399,11 @@ def _is_about_network(error: Exception) -> bool:
 def _words(location: str, error: Exception) -> str:
     text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     lower = str(error).lower()
-    if "gated" in lower or "401" in lower or "403" in lower:
-        remedy = "ask for access on the model's page, and log in with `hf auth login`"
+    told = None if Path(location).is_dir() else hub_words(location, error)
+    if told is not None:
+        text, remedy = told
     elif "trust_remote_code" in lower:
-        remedy = "read the model's code, and set model.trust_remote_code: true if you trust it"
+        remedy = CODE_REMEDY
     elif not Path(location).is_dir():
         remedy = "check the name and the network, or download it once and name the folder"
     else:

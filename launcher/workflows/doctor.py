@@ -17,8 +17,12 @@ from launcher.engine.session import package_version
 from launcher.engine.tracking import can_reach, has_key, server
 from launcher.errors import RecipeError
 from launcher.planning.hardware import detect_hardware
+from launcher.recipe.model_files import hub_home
 from launcher.recipe.profiles import DEFAULT, find_profile, list_profiles, profile_folders
-from launcher.tasks.models import hub_home, is_offline
+from launcher.recipe.schema import Recipe
+from launcher.tasks.hub_words import token_state
+from launcher.tasks.models import is_offline
+from launcher.workflows.model_look import model_findings
 
 # What the project was tested with; another version may work, and is reported.
 TESTED = {
@@ -33,22 +37,35 @@ TESTED = {
 _WANTED_DISK = 10 * 2**30
 
 
+Verdict = Literal["ok", "warning", "missing", "fault"]
+"""``fault``: a run of the recipe would end on it."""
+
+
 @dataclass(frozen=True)
 class Finding:
     """One thing that was looked at."""
 
     name: str
-    verdict: Literal["ok", "warning", "missing"]
+    verdict: Verdict
     found: str
     remedy: str = ""
 
 
 def examine_machine() -> list[Finding]:
-    """Return all findings, in the order in which a reader wants them."""
+    """Return all findings on the machine, in the order in which a reader wants them."""
     checks: Iterable[Callable[[], list[Finding]]] = (
         _python, _packages, _devices, _compilers, _disk, _hub, _wandb, _slurm, _profiles,
     )  # fmt: skip
     return [finding for check in checks for finding in check()]
+
+
+def examine_models(recipe: Recipe) -> list[Finding]:
+    """Return what is known of a recipe's models; the hub is asked for those that lie there."""
+    found = [] if recipe.model.name_or_path else [Finding("model.name_or_path", "ok", "null: random weights")]
+    for finding in model_findings(recipe):
+        verdict: Verdict = "fault" if finding.is_fault else "warning" if finding.remedy else "ok"
+        found.append(Finding(finding.key, verdict, finding.found, finding.remedy))
+    return found
 
 
 def _python() -> list[Finding]:
@@ -119,9 +136,9 @@ def _disk() -> list[Finding]:
 
 
 def _hub() -> list[Finding]:
-    token = bool(os.environ.get("HF_TOKEN")) or (hub_home() / "token").is_file()
-    login = Finding("hub login", "ok", "a token is set") if token else Finding(
-        "hub login", "warning", "no token", "only needed for gated or private models: hf auth login"
+    token = token_state()
+    login = Finding("hub login", "ok", token) if token else Finding(
+        "hub login", "warning", "no token: HF_TOKEN is not set", "only needed for gated or private models: hf auth login"
     )  # fmt: skip
     endpoint = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
     if is_offline():

@@ -20,6 +20,7 @@ from launcher.atomic import write_json
 from launcher.engine.checkpoint_files import write_manifest
 from launcher.engine.checkpoints import base_model, has_adapters
 from launcher.engine.context import RunContext
+from launcher.engine.half_weights import inputs_for
 from launcher.engine.loading import Rows
 from launcher.engine.predicting import evaluating
 from launcher.engine.progress import Progress
@@ -104,7 +105,8 @@ def ask_live_model(trainer: Any) -> LiveAnswers:
     places, answers = [], []
     with evaluating(model), torch.no_grad():
         for batch in batches:
-            logits = logits_in(model(**{name: tensor.to(device) for name, tensor in batch.items()}))
+            inputs = inputs_for(model, {name: tensor.to(device) for name, tensor in batch.items()})
+            logits = logits_in(model(**inputs))
             chosen = _places(batch, tuple(logits.shape), share=1 / len(batches))
             places.append(chosen)
             answers.append(logits.reshape(-1, logits.shape[-1])[chosen.to(device)].float().cpu())

@@ -152,10 +152,12 @@ def logits_of(model: Any, batches: Sequence[Mapping[str, Any]], places: Sequence
     """
     import torch
 
+    from launcher.engine.half_weights import inputs_for
+
     found = []
     with torch.no_grad():
         for batch, chosen in zip(batches, places, strict=True):
-            logits = logits_in(model(**batch))
+            logits = logits_in(model(**inputs_for(model, batch)))
             found.append(logits.reshape(-1, logits.shape[-1])[chosen.to(logits.device)].float().cpu())
     return torch.cat(found)
 

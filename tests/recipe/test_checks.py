@@ -244,6 +244,7 @@ def test_a_default_is_not_a_setting_but_a_null_takes_one_back(write: Write) -> N
 def test_files_that_exist_are_no_problem(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model/config.json").write_text("{}")
+    (tmp_path / "model/tokenizer.json").write_text("{}")
     (tmp_path / "train.csv").write_text("text,label\n")
     (tmp_path / "labels.txt").write_text("a\nb\n")
     text = _recipe(f"MODEL {tmp_path}/model\nDATA validation: {tmp_path}/train.csv, labels: {tmp_path}/labels.txt")

@@ -445,6 +445,21 @@ def test_two_ranks_have_the_losses_of_one_and_the_model_is_used(images, tmp_path
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_two_ranks_train_batch_normalisation_with_weights_in_bf16(images, tmp_path):
+    """DeepSpeed converts weights alone: pixels, and both kinds of statistics, need their type in training, evaluation and the saved model."""
+    spread = {"processes_per_node": 2, "zero_stage": 2}
+    found = learn(tmp_path, "half", images, precision="bf16", distributed=spread, training=SHORT)
+    run = tmp_path / "runs/half-001"
+    losses = tiny.losses(run)
+    assert len(losses) == 6 and np.isfinite(list(losses.values())).all() and "map" in found["metrics"]
+    verified = json.loads((run / "model/MANIFEST.json").read_text())["verification"]
+    assert verified["passed"], verified
+    # The baseline has nothing to say beside its numbers, so that there is no line for it.
+    assert "typical-boxes: " not in (run / "report.html").read_text()
+
+
+@pytest.mark.slow
 @pytest.mark.soak
 @pytest.mark.timeout(1800)
 def test_blood_cells_are_found_better_than_by_their_usual_places(shared, tmp_path):
