@@ -160,7 +160,7 @@ def _brief(text: str) -> str:
 
 
 def _show_images(found: DataView) -> None:
-    table = [[name, f"{view.rows:,}", _share(view.repeated, view)] for name, view in found.splits.items()]
+    table = [[name, f"{view.rows:,}", _share(view.repeated, view.rows)] for name, view in found.splits.items()]
     print_table(["split", "images", "repeated"], table, right={1, 2})
 
 

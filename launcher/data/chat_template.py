@@ -157,13 +157,14 @@ class ChatTemplate:
         from transformers.utils.chat_template_utils import render_jinja_template
 
         try:
-            texts, places = render_jinja_template(
+            rendered: Any = render_jinja_template(
                 conversations=[[dict(message) for message in messages]], tools=list(tools) if tools else None,
                 chat_template=self.source, return_assistant_tokens_mask=marks, add_generation_prompt=prompt, **self.tokens,
             )  # fmt: skip
+            texts, places = rendered
         except (JinjaError, TypeError, ValueError, KeyError) as error:
             raise TemplateError(f"the chat template refuses it: {error}") from error
-        return texts[0], places[0] if marks else ()
+        return texts[0], list(places[0]) if marks else ()
 
     def _require_shown(self, text: str, messages: Messages, tools: Sequence[Any] | None) -> None:
         """Raise TemplateError where the template leaves out tools, or what calls one: the model would learn from less than there is."""

@@ -131,8 +131,8 @@ def _told_apart(found: dict[str, dict[str, list[str]]], table: Table) -> dict[st
     if {"messages", "sharegpt"} <= set(found):
         column = found["sharegpt"]["conversations"][0]
         first = next((value for value in table.column(column)[:100] if value), None)
-        keys = read_json_list(first)
-        is_sharegpt = bool(keys) and isinstance(keys[0], Mapping) and "from" in keys[0]
+        message = next(iter(read_json_list(first) or ()), None)
+        is_sharegpt = isinstance(message, Mapping) and "from" in message
         found.pop("messages" if is_sharegpt else "sharegpt")
     for name in ("sharegpt", "alpaca", "prompt_completion"):
         # Columns of their own say more than chosen and rejected alone.

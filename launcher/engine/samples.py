@@ -16,7 +16,7 @@ def write_samples(context: RunContext, model: Any, *, step: int, is_whole: bool,
     """
     if not is_whole:
         return
-    context.progress.heartbeat.beat("writing samples", may_be_silent=True)
+    context.progress.heartbeat.beat("evaluating", may_be_silent=True)
     with evaluating(model):
         answers = context.task.sample_answers(model, context.prepared)
     if not answers or context.progress.rank != 0:

@@ -48,7 +48,7 @@ def takes_logits_to_keep(config: Any) -> bool:
     from transformers import AutoModelForCausalLM
 
     try:
-        found = AutoModelForCausalLM._model_mapping[type(config)]
+        found: Any = AutoModelForCausalLM._model_mapping[type(config)]
     except KeyError:
         # Its code is its own.
         return False
