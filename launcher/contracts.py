@@ -19,6 +19,11 @@ if TYPE_CHECKING:
 Role = Literal["embeddings", "block", "tail", "head"]
 Component = Literal["attention", "mlp", "norm", "other"]
 
+TARGETS = ("labels", "shift_labels", "sample_weight", "reference")
+"""Names of what a batch has for the loss; what else it has is input of the model."""
+LABELS = ("labels", "shift_labels")
+"""Those of them that say what is right: a batch without any has no loss."""
+
 
 # --- a model, by names ---------------------------------------------------------------------------------------------
 
@@ -308,6 +313,13 @@ class Task(Protocol):
     @property
     def read_in_training(self) -> tuple[str, ...]:
         """Names of columns that the collator of training wants beside the features."""
+        ...
+
+    @property
+    def reference_columns(self) -> tuple[str, ...]:
+        """Names of the first columns of ``row_outputs`` that the loss of a row also wants of the model before training: they come as
+        ``reference``, float32 [rows, columns], in its batches. (): it wants none.
+        """
         ...
 
     @property

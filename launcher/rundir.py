@@ -4,7 +4,7 @@ runs/NAME-NNN/  recipe.yaml  resolved.yaml  plan.json  events.jsonl  progress.js
                 attempts/N/  accelerate.yaml deepspeed.json environment.json launch.sh verdict.rank-R.json
                            heartbeat.rank-R.json logs/rank-R.log
                 slurm/     job.sh job.json job.log jobs.jsonl done.json (of submitted runs)
-                locks/  checkpoints/step-N/  model/  adapter/  importance.json  skipped.jsonl  evaluation/  report.html  wandb/
+                locks/  checkpoints/step-N/  model/  adapter/  importance.json  reference/  skipped.jsonl  evaluation/  report.html  wandb/
 """
 
 from __future__ import annotations
@@ -152,6 +152,11 @@ class RunDir:
     def skipped(self) -> Path:
         """Rows of a stream that were left out because they cannot be used, a line each."""
         return self.path / "skipped.jsonl"
+
+    @property
+    def reference(self) -> Path:
+        """Folder of what the model before training made of each row, for losses that want it."""
+        return self.path / "reference"
 
     @property
     def importance(self) -> Path:

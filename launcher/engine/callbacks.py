@@ -30,6 +30,7 @@ class RunCallback(TrainerCallback):
             # pass would go through every frozen block below what trains.
             base_model(trainer.model).disable_input_require_grads()
         trainer.context.progress.begin(total_steps=trainer.context.plan.total_steps, done=state.global_step)
+        trainer.get_reference()
         trainer.begin()
         if trainer.stopping.has_stopped:
             raise RunIsOver

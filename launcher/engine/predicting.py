@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from launcher.contracts import LABELS, TARGETS
 from launcher.data.sampling import evaluation_batches
 from launcher.engine.half_weights import inputs_for
 from launcher.engine.loading import Rows
@@ -51,7 +52,7 @@ def predict_logits(
             numbers = mine[number] if counts else batches[0][:1]
             batch = collate(rows.__getitems__([int(n) for n in numbers]))
             batch = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
-            has_loss = loss is not None and "labels" in batch
+            has_loss = loss is not None and any(name in batch for name in LABELS)
             outputs = model(**inputs_for(model, _inputs(batch))) if has_loss or generate is None else None
             kept = row_outputs(outputs, batch) if generate is None else generate(model, batch)
             if counts:
@@ -66,7 +67,7 @@ def predict_logits(
 
 
 def _inputs(batch: dict[str, Any]) -> dict[str, Any]:
-    return {name: v for name, v in batch.items() if name not in ("labels", "sample_weight", "row_numbers")}
+    return {name: v for name, v in batch.items() if name not in (*TARGETS, "row_numbers")}
 
 
 def _in_order(parts: list[tuple[np.ndarray, np.ndarray]], rows: int) -> np.ndarray:

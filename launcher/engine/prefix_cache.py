@@ -22,6 +22,7 @@ import torch
 from torch import nn
 
 from launcher.atomic import write_json
+from launcher.contracts import TARGETS
 from launcher.data.prepare import fingerprint_of
 from launcher.data.sampling import evaluation_batches
 from launcher.engine.half_weights import convert_weights, converted_to, inputs_for
@@ -247,7 +248,7 @@ class _Filler:
         """Yield [entries, hidden] for each batch, on the host: the rows' entries one after the other, unpadded."""
         for done, numbers in enumerate(batches, start=1):
             batch = self.collate(rows.__getitems__([int(n) for n in numbers]))
-            batch = {k: v.to(self.device) for k, v in batch.items() if k not in ("labels", "sample_weight")}
+            batch = {k: v.to(self.device) for k, v in batch.items() if k not in TARGETS}
             with self._captured() as captured, self._precision():
                 self.model(**inputs_for(self.model, batch))
             yield _entries_of(captured[0], batch, self.model, self.plan).cpu()

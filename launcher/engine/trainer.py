@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch.utils.data import DataLoader
 from transformers import Trainer
 
+from launcher.contracts import TARGETS
 from launcher.data.sampling import PhaseBatches, RankBatches
 from launcher.engine.checkpoint_files import read_manifest
 from launcher.engine.context import Beginning, RunContext
@@ -23,6 +24,7 @@ from launcher.engine.optimizers import make_optimizer, optimizer_groups, regular
 from launcher.engine.own_time import OwnTime
 from launcher.engine.predicting import predict_logits
 from launcher.engine.prefix_cache import PrefixCache
+from launcher.engine.reference import Reference
 from launcher.engine.samples import write_samples
 from launcher.engine.saving import BackgroundSave, CheckpointMixin
 from launcher.engine.schedule import RunSchedule, plateau_factor
@@ -31,10 +33,6 @@ from launcher.engine.streaming import Streamed, StreamedBatches, WithPosition
 from launcher.errors import TrainingDiverged
 from launcher.strategies.preparing import modules_kept_in_eval
 from launcher.strategies.schedules import schedule_factor
-
-# What the loss reads of a batch, and the model does not: bf16 has room for numbers of classes up to 256, and none for places of boxes.
-_TARGETS = ("labels", "shift_labels", "sample_weight")
-
 
 class RunMixin(CheckpointMixin):
     """Overrides of Trainer's public extension points; ``self.context`` is set before ``train()``."""
@@ -51,6 +49,8 @@ class RunMixin(CheckpointMixin):
     loss_is_scaled_for_ga: Any
     cache: PrefixCache | None = None
     """Stored states of a frozen prefix, while the model is cut to start from them."""
+    reference: Reference | None = None
+    """What the model before training makes of each row, where the task wants that."""
 
     def start(self, context: RunContext, *, beginning: Beginning) -> None:
         """Take over a phase, at its beginning or inside it."""
@@ -62,6 +62,7 @@ class RunMixin(CheckpointMixin):
             manifest = read_manifest(beginning.resume_from)
             self._steps_done = manifest["step"]
             self.streamed.resume(manifest, context.prepared.fingerprint)
+        self.reference = Reference.wanted(context.task, context.prepared)
         self._kept_in_eval = modules_kept_in_eval(self.model, context.planned.phase)
         # The loss below is already divided by the items of the whole global batch.
         self.loss_is_scaled_for_ga = True
@@ -139,8 +140,9 @@ class RunMixin(CheckpointMixin):
         )
 
     def collator(self, split: Any, *, training: bool) -> Any:
-        """Return what makes batches of ``split``: the task's own, with stored states while the model is cut."""
+        """Return what makes batches of ``split``: the task's own, with stored states while the model is cut, and with the reference."""
         own = self.context.task.collator(training=training)
+        own = own if self.reference is None else self.reference.collator(own, split)
         return own if self.cache is None else self.cache.collator(own, split)
 
     def make_whole(self) -> None:
@@ -211,7 +213,8 @@ class RunMixin(CheckpointMixin):
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Move a batch to the device. Under DeepSpeed, Trainer rounds floating tensors to the weights' 16 bits: here not what they are held to."""
-        targets = {name: inputs[name].to(self.args.device) for name in _TARGETS if name in inputs}
+        # bf16 has room for numbers of classes up to 256, and none for places of boxes.
+        targets = {name: inputs[name].to(self.args.device) for name in TARGETS if name in inputs}
         prepared: dict[str, Any] = super()._prepare_inputs(inputs)  # type: ignore[misc]
         return prepared | targets
 
@@ -227,7 +230,7 @@ class RunMixin(CheckpointMixin):
         for module in self._kept_in_eval:
             # Trainer has just put the whole model into training mode.
             module.eval()
-        targets = {name: inputs[name] for name in _TARGETS if name in inputs}
+        targets = {name: inputs[name] for name in TARGETS if name in inputs}
         smoothing = self.context.recipe.training.label_smoothing_factor
         with self._own_time:
             outputs = model(**{name: value for name, value in inputs.items() if name not in targets})
@@ -344,6 +347,11 @@ class RunMixin(CheckpointMixin):
             row_outputs=context.task.row_outputs,
             generate=context.task.generate if writes else None,
         )
+
+    def get_reference(self) -> None:
+        """Compute what the model before training makes of each row, or read it where training has begun; all ranks call it."""
+        if self.reference is not None:
+            self.reference.get(self, is_fresh=self._beginning.checkpoint is None and self.context.number == 0)
 
     def evaluation_model(self) -> Any:
         """Return what forward passes go through outside training."""

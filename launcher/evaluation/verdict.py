@@ -88,6 +88,7 @@ def _opening(state: str, reference: dict[str, Any]) -> str:
             "usual_pixels": "the class that each place has most often",
             "copy": "the text as it was read",
             "nearest": "what train has for the text that is most alike",
+            "longer": "which prefers the longer answer",
             "lead": "the text's first sentences",
             "unigram": "how often each token occurs",
             "pixels": "a linear model on the pixels of small copies",

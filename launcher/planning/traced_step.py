@@ -13,12 +13,11 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
+from launcher.contracts import TARGETS
 from launcher.planning.live_storage import LiveStorage, Peaks
 
 Compute = Literal["fp32", "autocast_bf16", "autocast_fp16", "bf16", "fp16"]
 """``autocast_*``: weights in fp32, computed with under autocast; ``bf16``, ``fp16``: the weights themselves are."""
-
-_TARGETS = ("labels", "shift_labels", "sample_weight")
 
 LOSS_BEGINS = "head"
 BACKWARD_BEGINS = "backward"
@@ -201,7 +200,7 @@ def trace_evaluation(traced: Traced, batch: Mapping[str, Any], mode: FakeTensorM
     with mode, live, _like_device(traced), torch.no_grad():
         live.begin("embeddings")
         with _marks(traced, live):
-            inputs = {name: value for name, value in batch.items() if name not in _TARGETS}
+            inputs = {name: value for name, value in batch.items() if name not in TARGETS}
             outputs = _forward(traced, inputs)
             live.begin(LOSS_BEGINS)
             found = traced.task.row_outputs(outputs, batch).float()
@@ -267,13 +266,13 @@ def _forward(traced: Traced, inputs: Mapping[str, Any]) -> Any:
 
 
 def _loss(traced: Traced, batch: Mapping[str, Any], live: LiveStorage) -> Any:
-    inputs = {name: value for name, value in batch.items() if name not in _TARGETS}
+    inputs = {name: value for name, value in batch.items() if name not in TARGETS}
     outputs = _forward(traced, inputs)
     return _task_loss(traced, outputs, batch) / 2
 
 
 def _task_loss(traced: Traced, outputs: Any, batch: Mapping[str, Any]) -> Any:
-    targets = {name: batch[name] for name in _TARGETS if name in batch}
+    targets = {name: batch[name] for name in TARGETS if name in batch}
     return traced.task.loss(outputs, targets, label_smoothing=traced.label_smoothing)
 
 

@@ -201,6 +201,8 @@ def example_batch(task: Any, prepared: Any, *, rows: int, length: int) -> dict[s
     row = dict(prepared.train[0]) if has_rows else task.example_row()
     if row is None:
         return _batch_without_rows(task, prepared, rows=rows, length=length)
+    if "chosen_ids" in row:
+        return _batch_of_pairs(task, row, rows=rows, length=length)
     if "target_ids" in row:
         written = _written(task, length)
         row["target_ids"], length = row["target_ids"][:1] * written, length - written
@@ -216,6 +218,18 @@ def example_batch(task: Any, prepared: Any, *, rows: int, length: int) -> dict[s
         for name, value in row.items()
     }
     batch = task.collator()([dict(stretched) for _ in range(rows)])
+    return {name: value for name, value in batch.items() if hasattr(value, "dtype")}
+
+
+def _batch_of_pairs(task: Any, row: Mapping[str, Any], *, rows: int, length: int) -> dict[str, Any]:
+    """Return a batch of pairs of texts, each half as long as its row, and learned throughout: how much is, differs from row to row."""
+    import torch
+
+    each = {"ids": [row["chosen_ids"][0]], "learned": [True]}
+    pair = {f"{side}_{name}": value * (length // 2) for side in ("chosen", "rejected") for name, value in each.items()}
+    batch = task.collator()([{**row, **pair} for _ in range(rows)])
+    if task.reference_columns:
+        batch["reference"] = torch.zeros((rows, len(task.reference_columns)))
     return {name: value for name, value in batch.items() if hasattr(value, "dtype")}
 
 

@@ -51,6 +51,11 @@ class PreparedTask:
         """Names of columns that the collator of training wants beside the features."""
         return ()
 
+    @property
+    def reference_columns(self) -> tuple[str, ...]:
+        """Names of the first columns of ``row_outputs`` that the loss wants of the model before training; (): it wants none."""
+        return ()
+
     def augmented_row(self, row: Mapping[str, Any]) -> Mapping[str, Any] | None:
         """Return a row of train (with ``place``) as an epoch would have it, to be shown; None: as it is, or there is nothing to be seen."""
         return None

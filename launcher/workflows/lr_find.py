@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launcher import registry
-from launcher.contracts import Phase, Prepared
+from launcher.contracts import TARGETS, Phase, Prepared
 from launcher.evaluation.range_test import RangeTest, exponential_rates, has_diverged, read_range_test
 from launcher.launching.launch_plan import plan_launch
 from launcher.planning.token_budget import with_settled_batch
@@ -75,7 +75,11 @@ def find_rate(
     tell(f"phase {phase.name}: {phase.table.trainable_numel:,} of {phase.table.total_numel:,} parameters train")
     setting = _setting(recipe, launch, task, model, phase)
     rates, losses = exponential_rates(min_lr, max_lr, steps), []
-    for step, (rate, batches) in enumerate(zip(rates, _batches(setting, phase, prepared, steps=steps), strict=True)):
+    parts = _batches(setting, phase, prepared, steps=steps)
+    if task.reference_columns:
+        # It is told by the model before its first step.
+        parts = _with_references(setting, phase, parts)
+    for step, (rate, batches) in enumerate(zip(rates, parts, strict=True)):
         losses.append(_step(setting, phase, batches, scale=float(rate) / recipe.training.learning_rate))
         if (step + 1) % 10 == 0:
             tell(f"step {step + 1}/{steps}  rate {rate:.2e}  loss {losses[-1]:.4f}")
@@ -107,22 +111,27 @@ def _setting(recipe: Recipe, launch: LaunchPlan, task: Any, model: Any, phase: P
 
     from launcher.engine.arguments import training_arguments
     from launcher.engine.optimizers import make_optimizer, optimizer_groups, regularize_before_step
-    from launcher.strategies.preparing import modules_kept_in_eval
     from launcher.strategies.quantization import is_quantized
 
     device = torch.device(launch.device)
     if not is_quantized(recipe.strategy):
         # Quantised weights are where they were loaded, and may not be moved.
         model.to(device)
-    model.train()
-    for module in modules_kept_in_eval(model, phase):
-        module.eval()
+    _set_training(model, phase)
     with tempfile.TemporaryDirectory() as folder:
         arguments = training_arguments(recipe, launch, output_dir=folder)
     optimizer = make_optimizer(arguments, optimizer_groups(model, phase.table), model)
     regularize_before_step(optimizer, max_grad_value=recipe.training.max_grad_value)
     scaler = torch.amp.GradScaler(launch.device, enabled=launch.precision == "fp16")
     return _Setting(recipe, launch, task, model, optimizer, scaler, device)
+
+
+def _set_training(model: Any, phase: Phase) -> None:
+    from launcher.strategies.preparing import modules_kept_in_eval
+
+    model.train()
+    for module in modules_kept_in_eval(model, phase):
+        module.eval()
 
 
 def _batches(setting: _Setting, phase: Phase, prepared: Prepared, *, steps: int) -> Iterator[list[dict[str, Any]]]:
@@ -190,16 +199,45 @@ def _step(setting: _Setting, phase: Phase, batches: list[dict[str, Any]], *, sca
     return total
 
 
-def _loss(setting: _Setting, batch: dict[str, Any]) -> Any:
-    """Return the summed loss of a micro-batch, computed in the run's precision."""
+def _with_references(
+    setting: _Setting, phase: Phase, parts: Iterator[list[dict[str, Any]]]
+) -> Iterator[list[dict[str, Any]]]:
+    """Return the batches of every step with what the model, as it is now, makes of their rows."""
+    setting.model.eval()
+    found = [[_with_reference(setting, batch) for batch in batches] for batches in parts]
+    _set_training(setting.model, phase)
+    return iter(found)
+
+
+def _with_reference(setting: _Setting, batch: dict[str, Any]) -> dict[str, Any]:
+    import torch
+
+    moved = _on_device(setting, batch)
+    with torch.no_grad():
+        outputs = _forward(setting, {name: value for name, value in moved.items() if name not in TARGETS})
+        kept = setting.task.row_outputs(outputs, moved)
+    return {**batch, "reference": kept[:, : len(setting.task.reference_columns)].float().cpu()}
+
+
+def _on_device(setting: _Setting, batch: dict[str, Any]) -> dict[str, Any]:
+    import torch
+
+    return {key: value.to(setting.device) if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
+
+
+def _forward(setting: _Setting, inputs: dict[str, Any]) -> Any:
+    """Return the model's outputs, computed in the run's precision."""
     import torch
 
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(setting.launch.precision)
-    moved = {
-        key: value.to(setting.device) if isinstance(value, torch.Tensor) else value for key, value in batch.items()
-    }
-    targets = {name: moved.pop(name) for name in ("labels", "sample_weight") if name in moved}
     with torch.autocast(setting.launch.device, dtype=dtype, enabled=dtype is not None):
-        outputs = setting.model(**moved)
+        return setting.model(**inputs)
+
+
+def _loss(setting: _Setting, batch: dict[str, Any]) -> Any:
+    """Return the summed loss of a micro-batch."""
+    moved = _on_device(setting, batch)
+    targets = {name: moved.pop(name) for name in TARGETS if name in moved}
+    outputs = _forward(setting, moved)
     smoothing = setting.recipe.training.label_smoothing_factor
     return setting.task.loss(outputs, targets, label_smoothing=smoothing)

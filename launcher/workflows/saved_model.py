@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.atomic import write_json
+from launcher.contracts import TARGETS
 from launcher.engine.checkpoint_files import write_manifest
 from launcher.engine.checkpoints import base_model, has_adapters
 from launcher.engine.context import RunContext
@@ -65,7 +66,8 @@ QUANTIZED = {4: 2e-2, 8: 1e-1}
 _CHOOSE_QUERIES = ("rt_detr", "rt_detr_v2")
 OTHER_QUERIES = 1.0
 
-_NOT_INPUTS = ("labels", "sample_weight")
+# All tokens of the probe's rows are asked for.
+_NOT_INPUTS = (*TARGETS, "logits_to_keep")
 _POLL_SECONDS = 0.05
 # What importing torch and transformers takes on a busy machine.
 _START_SECONDS = 20.0

@@ -11,6 +11,7 @@ from launcher.evaluation.kinds.language import AnswerLanguage, Language
 from launcher.evaluation.kinds.masked import MaskedLanguage
 from launcher.evaluation.kinds.objects import Objects
 from launcher.evaluation.kinds.pixels import Pixels
+from launcher.evaluation.kinds.preferences import Preferences, Rewards
 from launcher.evaluation.kinds.regression import Regression
 from launcher.evaluation.kinds.tagging import Entities, Tags
 from launcher.evaluation.kinds.written import Written
@@ -31,6 +32,8 @@ KINDS: dict[str, Kind] = {
     "entity_recognition": Entities(),
     "token_classification": Tags(),
     "object_detection": Objects(),
+    "preference": Preferences(),
+    "reward": Rewards(),
 }
 """Problem type -> what it decides."""
 
