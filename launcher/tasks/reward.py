@@ -1,0 +1,82 @@
+"""Reward models: one number for a conversation, larger for the chosen of two answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from launcher.contracts import Predictions, Prepared
+from launcher.recipe.chat_options import RewardOptions
+from launcher.recipe.schema import Recipe
+from launcher.tasks.models import LoadedModel
+from launcher.tasks.pair_task import PairTask, pad_pairs
+from launcher.tasks.padding import pad_tokens
+from launcher.tasks.preference_losses import reward_losses
+
+PROBLEM = "reward"
+
+
+class Reward(PairTask):
+    """The task ``reward``: a head with one output reads the last token of a conversation."""
+
+    problem = PROBLEM
+
+    def __init__(self, recipe: Recipe, *, base_folder: Path = Path()) -> None:
+        super().__init__(recipe, base_folder=base_folder)
+        assert isinstance(recipe.task, RewardOptions)
+        self.options = recipe.task
+
+    def load_trained(self, folder: Path, facts: Mapping[str, Any]) -> Any:
+        """Return a saved model in evaluation mode."""
+        return self.build_model(None).model.eval()
+
+    # --- loss ------------------------------------------------------------------------------------------------------
+
+    def collator(self, *, training: bool = False) -> Any:
+        """Return a callable: list of rows -> batch of both texts of every row, with ``sample_weight`` float32 [rows]."""
+        return RewardCollator(pad_token_id=self.pad_token_id())
+
+    def loss(self, outputs: Any, batch: Mapping[str, Any], *, label_smoothing: float = 0.0) -> Any:
+        """Return the weighted sum of the pairs' losses, a float32 scalar tensor."""
+        chosen, rejected = outputs["logits"].float().squeeze(-1).chunk(2)
+        losses = reward_losses(chosen, rejected, center=self.options.center_rewards_coefficient)
+        return (losses * batch["sample_weight"]).sum()
+
+    def row_outputs(self, outputs: Any, batch: Mapping[str, Any]) -> Any:
+        """Return the rewards of both answers [pairs, 2], or those of single conversations [rows, 1]."""
+        import torch
+
+        rewards = outputs["logits"].squeeze(-1)
+        return torch.stack(rewards.chunk(2), dim=1) if "labels" in batch else rewards[:, None]
+
+    # --- evaluation ------------------------------------------------------------------------------------------------
+
+    def predictions(self, logits: np.ndarray, split: Any, prepared: Prepared) -> Predictions:
+        """Return rewards, and of pairs also losses; ``logits`` are ``row_outputs``."""
+        import torch
+
+        rewards = logits.astype(np.float64)
+        if rewards.shape[1] == 1:
+            return self.pair_predictions(rewards, split)
+        chosen, rejected = torch.from_numpy(rewards).unbind(dim=1)
+        losses = reward_losses(chosen, rejected, center=self.options.center_rewards_coefficient)
+        return self.pair_predictions(np.column_stack([rewards, losses.numpy()]), split)
+
+
+class RewardCollator:
+    """Makes batches of both texts of every row, or of single conversations, which have no labels."""
+
+    def __init__(self, *, pad_token_id: int) -> None:
+        self.pad_token_id = pad_token_id
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Return what ``pad_pairs`` does, and ``labels`` int64 [rows]: 0, the first of the two is the chosen one."""
+        import torch
+
+        if "input_ids" in rows[0]:
+            ids, mask = pad_tokens([row["input_ids"] for row in rows], value=self.pad_token_id)
+            return {"input_ids": ids, "attention_mask": mask, "sample_weight": torch.ones(len(rows))}
+        return {**pad_pairs(rows, pad_token_id=self.pad_token_id), "labels": torch.zeros(len(rows), dtype=torch.long)}
