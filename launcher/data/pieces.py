@@ -120,6 +120,8 @@ def _types() -> dict[str, pyarrow.DataType]:
         "input_ids": pyarrow.list_(pyarrow.int32()),
         "word_ids": pyarrow.list_(pyarrow.int32()),
         "target_ids": pyarrow.list_(pyarrow.int32()),
+        **dict.fromkeys(("chosen_ids", "rejected_ids"), pyarrow.list_(pyarrow.int32())),
+        **dict.fromkeys(("chosen_learned", "rejected_learned"), pyarrow.list_(pyarrow.bool_())),
         "token_type_ids": pyarrow.list_(pyarrow.int8()),
         "learned": pyarrow.list_(pyarrow.int8()),
         "seq_lengths": numbers,

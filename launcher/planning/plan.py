@@ -16,7 +16,7 @@ from launcher.planning.token_budget import made_up_rows, with_settled_batch
 from launcher.plans import LaunchPlan, RunPlan
 from launcher.recipe.schedule_keys import WITHOUT_WARMUP
 from launcher.recipe.schema import Recipe
-from launcher.recipe.task_options import TASKS_WITHOUT_LABELS
+from launcher.recipe.task_options import PAIR_TASKS, TASKS_WITHOUT_LABELS
 from launcher.strategies.prefix import Refusal, is_considered, plan_cache
 from launcher.strategies.prefix_facts import cache_facts, cached_splits, free_room
 
@@ -129,7 +129,7 @@ def unknown_rows(recipe: Recipe, *, reason: str) -> Prepared:
         "warnings": [],
         "max_length": read,
         # What a task writes comes on top of what it reads.
-        "row_tokens": read + getattr(recipe.task, "max_target_length", 0),
+        "row_tokens": read * (2 if recipe.task.type in PAIR_TASKS else 1) + getattr(recipe.task, "max_target_length", 0),
         "unread": reason,
         "steps_are_set": recipe.training.max_steps is not None,
     }

@@ -11,6 +11,7 @@ from launcher.data.token_batches import MULTIPLE, TokenBatches, padded
 from launcher.errors import DataError
 from launcher.plans import BatchPlan, LaunchPlan, TokenBudget
 from launcher.recipe.schema import Recipe
+from launcher.recipe.task_options import PAIR_TASKS
 
 STEPS_OF_UNKNOWN_ROWS = 1000
 """Steps of a plan where neither the rows nor training.max_steps say how many there are."""
@@ -35,7 +36,7 @@ def settle_batch(recipe: Recipe, batch: BatchPlan, prepared: Prepared) -> BatchP
     is_known = len(prepared.train) > 0
     lengths = np.asarray(prepared.train["length"][:]) if is_known else _unknown_lengths(recipe, prepared)
     for key in ("tokens_per_batch", "per_device_train_tokens"):
-        _refuse_long_rows(f"training.{key}", getattr(training, key), lengths, prepared)
+        _refuse_long_rows(f"training.{key}", getattr(training, key), lengths, recipe, prepared)
     batches = TokenBatches(lengths, budget.tokens)
     world, cap = batch.world_size, training.per_device_train_tokens
     passes = 1 if cap is None else batches.passes(world_size=world, cap=cap)
@@ -68,13 +69,14 @@ def _unknown_lengths(recipe: Recipe, prepared: Prepared) -> np.ndarray:
     return np.full(rows, min(row_tokens, least // MULTIPLE * MULTIPLE))
 
 
-def _refuse_long_rows(key: str, tokens: int | None, lengths: np.ndarray, prepared: Prepared) -> None:
+def _refuse_long_rows(key: str, tokens: int | None, lengths: np.ndarray, recipe: Recipe, prepared: Prepared) -> None:
     longest = int(lengths.argmax())
     places = int(padded(lengths[longest]))
     if tokens is None or places <= tokens:
         return
+    texts = 2 if recipe.task.type in PAIR_TASKS else 1
     raise DataError(
         f"{key} is {tokens:,}, but row {prepared.train[longest]['row_id']} of train has {int(lengths[longest]):,} tokens, "
         f"{places:,} as it is padded, and fits into no batch; write at least {places:,}, or lower data.max_length to at most "
-        f"{tokens // MULTIPLE * MULTIPLE:,}"
+        f"{tokens // texts // MULTIPLE * MULTIPLE:,}"
     )

@@ -54,6 +54,9 @@ PREFERENCE_LOSSES = (
     "sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "sppo_hard", "apo_zero", "apo_down", "discopop",
 )  # fmt: skip
 
+# Those of them that know that a pair may be labelled the wrong way round.
+SMOOTHED_LOSSES = ("sigmoid", "exo_pair", "robust")
+
 
 class PreferenceOptions(_ConversationOptions):
     """Preference tuning: of two answers the better one (direct preference optimization and its relatives). Names are trl's."""

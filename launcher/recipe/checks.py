@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING
 from launcher.errors import Problem
 from launcher.recipe.batch_checks import by_tokens, not_by_tokens
 from launcher.recipe.chat_checks import nothing_else_learned
+from launcher.recipe.chat_options import SMOOTHED_LOSSES
 from launcher.recipe.contradictions import CONTRADICTIONS
 from launcher.recipe.keys import shown
 from launcher.recipe.optimizer_keys import OPTIMIZERS, obeys, optimizer_name
 from launcher.recipe.schedule_keys import FOLLOW_METRIC, KWARGS, WITHOUT_WARMUP
 from launcher.recipe.schema import Recipe
 from launcher.recipe.strategy_checks import DISCRIMINATIVE_IDLE
-from launcher.recipe.task_options import CONVERSATION_TASKS, IMAGE_TASKS, TASKS_WITHOUT_LABELS
+from launcher.recipe.task_options import CONVERSATION_TASKS, IMAGE_TASKS, PAIR_TASKS, TASKS_WITHOUT_LABELS
 from launcher.recipe.view import Finding, View, is_local
 
 if TYPE_CHECKING:
@@ -95,6 +96,16 @@ def _no_labels(v: View) -> str | bool:
     return _regression(v) or (
         v.recipe.task.type in TASKS_WITHOUT_LABELS and f"the task is {v.recipe.task.type}, which has no labels"
     )
+
+
+def _pairs(v: View) -> str | bool:
+    return v.recipe.task.type in PAIR_TASKS and f"the task is {v.recipe.task.type}, whose loss is of pairs of answers"
+
+
+def _sure_of_pairs(v: View) -> str | bool:
+    loss = v.value("task.loss_type")
+    heeds = v.recipe.task.type != "preference" or loss in SMOOTHED_LOSSES
+    return not heeds and f"task.loss_type is {loss}, which takes every pair as it is labelled"
 
 
 def _changes_nothing(v: View) -> str | bool:
@@ -249,6 +260,16 @@ IDLE = (
         "training.label_smoothing_factor",
         lambda v: v.t.label_smoothing_factor and (_not_one_label(v) or _boxes(v)),
         "remove it; it spreads one label over the others",
+    ),
+    Idle(
+        "training.label_smoothing_factor",
+        lambda v: v.t.label_smoothing_factor and _pairs(v),
+        "remove it; preference has task.label_smoothing",
+    ),
+    Idle(
+        "task.label_smoothing",
+        lambda v: v.value("task.label_smoothing") and _sure_of_pairs(v),
+        "write loss_type: robust, or remove it",
     ),
     Idle(
         "task.class_weights",

@@ -62,6 +62,14 @@ def loss_fits(v: View) -> Iterator[Finding]:
         yield Finding(key, message, "keep one of the two")
 
 
+def pair_loss_fits(v: View) -> Iterator[Finding]:
+    """Yield a loss of pairs that is infinite where no pair may be labelled the wrong way round."""
+    if v.value("task.loss_type") == "exo_pair" and not v.value("task.label_smoothing"):
+        key = "task.loss_type"
+        message = f"{shown(key, 'exo_pair')}, which needs task.label_smoothing above 0"
+        yield Finding(key, message, "write label_smoothing: 0.001, as its paper does, or another loss_type")
+
+
 def sampling_fits(v: View) -> Iterator[Finding]:
     """Yield rows that are drawn by their labels where something else contradicts it."""
     key = "task.class_sampling"

@@ -56,6 +56,9 @@ TASKS_WITHOUT_LABELS = (
 # Tasks whose rows are conversations.
 CONVERSATION_TASKS = ("sft", "preference", "reward")
 
+# Those of them whose rows are two conversations, which a batch has both.
+PAIR_TASKS = ("preference", "reward")
+
 # Tasks whose rows can be read while training.
 STREAMED_TASKS = ("text-classification", "causal-lm", "masked-lm")
 

@@ -15,6 +15,7 @@ from launcher.errors import InstallationError, ModelError
 from launcher.plans import LaunchPlan
 from launcher.recipe.schema import Recipe
 from launcher.recipe.strategy_options import HeadOptions, LayerwiseOptions
+from launcher.recipe.task_options import PAIR_TASKS
 from launcher.strategies.layers import number_of_blocks
 
 Reads = Literal["tokens", "pooler", "first", "last"]
@@ -241,6 +242,7 @@ def why_not(parameters: Sequence[Parameter], phase: Phase, recipe: Recipe, facts
         ),
         (family is None, f"models of type {facts.model_type} are not among {', '.join(sorted(FAMILIES))}"),
         (is_random, "frozen modules run with dropout: frozen_eval is false"),
+        (recipe.task.type in PAIR_TASKS, "a row is two texts, and states are kept for one"),
         (facts.inputs_vary, "a row's input differs between epochs"),
         (
             bool(training.passthrough.get("neftune_noise_alpha")),

@@ -13,7 +13,8 @@ from launcher import registry
 from launcher.atomic import write_text
 from launcher.contracts import Predictions, Prepared
 from launcher.engine.predicting import predict_logits
-from launcher.errors import DataError, RunStateError
+from launcher.engine.reference import Reference
+from launcher.errors import DataError, ModelError, RunStateError
 from launcher.evaluation.assessment import Evaluation
 from launcher.evaluation.kinds import kind_of
 from launcher.evaluation.predictions_io import write_predictions
@@ -40,9 +41,9 @@ class FinishedModel:
             raise RunStateError(f"{path} has no finished model; finish it with `launcher resume {path}`")
         raise_if_it_differs(self.run)
         self.facts: dict[str, Any] = json.loads((self.run.model / "launcher.json").read_text())
-        trained = load_recipe(self.run.resolved).recipe
+        self.trained: Recipe = load_recipe(self.run.resolved).recipe
         # The tokenizer and the weights are the run's own; everything else is as it was trained.
-        self.recipe: Recipe = with_own_model(trained, self.run.model)
+        self.recipe: Recipe = with_own_model(self.trained, self.run.model)
         self.task = registry.load(registry.TASKS, self.recipe.task.type)(self.recipe, base_folder=self._base_folder())
         self.model = self.task.load_trained(self.run.model, self.facts)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -53,13 +54,50 @@ class FinishedModel:
 
     def predict_split(self, split: Any, prepared: Prepared) -> Predictions:
         """Return predictions for prepared rows."""
+        collate = self.task.collator()
+        if self.task.reference_columns:
+            collate = self._reference(split, prepared).collator(collate, split)
         logits, _ = predict_logits(
-            self.model, split, self.task.collator(),
+            self.model, split, collate,
             batch_size=self.recipe.training.per_device_eval_batch_size, device=self.device, row_outputs=self.task.row_outputs,
             generate=self.task.generate if self.task.writes(prepared) else None,
         )  # fmt: skip
         result: Predictions = self.task.predictions(logits, split, prepared)
         return result
+
+    def _reference(self, split: Any, prepared: Prepared) -> Reference:
+        """Return what the model before training makes of rows: what the run has kept, or for new rows what that model, loaded once more, says.
+
+        Raises:
+            ModelError: the model before training cannot be loaded.
+        """
+        found = Reference.wanted(self.task, prepared)
+        assert found is not None
+        if prepared.fingerprint:
+            found.read(self.run, prepared.fingerprint)
+            return found
+        logits, _ = predict_logits(
+            self._model_before(prepared), split, self.task.collator(),
+            batch_size=self.recipe.training.per_device_eval_batch_size, device=self.device, row_outputs=self.task.row_outputs,
+        )  # fmt: skip
+        name = next(name for name, own in found.splits.items() if own is split)
+        found.values[name] = logits[:, : len(found.columns)]
+        return found
+
+    def _model_before(self, prepared: Prepared) -> Any:
+        """Return the model that the run began with, in evaluation mode, as the run's first attempt built it."""
+        from launcher.plans import LaunchPlan
+        from launcher.workflows.building import build_model
+
+        noted = json.loads(self.run.launch_plan(self.run.last_attempt).read_text())
+        task = registry.load(registry.TASKS, self.trained.task.type)(self.trained, base_folder=self._base_folder())
+        try:
+            model, _ = build_model(self.trained, LaunchPlan.from_json(noted["plan"]), task, prepared)
+        except ModelError as error:
+            raise type(error)(
+                f"new pairs are judged by how much likelier training has made their answers, which needs the model before training: {error}"
+            ) from error
+        return model.to(self.device).eval()
 
     def predict_texts(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> Predictions:
         """Return predictions for texts, or pairs of texts. Raises DataError where pairs are missing or too many."""

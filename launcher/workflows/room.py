@@ -23,6 +23,7 @@ from launcher.planning.forecast import capacity_of
 from launcher.plans import Hardware, LaunchPlan
 from launcher.recipe.load import LoadedRecipe, resolved_text
 from launcher.recipe.schema import Recipe
+from launcher.recipe.task_options import PAIR_TASKS
 from launcher.tasks.models import folder_on_disk
 
 # Weights, gradients, two moments and a copy, each in fp32.
@@ -127,7 +128,7 @@ def _generous_bytes(shape: _Shape, recipe: Recipe, launch: LaunchPlan) -> float:
     Activations of a layer are at most 34 h + 5 a s bytes a token in 16 bits (Korthikanti et al. 2022, arXiv:2205.05198, section 4.1)
     for hidden size h, a heads and s tokens; twice that in 32, and twice again to be safe.
     """
-    length = recipe.data.max_length or 512
+    length = (recipe.data.max_length or 512) * (2 if recipe.task.type in PAIR_TASKS else 1)
     training, evaluation = (
         _most_tokens(recipe, launch, length=length),
         recipe.training.per_device_eval_batch_size * length,

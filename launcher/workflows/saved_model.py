@@ -68,6 +68,8 @@ OTHER_QUERIES = 1.0
 
 # All tokens of the probe's rows are asked for.
 _NOT_INPUTS = (*TARGETS, "logits_to_keep")
+# A row has one of these for each of its texts.
+_TOKENS = ("input_ids", "chosen_ids", "rejected_ids")
 _POLL_SECONDS = 0.05
 # What importing torch and transformers takes on a busy machine.
 _START_SECONDS = 20.0
@@ -131,8 +133,8 @@ def _probe_batches(context: RunContext) -> list[dict[str, Any]]:
 
 def _cut(value: Any, row: Mapping[str, Any]) -> Any:
     """Return the first TOKENS of what a row has for each of its tokens."""
-    tokens = row.get("input_ids", ())
-    is_by_token = hasattr(value, "__len__") and len(value) == len(tokens)
+    texts = (row[name] for name in _TOKENS if name in row)
+    is_by_token = hasattr(value, "__len__") and any(len(value) == len(tokens) for tokens in texts)
     return value[:TOKENS] if is_by_token else value
 
 
