@@ -18,6 +18,7 @@ BUILTIN_SOURCES = {
     "default-values": "launcher.data.builtin_default_values:make_default_values",
     "digits": "launcher.data.builtin_digits:make_digits",
     "docstrings": "launcher.data.builtin_docstrings:make_docstrings",
+    "number-preferences": "launcher.data.builtin_number_preferences:make_number_preferences",
     "number-words": "launcher.data.builtin_number_words:make_number_words",
     "shapes": "launcher.data.builtin_shapes:make_shapes",
     "code-roles": "launcher.data.builtin_code_roles:make_code_roles",

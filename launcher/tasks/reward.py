@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from launcher.contracts import Predictions, Prepared
+from launcher.errors import ModelUnreachable
 from launcher.recipe.chat_options import RewardOptions
 from launcher.recipe.schema import Recipe
-from launcher.tasks.models import LoadedModel
+from launcher.tasks.models import LoadedModel, load_config, load_model
 from launcher.tasks.pair_task import PairTask, pad_pairs
 from launcher.tasks.padding import pad_tokens
 from launcher.tasks.preference_losses import reward_losses
@@ -28,6 +29,34 @@ class Reward(PairTask):
         super().__init__(recipe, base_folder=base_folder)
         assert isinstance(recipe.task, RewardOptions)
         self.options = recipe.task
+
+    def build_model(
+        self, prepared: Prepared | None, *, skeleton: bool = False, quantization: Any = None
+    ) -> LoadedModel:
+        """Return the model with a head of one output, which reads the last token that is not the padding token. Raises ModelError."""
+        from transformers import AutoModelForSequenceClassification
+
+        # Pipelines then tell the number as it is.
+        fields = {"num_labels": 1, "id2label": {0: "reward"}, "label2id": {"reward": 0}, "problem_type": "regression"}
+        config = load_config(self.recipe.model, skeleton=skeleton, **fields)
+        self._set_padding(config, skeleton=skeleton)
+        loaded = load_model(
+            AutoModelForSequenceClassification, self.recipe.model, config, skeleton=skeleton, quantization=quantization
+        )
+        if hasattr(loaded.model.config, "use_cache"):
+            loaded.model.config.use_cache = False
+        # These heads take **kwargs but ignore the count of items; Trainer must not scale their loss by it.
+        loaded.model.accepts_loss_kwargs = False
+        return loaded
+
+    def _set_padding(self, config: Any, *, skeleton: bool) -> None:
+        """Let the head know what the batches are padded with: it reads the token before."""
+        try:
+            config.get_text_config().pad_token_id = config.pad_token_id = self.tokenizer.pad_token_id
+        except ModelUnreachable:
+            # Without weights it decides nothing.
+            if not skeleton:
+                raise
 
     def load_trained(self, folder: Path, facts: Mapping[str, Any]) -> Any:
         """Return a saved model in evaluation mode."""
