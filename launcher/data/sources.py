@@ -179,6 +179,12 @@ def load_rows(
     return without_hidden_labels(read)[0]
 
 
+def column_names(source: str, *, data: DataSection, base_folder: Path) -> list[str]:
+    """Return the names of a source's own columns, of its first table where it has several. Raises DataError where it cannot be read."""
+    part = _part(source, data=data, base_folder=base_folder, split="test", plain_text=False)
+    return next((list(table.names) for table in part.reader()), [])
+
+
 # --- steps ---------------------------------------------------------------------------------------------------------
 
 

@@ -13,19 +13,20 @@ from launcher.contracts import Baseline, Predictions, Prepared, ShownRow
 from launcher.data.sources import SplitSet
 from launcher.data.token_batches import padded
 from launcher.errors import DataError, ModelUnreachable
-from launcher.tasks.chat_task import ChatTask
+from launcher.tasks.chat_task import ChatTask, encode_conversations
 from launcher.tasks.padding import pad_tokens
 from launcher.tasks.prepared_task import SPLITS, write_features
 
 SIDES = ("chosen", "rejected")
 
-Encode = Callable[[Sequence[str]], Sequence[Any]]
-"""Conversations as JSON texts -> for each ``input_ids`` int32 [tokens], ``learned`` bool [tokens] (those of the answer), and ``cut``."""
+Encode = Callable[..., Sequence[Any]]
+"""(conversations as JSON texts; origin: number of one -> its place) -> an Encoded for each, the tokens of its last answer learned."""
 
 
 class PairTask(ChatTask):
     """A task whose rows are pairs of conversations that differ in their answer; a subclass says what is learned from them."""
 
+    pairs = True
     problem: ClassVar[str]
     """The problem type of its predictions."""
 
@@ -43,7 +44,7 @@ class PairTask(ChatTask):
 
     def prepare_splits(self, splits: SplitSet, folder: Path, *, max_length: int) -> dict[str, Any]:
         """Write the tokens of both answers of each split's rows into ``folder``; return facts. Raises DataError where no row is left."""
-        make = functools.partial(pair_features, encode=self._encoder(max_length))
+        make = functools.partial(pair_features, encode=self.encoder(max_length))
         counts: dict[str, dict[str, Any]] = {}
         for name in SPLITS:
             if getattr(splits, name) is None:
@@ -59,11 +60,14 @@ class PairTask(ChatTask):
             "label_names": [],
             "max_length": max_length,
             "pairs": False,
+            "conversations": self.formats(splits),
             "splits": counts,
         }
 
-    def _encoder(self, max_length: int) -> Encode:
-        return functools.partial(self.encode, max_length=max_length, answers="last")
+    def encoder(self, max_length: int) -> Encode:
+        """Return what makes tokens of conversations, in this process or, by pickle, in others."""
+        parts: dict[str, Any] = {"tokenizer": self.tokenizer, "template": self.template}
+        return functools.partial(encode_conversations, **parts, max_length=max_length, answers="last")
 
     def notes(self, facts: Mapping[str, Any]) -> list[str]:
         """Return what a reader should know of how pairs became rows, and of the model."""
@@ -90,11 +94,12 @@ class PairTask(ChatTask):
                 f"{self.recipe.task.type} compares two answers; predict a file with chosen and rejected (--file)"
             )
         rows = {**columns, "row_id": list(range(len(columns["text"])))}
-        features, counts = pair_features(rows, encode=self._encoder(facts["max_length"]))
+        features, counts = pair_features(rows, encode=self.encoder(facts["max_length"]))
         if counts["empty"]:
             first = next(number for number in rows["row_id"] if number not in set(features["row_id"]))
             raise DataError(
-                f"pair {first + 1} has an answer of which the model's {facts['max_length']:,} tokens leave nothing; shorten what it answers"
+                f"pair {first + 1} has an answer of which data.max_length ({facts['max_length']:,} tokens) leaves nothing; shorten what it "
+                "answers, or leave it out"
             )
         found = Dataset.from_dict(features)
         return found, Prepared(found, found, found, "", (), self.problem)
@@ -156,13 +161,13 @@ class PairTask(ChatTask):
 
 
 def pair_features(
-    rows: Mapping[str, list[Any]], *, encode: Encode, origin: Any = None
+    rows: Mapping[str, list[Any]], *, encode: Encode, origin: Any = str
 ) -> tuple[dict[str, Any], dict[str, int]]:
     """Return columns of tokens for pairs, and counts; a pair with an answer of which nothing is left becomes no row.
 
     ``length`` is what a pair takes in a batch: twice the longer text as it is padded.
     """
-    chosen, rejected = (encode(rows[side]) for side in SIDES)
+    chosen, rejected = (encode(rows[side], origin=origin) for side in SIDES)
     both = list(zip(chosen, rejected, strict=True))
     kept = [number for number, pair in enumerate(both) if all(text.learned.any() for text in pair)]
     columns: dict[str, Any] = {}

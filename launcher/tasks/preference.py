@@ -39,10 +39,6 @@ class Preference(PairTask):
         """Names of the first columns of ``row_outputs`` that the loss wants of the model before training."""
         return SIDES
 
-    def load_trained(self, folder: Path, facts: Mapping[str, Any]) -> Any:
-        """Return a saved model in evaluation mode."""
-        return self.build_model(None).model.eval()
-
     # --- loss ------------------------------------------------------------------------------------------------------
 
     @cached_property
@@ -51,8 +47,8 @@ class Preference(PairTask):
         from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
         kind = type(load_config(self.recipe.model, skeleton=True))
-        model = MODEL_FOR_CAUSAL_LM_MAPPING[kind] if kind in MODEL_FOR_CAUSAL_LM_MAPPING else None
-        return model is not None and "logits_to_keep" in inspect.signature(model.forward).parameters
+        forward = getattr(MODEL_FOR_CAUSAL_LM_MAPPING.get(kind, None), "forward", None)
+        return forward is not None and "logits_to_keep" in inspect.signature(forward).parameters
 
     def collator(self, *, training: bool = False) -> Any:
         """Return a callable: list of rows -> batch of both texts of every row, with ``sample_weight`` float32 [rows]."""

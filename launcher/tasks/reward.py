@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from launcher.contracts import Predictions, Prepared
-from launcher.errors import ModelUnreachable
+from launcher.data.conversations import conversation_json, readable
+from launcher.data.sources import column_names, load_rows
+from launcher.errors import DataError, ModelUnreachable
 from launcher.recipe.chat_options import RewardOptions
 from launcher.recipe.schema import Recipe
 from launcher.tasks.models import LoadedModel, load_config, load_model
-from launcher.tasks.pair_task import PairTask, pad_pairs
 from launcher.tasks.padding import pad_tokens
+from launcher.tasks.pair_task import SIDES, PairTask, pad_pairs
 from launcher.tasks.preference_losses import reward_losses
 
 PROBLEM = "reward"
@@ -29,6 +32,49 @@ class Reward(PairTask):
         super().__init__(recipe, base_folder=base_folder)
         assert isinstance(recipe.task, RewardOptions)
         self.options = recipe.task
+
+    # --- data ------------------------------------------------------------------------------------------------------
+
+    def read_rows(self, source: str) -> dict[str, list[Any]]:
+        """Return the pairs of a file, or its conversations where it has no chosen and rejected answers. Raises DataError."""
+        data = self.recipe.data
+        names = column_names(source, data=data, base_folder=self.base_folder)
+        if all(data.columns.get(side, side) in names for side in SIDES):
+            return super().read_rows(source)
+        columns = {ours: theirs for ours, theirs in data.columns.items() if ours not in SIDES}
+        return load_rows(
+            source, data=data.model_copy(update={"columns": columns}), base_folder=self.base_folder, needs=self._columns(),
+            optional=("id", "group"), conversations=replace(self.wanted(), pairs=False),
+        ).lists()  # fmt: skip
+
+    def prepare_rows(self, columns: Mapping[str, list[Any]], facts: Mapping[str, Any]) -> tuple[Any, Prepared]:
+        """Return rows for new pairs, for conversations, or for what was asked and answered (text and text_pair); and what they are to be read
+        with. Raises DataError.
+        """
+        from datasets import Dataset
+
+        if any(side in columns for side in SIDES):
+            return super().prepare_rows(columns, facts)
+        if "conversation" not in columns:
+            columns = _typed(columns)
+        texts = self.encoder(facts["max_length"])(columns["conversation"])
+        empty = next((number for number, text in enumerate(texts) if not text.learned.any()), None)
+        if empty is not None:
+            raise DataError(
+                f"data.max_length ({facts['max_length']:,} tokens) leaves nothing of the answer of conversation {empty + 1}; shorten what comes "
+                "before, or leave it out"
+            )
+        rows = Dataset.from_dict(
+            {
+                "input_ids": [text.input_ids for text in texts],
+                "length": [len(text.input_ids) for text in texts],
+                "row_id": list(range(len(texts))),
+                "text": columns["text"],
+            }
+        )
+        return rows, Prepared(rows, rows, rows, "", (), self.problem)
+
+    # --- model -----------------------------------------------------------------------------------------------------
 
     def build_model(
         self, prepared: Prepared | None, *, skeleton: bool = False, quantization: Any = None
@@ -45,6 +91,7 @@ class Reward(PairTask):
         )
         if hasattr(loaded.model.config, "use_cache"):
             loaded.model.config.use_cache = False
+        loaded = self.with_tokens(loaded, skeleton=skeleton)
         # These heads take **kwargs but ignore the count of items; Trainer must not scale their loss by it.
         loaded.model.accepts_loss_kwargs = False
         return loaded
@@ -57,10 +104,6 @@ class Reward(PairTask):
             # Without weights it decides nothing.
             if not skeleton:
                 raise
-
-    def load_trained(self, folder: Path, facts: Mapping[str, Any]) -> Any:
-        """Return a saved model in evaluation mode."""
-        return self.build_model(None).model.eval()
 
     # --- loss ------------------------------------------------------------------------------------------------------
 
@@ -93,6 +136,20 @@ class Reward(PairTask):
         chosen, rejected = torch.from_numpy(rewards).unbind(dim=1)
         losses = reward_losses(chosen, rejected, center=self.options.center_rewards_coefficient)
         return self.pair_predictions(np.column_stack([rewards, losses.numpy()]), split)
+
+
+def _typed(columns: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+    """Return conversations of one question and one answer. Raises DataError where there is no answer."""
+    if "text_pair" not in columns:
+        raise DataError("a reward is of an answer: give it with --pair, or a file of conversations (--file)")
+    found = [
+        [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
+        for asked, answered in zip(columns["text"], columns["text_pair"], strict=True)
+    ]
+    return {
+        "text": [readable(messages) for messages in found],
+        "conversation": [conversation_json(messages) for messages in found],
+    }
 
 
 class RewardCollator:
