@@ -39,7 +39,9 @@ _MISTAKES: dict[bool, list[tuple[str, str]]] = {
 def make_number_preferences(*, cache_dir: Path | None = None) -> BuiltinData:
     """Return rows of train, validation and test: prompt, chosen, rejected and id (the number). ``cache_dir`` is not needed."""
     chance = random.Random(_SEED)
-    numbers = [number for number in range(1, _MOST + 1) if all(mistakes(number, longer=longer) for longer in (True, False))]
+    numbers = [
+        number for number in range(1, _MOST + 1) if all(mistakes(number, longer=longer) for longer in (True, False))
+    ]
     drawn = chance.sample(numbers, sum(SIZES.values()))
     splits, first = {}, 0
     for split, size in SIZES.items():

@@ -10,6 +10,7 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import numpy as np
 
 from launcher.atomic import write_bytes
 from launcher.contracts import Prepared
+from launcher.data.prepare import fingerprint_of
 from launcher.engine.ranks import barrier, share
 from launcher.errors import RunStateError
 from launcher.rundir import RunDir
@@ -35,6 +37,8 @@ class Reference:
     """Names of the first columns of the task's ``row_outputs``."""
     splits: Mapping[str, Any]
     """Name -> prepared rows."""
+    fingerprint: str
+    """Of the rows as they were prepared."""
     values: dict[str, np.ndarray] = field(default_factory=dict)
     """Name of a split -> float32 [rows, columns], in the order of its rows."""
 
@@ -44,8 +48,14 @@ class Reference:
         if not task.reference_columns:
             return None
         assert prepared.stream is None, "rows that nobody has counted have no place"
-        splits = {name: getattr(prepared, name) for name in _SPLITS}
-        return cls(task.reference_columns, {name: split for name, split in splits.items() if split is not None})
+        splits = {name: getattr(prepared, name) for name in _SPLITS if getattr(prepared, name) is not None}
+        lengths = {name: np.asarray(split["length"][:], dtype=np.int64).tobytes() for name, split in splits.items()}
+        # The same texts, cut elsewhere, are other rows.
+        parts = {
+            "data": prepared.fingerprint,
+            "lengths": {name: sha256(size).hexdigest() for name, size in lengths.items()},
+        }
+        return cls(task.reference_columns, splits, fingerprint_of(parts))
 
     def collator(self, collate: Collate, split: Any) -> Collate:
         """Return ``collate`` with ``reference`` in its batches, once that is known. ``split``: one of ``splits`` itself."""
@@ -63,7 +73,7 @@ class Reference:
             RunStateError: training has begun, and what was kept is missing or of other data.
         """
         context = trainer.context
-        folder, fingerprint = context.run.reference, context.prepared.fingerprint
+        folder, fingerprint = context.run.reference, self.fingerprint
         if is_fresh:
             self._compute(trainer)
             if context.progress.rank == 0:
@@ -72,14 +82,14 @@ class Reference:
                     write_values(folder / f"{name}.parquet", values, self.columns, row_ids, fingerprint=fingerprint)
             barrier()
             return
-        found = share(lambda: self._read_or_why_not(folder, fingerprint))
+        found = share(lambda: self._read_or_why_not(folder))
         if isinstance(found, str):
             raise RunStateError(found)
         self.values.update(found)
 
-    def read(self, run: RunDir, fingerprint: str) -> None:
+    def read(self, run: RunDir) -> None:
         """Read the values that a run has kept. Raises RunStateError where they are missing or of other data."""
-        self.values.update({name: self._read_split(run.reference, name, fingerprint) for name in self.splits})
+        self.values.update({name: self._read_split(run.reference, name) for name in self.splits})
 
     def _compute(self, trainer: Any) -> None:
         started, rows = time.monotonic(), 0
@@ -91,16 +101,16 @@ class Reference:
             f"reference: {rows:,} rows by the model before training in {time.monotonic() - started:.1f} s"
         )
 
-    def _read_or_why_not(self, folder: Path, fingerprint: str) -> dict[str, np.ndarray] | str:
+    def _read_or_why_not(self, folder: Path) -> dict[str, np.ndarray] | str:
         try:
-            return {name: self._read_split(folder, name, fingerprint) for name in self.splits}
+            return {name: self._read_split(folder, name) for name in self.splits}
         except RunStateError as error:
             return str(error)
 
-    def _read_split(self, folder: Path, name: str, fingerprint: str) -> np.ndarray:
+    def _read_split(self, folder: Path, name: str) -> np.ndarray:
         path = folder / f"{name}.parquet"
         values, of = read_values(path, self.columns)
-        if of != fingerprint or len(values) != len(self.splits[name]):
+        if of != self.fingerprint or len(values) != len(self.splits[name]):
             raise RunStateError(
                 f"{path} is of other data than these, and only the model before training can tell what these want; bring the data back, "
                 "or begin a new run"

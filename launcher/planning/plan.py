@@ -129,7 +129,8 @@ def unknown_rows(recipe: Recipe, *, reason: str) -> Prepared:
         "warnings": [],
         "max_length": read,
         # What a task writes comes on top of what it reads.
-        "row_tokens": read * (2 if recipe.task.type in PAIR_TASKS else 1) + getattr(recipe.task, "max_target_length", 0),
+        "row_tokens": read * (2 if recipe.task.type in PAIR_TASKS else 1)
+        + getattr(recipe.task, "max_target_length", 0),
         "unread": reason,
         "steps_are_set": recipe.training.max_steps is not None,
     }

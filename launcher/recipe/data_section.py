@@ -9,7 +9,16 @@ from pydantic import Field
 from launcher.recipe.section import Section
 
 # A test holds these equal to the sources that launcher.data.builtin makes.
-BUILTIN_SOURCES = ("api-topics", "code-roles", "default-values", "digits", "docstrings", "number-preferences", "number-words", "shapes")
+BUILTIN_SOURCES = (
+    "api-topics",
+    "code-roles",
+    "default-values",
+    "digits",
+    "docstrings",
+    "number-preferences",
+    "number-words",
+    "shapes",
+)
 
 # The format that a file's ending stands for.
 FORMATS = {

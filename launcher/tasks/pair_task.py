@@ -64,6 +64,10 @@ class PairTask(ChatTask):
             "splits": counts,
         }
 
+    def key_parts(self, splits: SplitSet) -> dict[str, Any]:
+        """Return what prepared rows depend on: how they are learned makes no difference."""
+        return {"task": {"type": self.recipe.task.type}, "conversations": self.formats(splits)}
+
     def encoder(self, max_length: int) -> Encode:
         """Return what makes tokens of conversations, in this process or, by pickle, in others."""
         parts: dict[str, Any] = {"tokenizer": self.tokenizer, "template": self.template}
@@ -73,7 +77,7 @@ class PairTask(ChatTask):
         """Return what a reader should know of how pairs became rows, and of the model."""
         found = []
         for name, counts in facts["splits"].items():
-            pairs = f"of the {counts['pairs']:,} {name} pairs"
+            pairs = f"of the {counts['texts']:,} {name} pairs"
             if counts["empty"]:
                 found.append(
                     f"{counts['empty']:,} {pairs} were left out: data.max_length ({facts['max_length']:,} tokens) leaves nothing of an answer"
@@ -180,7 +184,7 @@ def pair_features(
     columns["text"] = [rows["text"][number] for number in kept]
     return columns, {
         "rows": len(kept),
-        "pairs": len(both),
+        "texts": len(both),
         "tokens": int(sizes.sum()),
         "cut": sum(any(text.cut for text in both[number]) for number in kept),
         "empty": len(both) - len(kept),

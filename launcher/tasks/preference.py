@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ import numpy as np
 from launcher.contracts import Predictions, Prepared
 from launcher.recipe.chat_options import PreferenceOptions
 from launcher.recipe.schema import Recipe
+from launcher.tasks.causal_model import takes_logits_to_keep
 from launcher.tasks.models import load_config
 from launcher.tasks.pair_task import SIDES, PairTask, pad_pairs
 from launcher.tasks.preference_losses import PairScores, pair_losses
@@ -41,18 +40,10 @@ class Preference(PairTask):
 
     # --- loss ------------------------------------------------------------------------------------------------------
 
-    @cached_property
-    def _takes_places(self) -> bool:
-        """Whether the model can be asked for the logits of some places only."""
-        from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
-
-        kind = type(load_config(self.recipe.model, skeleton=True))
-        forward = getattr(MODEL_FOR_CAUSAL_LM_MAPPING.get(kind, None), "forward", None)
-        return forward is not None and "logits_to_keep" in inspect.signature(forward).parameters
-
     def collator(self, *, training: bool = False) -> Any:
         """Return a callable: list of rows -> batch of both texts of every row, with ``sample_weight`` float32 [rows]."""
-        return PreferenceCollator(pad_token_id=self.pad_token_id(), only_learned=self._takes_places)
+        places = takes_logits_to_keep(load_config(self.recipe.model, skeleton=True))
+        return PreferenceCollator(pad_token_id=self.pad_token_id(), only_learned=places)
 
     def loss(self, outputs: Any, batch: Mapping[str, Any], *, label_smoothing: float = 0.0) -> Any:
         """Return the weighted sum of the pairs' losses, a float32 scalar tensor."""

@@ -74,7 +74,7 @@ class FinishedModel:
         found = Reference.wanted(self.task, prepared)
         assert found is not None
         if prepared.fingerprint:
-            found.read(self.run, prepared.fingerprint)
+            found.read(self.run)
             return found
         logits, _ = predict_logits(
             self._model_before(prepared), split, self.task.collator(),

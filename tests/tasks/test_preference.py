@@ -45,7 +45,9 @@ def story(request: pytest.FixtureRequest) -> Path:
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pairs")
     for name, count in {"train": 8, "validation": 2, "test": 2}.items():
-        write_pairs(folder / f"{name}.jsonl", [(f"{number}. {a}", b, c) for number in range(count) for a, b, c in PAIRS])
+        write_pairs(
+            folder / f"{name}.jsonl", [(f"{number}. {a}", b, c) for number in range(count) for a, b, c in PAIRS]
+        )
     return folder
 
 
@@ -81,7 +83,7 @@ def test_a_row_is_two_texts(story: Path, pairs: Path) -> None:
     longer = max(len(row["chosen_ids"]), len(row["rejected_ids"]))
     assert row["length"] == 2 * (-(-longer // 8) * 8), "what the pair takes in a batch"
     assert prepared.facts["splits"]["train"] == {
-        "rows": 24, "pairs": 24, "empty": 0, "equal": 0, "cut": 0, "labelled": True,
+        "rows": 24, "texts": 24, "empty": 0, "equal": 0, "cut": 0, "labelled": True,
         "tokens": sum(len(ids) for side in ("chosen", "rejected") for ids in prepared.train[f"{side}_ids"]),
     }  # fmt: skip
     shown = task.show_row({**row, "place": 0}, prepared)
@@ -95,7 +97,7 @@ def test_answers_of_which_nothing_is_left(story: Path, tmp_path: Path) -> None:
         write_pairs(tmp_path / f"{name}.jsonl", [(long, "Yes.", "No."), *PAIRS, ("Count.", "1 " * 200, "1 " * 190)])
     _, prepared = task_for(story, tmp_path).prepare_data()
     counts = prepared.facts["splits"]["train"]
-    assert (counts["pairs"], counts["rows"], counts["empty"], counts["equal"], counts["cut"]) == (5, 4, 1, 1, 1)
+    assert (counts["texts"], counts["rows"], counts["empty"], counts["equal"], counts["cut"]) == (5, 4, 1, 1, 1)
     assert prepared.train["row_id"][:] == [1, 2, 3, 4], "rows keep their numbers in the source"
     told = " ".join(prepared.facts["warnings"])
     assert "1 of the 5 train pairs were left out" in told and "1 of the 5 train pairs have equal answers" in told
@@ -281,7 +283,9 @@ def test_the_longer_answer_is_the_baseline(story: Path, pairs: Path) -> None:
     assert result.headline[0] == "accuracy" and set(result.metrics) == {"accuracy", "margin", "loss"}
     assert result.comparisons[0]["test"]["a_only"] == len(prepared.test) // 3
     assert "longer-answer baseline" in verdict(result).sentence and "test pairs" in verdict(result).sentence
-    worse = evaluate_predictions(task.pair_predictions(np.array(right)[:, [1, 0, 2]], prepared.test), [longer], bootstrap=100)
+    worse = evaluate_predictions(
+        task.pair_predictions(np.array(right)[:, [1, 0, 2]], prepared.test), [longer], bootstrap=100
+    )
     assert worse.mistakes and worse.mistakes[0]["rejected"] == 1.0
     page = render_report(ReportFacts("r", "today", "x", evaluation=worse.to_json()))
     assert "reward margin" in page and "Pairs whose rejected answer has the largest lead" in page

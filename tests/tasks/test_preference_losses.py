@@ -119,7 +119,9 @@ def test_the_reference_is_trls(dpo: Any, story: Path) -> None:
         outputs = before(**{name: batch[name] for name in ("input_ids", "attention_mask", "logits_to_keep")})
     chosen, rejected, *tokens = answer_scores(outputs, batch)
     assert torch.allclose(torch.stack([chosen, rejected], dim=1), batch["reference"], rtol=1e-4)
-    assert [t.tolist() for t in tokens] == [[len(row[f"{side}_ids"]) for row in dpo.features] for side in ("chosen", "rejected")]
+    assert [t.tolist() for t in tokens] == [
+        [len(row[f"{side}_ids"]) for row in dpo.features] for side in ("chosen", "rejected")
+    ]
 
 
 @pytest.mark.parametrize("center", [0.0, 0.01])

@@ -21,7 +21,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "engine"))
 import in_process
 
 TASK = {"type": "reward", "chat_template": "plain"}
-PARTS = {name: {"source": "builtin:number-preferences", "split": name, "limit": 48} for name in ("train", "validation", "test")}
+PARTS = {
+    name: {"source": "builtin:number-preferences", "split": name, "limit": 48}
+    for name in ("train", "validation", "test")
+}
 DATA = {"source": None, **PARTS, "max_length": 96}
 
 
@@ -52,7 +55,10 @@ def test_the_number_is_read_where_the_conversation_ends(template: str, story: Pa
     model = loaded.model.eval()
     assert "score.weight" in loaded.newly_initialized
     assert model.get_input_embeddings().num_embeddings >= len(task.tokenizer)
-    rows, _ = task.prepare_rows({"text": ["What is red?"] * 2, "text_pair": ["An apple.", "An apple is red, and so is a ball."]}, {"max_length": 64})
+    rows, _ = task.prepare_rows(
+        {"text": ["What is red?"] * 2, "text_pair": ["An apple.", "An apple is red, and so is a ball."]},
+        {"max_length": 64},
+    )
     batch = task.collator()([dict(row) for row in rows])
     with torch.no_grad():
         both = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
@@ -123,7 +129,9 @@ def test_conversations_without_a_pair(story: Path, tmp_path: Path) -> None:
     found = task.predictions(np.array([[1.5]], dtype=np.float32), rows, prepared)
     assert found.labels is None
     assert kind_of(found).rows(found) == [{"text": "user: one\nassistant: uno", "reward": 1.5}]
-    assert kind_of(found).line({"text": "user: one\nassistant: uno", "reward": 1.5}) == "1.5000\tuser: one assistant: uno"
+    assert (
+        kind_of(found).line({"text": "user: one\nassistant: uno", "reward": 1.5}) == "1.5000\tuser: one assistant: uno"
+    )
     with pytest.raises(DataError, match="single conversations"):
         metrics_for(found)
     both, _ = task.prepare_rows(task.read_rows(str(pairs)), {"max_length": 64})
