@@ -51,7 +51,7 @@ class SFTOptions(_ConversationOptions):
 
 # Those of trl's DPO whose loss of a pair does not depend on the other pairs of a batch.
 PREFERENCE_LOSSES = (
-    "sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "sppo_hard", "apo_zero", "apo_down", "discopop",
+    "sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "apo_zero", "apo_down", "discopop",
 )  # fmt: skip
 
 # Those of them that know that a pair may be labelled the wrong way round.
@@ -63,7 +63,7 @@ class PreferenceOptions(_ConversationOptions):
 
     type: Literal["preference"]
     loss_type: Literal[
-        "sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "sppo_hard", "apo_zero", "apo_down", "discopop"
+        "sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "apo_zero", "apo_down", "discopop"
     ] = "sigmoid"  # fmt: skip
     """The loss of a pair. ``sigmoid`` is DPO; the guide says where each of the others comes from."""
     beta: float = Field(0.1, gt=0)

@@ -100,6 +100,11 @@ def _robust(scores: PairScores, beta: float, smoothing: float) -> Any:
     return (-(1 - smoothing) * _log_sigmoid(value) + smoothing * _log_sigmoid(-value)) / (1 - 2 * smoothing)
 
 
+def _bco_pair(scores: PairScores, beta: float, smoothing: float) -> Any:
+    """BCO: Jung et al. 2024, arXiv:2404.04656: each answer is told good or bad by itself, without the shift of rewards, as trl has it."""
+    return -_log_sigmoid(beta * scores.chosen_ratio) - _log_sigmoid(-beta * scores.rejected_ratio)
+
+
 def _sppo_hard(scores: PairScores, beta: float, smoothing: float) -> Any:
     """SPPO: Wu et al. 2024, arXiv:2405.00675, equation 4.7 where the chosen answer always wins."""
     return (scores.chosen_ratio - 0.5 / beta) ** 2 + (scores.rejected_ratio + 0.5 / beta) ** 2
@@ -130,6 +135,7 @@ LOSSES: dict[str, Loss] = {
     "exo_pair": _exo_pair,
     "nca_pair": _nca_pair,
     "robust": _robust,
+    "bco_pair": _bco_pair,
     "sppo_hard": _sppo_hard,
     "apo_zero": _apo_zero,
     "apo_down": _apo_down,

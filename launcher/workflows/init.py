@@ -33,6 +33,8 @@ _STARTERS = {
     "question-answering": _Starter("question-answering/default-values", ("data.max_length", "task.doc_stride")),
     "causal-lm": _Starter("causal-lm/api-docs-small"),
     "masked-lm": _Starter("masked-lm/domain-adaptation"),
+    "preference": _Starter("preference/number-preferences", ("data.max_length",), ("task.chat_template",)),
+    "reward": _Starter("reward/number-rewards", ("data.max_length",), ("task.chat_template",)),
     "translation": _Starter("translation/number-words", _WRITES),
     "summarization": _Starter("summarization/docstrings", _WRITES),
     "object-detection": _Starter("object-detection/shapes", of_model=("task.image_size",)),

@@ -98,6 +98,7 @@ WITHOUT_EFFECT = {
         }.items()
     },
     "task.length_penalty": "TRANSLATE num_beams: 1, length_penalty: 2.0",
+    "task.label_smoothing": "PAIRS loss_type: ipo, label_smoothing: 0.1",
     "training.async_save": "training: {async_save: true, save_strategy: 'no'}",
     "strategy.trainable_share": "strategy: {type: discriminative, trainable_share: 0.5}",
     "strategy.probe_steps": "strategy: {type: discriminative, score: file, importance_file: a.json, probe_steps: 9}",
@@ -115,6 +116,8 @@ def _recipe(lines: str) -> str:
             )
         elif word == "TRANSLATE":
             head = head.replace("task: text-classification", f"task: {{type: translation, {rest}}}")
+        elif word == "PAIRS":
+            head = head.replace("task: text-classification", f"task: {{type: preference, {rest}}}")
         elif word == "IMAGES":
             head = head.replace("task: text-classification", "task: image-classification")
         elif word == "DATA":
