@@ -182,6 +182,8 @@ def merged_from_state(model: Any, plan: AdapterPlan, state: Mapping[str, Any]) -
     wrong = [*(wanted - state.keys()), *result.unexpected_keys]
     if wrong:
         raise ModelError(f"the trained weights do not fit the model: {', '.join(sorted(wrong)[:5])}")
+    # DeepSpeed hands out tied weights as copies of each other; PEFT would take them for untied, and say so in the configuration.
+    attached.get_base_model().tie_weights()
     return merged(attached)
 
 

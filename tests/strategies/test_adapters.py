@@ -247,7 +247,9 @@ def test_a_weight_that_is_tied_to_the_output_layer_is_refused() -> None:
         modules_to_save_for(plain, ["embed_tokens"])
 
 
-def test_a_tied_language_model_is_merged_with_its_tie() -> None:
+@pytest.mark.parametrize("copies", [False, True])
+def test_a_tied_language_model_is_merged_with_its_tie(copies: bool) -> None:
+    """Also where an engine hands out tied weights as copies of each other, as DeepSpeed does."""
     model = language_model(tied=True)
     plan = plan_for(list_parameters(model))
     model = attach(model, plan)
@@ -255,7 +257,8 @@ def test_a_tied_language_model_is_merged_with_its_tie() -> None:
     before = logits(model)
     with torch.device("meta"):
         skeleton = language_model(tied=True)
-    plain = merged_from_state(skeleton, plan, model.state_dict())
+    state = {name: tensor.clone() if copies else tensor for name, tensor in model.state_dict().items()}
+    plain = merged_from_state(skeleton, plan, state)
     assert plain.lm_head.weight is plain.model.embed_tokens.weight and plain.config.tie_word_embeddings
     torch.testing.assert_close(logits(merged(model)), before, atol=1e-6, rtol=0)
 

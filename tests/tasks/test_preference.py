@@ -344,3 +344,56 @@ def test_the_range_test_has_a_reference_of_its_own(story: Path, pairs: Path, tmp
     assert loaded is not None and not problems
     found = find_rate(loaded, min_lr=1e-6, max_lr=3e-2, steps=12, hardware=in_process.CPU)
     assert found.losses[0] == pytest.approx(np.log(2), abs=1e-5) and found.losses[-1] < found.losses[0]
+
+
+def test_a_budget_of_tokens_holds_both_texts(story: Path, pairs: Path, tmp_path: Path) -> None:
+    training = {"tokens_per_batch": 256, "global_batch_size": None, "num_train_epochs": 1, "eval_strategy": "no"}
+    run = prepared_run(story, pairs, tmp_path, training=training)
+    seen = []
+    own = run.context.task.collator
+
+    def watched(*, training: bool = False) -> Any:
+        collate = own(training=training)
+
+        def made(rows: Any) -> Any:
+            batch = collate(rows)
+            seen.append(batch["input_ids"].numel())
+            return batch
+
+        return made
+
+    run.context.task.collator = watched
+    trainer, _ = run.train()
+    in_training = seen[-trainer.state.global_step :]
+    assert max(in_training) <= 256 and max(in_training) > 128, "as many pairs as fit"
+    with pytest.raises(DataError, match=r"fits into no batch; write at least 128, or lower data.max_length to at most 32"):
+        prepared_run(story, pairs, tmp_path, training={**training, "tokens_per_batch": 64})
+
+
+@pytest.mark.slow
+def test_from_the_command_line(story: Path, pairs: Path, tmp_path: Path) -> None:
+    """A run with adapters; its evaluation again; new pairs, which the model before training has to judge as well."""
+    import shutil
+
+    base = shutil.copytree(story, tmp_path / "base")
+    recipe = tiny.write_recipe(
+        tmp_path / "r.yaml",
+        values(base, pairs, strategy=LORA, training={"learning_rate": 1e-2}, evaluation={"verify_saved": True}),
+    )
+    done = tiny.launcher("run", recipe, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    run = tmp_path / "runs" / "tiny-001"
+    assert "reference: 36 rows by the model before training" in done.stdout
+    assert "saved model and adapter verified" in done.stdout
+    first = json.loads((run / "evaluation/metrics.json").read_text())["metrics"]
+    again = tiny.launcher("evaluate", run, cwd=tmp_path)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert json.loads((run / "evaluation/metrics.json").read_text())["metrics"] == pytest.approx(first, abs=1e-3)
+    told = tiny.launcher("predict", run, "--file", pairs / "test.jsonl", "--json", cwd=tmp_path)
+    assert told.returncode == 0, told.stderr
+    rows = json.loads(told.stdout)
+    margin = np.mean([row["chosen"] - row["rejected"] for row in rows])
+    assert margin == pytest.approx(first["margin"], abs=1e-3), "the same as by the reference of the run"
+    base.rename(tmp_path / "elsewhere")
+    lost = tiny.launcher("predict", run, "--file", pairs / "test.jsonl", cwd=tmp_path)
+    assert lost.returncode != 0 and "needs the model before training" in lost.stderr
