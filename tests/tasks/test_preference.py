@@ -366,7 +366,9 @@ def test_a_budget_of_tokens_holds_both_texts(story: Path, pairs: Path, tmp_path:
     trainer, _ = run.train()
     in_training = seen[-trainer.state.global_step :]
     assert max(in_training) <= 256 and max(in_training) > 128, "as many pairs as fit"
-    with pytest.raises(DataError, match=r"fits into no batch; write at least 128, or lower data.max_length to at most 32"):
+    with pytest.raises(
+        DataError, match=r"fits into no batch; write at least 128, or lower data.max_length to at most 32"
+    ):
         prepared_run(story, pairs, tmp_path, training={**training, "tokens_per_batch": 64})
 
 
