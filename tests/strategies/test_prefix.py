@@ -10,6 +10,7 @@ import pytest
 from launcher.contracts import AdapterPlan, Parameter, Phase
 from launcher.errors import InstallationError, ModelError
 from launcher.plans import BatchPlan, LaunchPlan
+from launcher.recipe.chat_options import PreferenceOptions
 from launcher.recipe.schema import Recipe
 from launcher.strategies.prefix import (
     CacheFacts,
@@ -158,6 +159,14 @@ def test_auto_does_not_cache_what_brings_little() -> None:
     refusal = plan_cache(PARAMETERS, phase("layer.2", "layer.3", "layer.4", "pooler", "classifier"), recipe(kind="layerwise"), facts())  # fmt: skip
     assert isinstance(refusal, Refusal) and "times as fast" in refusal.reason
     assert isinstance(plan_cache(PARAMETERS, HEAD, recipe(), facts(epochs=1)), Refusal)
+
+
+def test_pairs_of_texts_are_not_cached() -> None:
+    plain = recipe()
+    pairs = plain.model_copy(update={"task": PreferenceOptions(type="preference")})
+    refusal = plan_cache(PARAMETERS, HEAD, pairs, facts())
+    assert isinstance(refusal, Refusal) and "a row is two texts" in refusal.reason
+    assert not isinstance(plan_cache(PARAMETERS, HEAD, plain, facts()), Refusal)
 
 
 @pytest.mark.parametrize(
