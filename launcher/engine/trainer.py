@@ -34,6 +34,7 @@ from launcher.errors import TrainingDiverged
 from launcher.strategies.preparing import modules_kept_in_eval
 from launcher.strategies.schedules import schedule_factor
 
+
 class RunMixin(CheckpointMixin):
     """Overrides of Trainer's public extension points; ``self.context`` is set before ``train()``."""
 
