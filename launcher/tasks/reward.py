@@ -99,11 +99,13 @@ class Reward(PairTask):
     def _set_padding(self, config: Any, *, skeleton: bool) -> None:
         """Let the head know what the batches are padded with: it reads the token before."""
         try:
-            config.get_text_config().pad_token_id = config.pad_token_id = self.tokenizer.pad_token_id
+            padding = self.tokenizer.pad_token_id
         except ModelUnreachable:
-            # Without weights it decides nothing.
             if not skeleton:
                 raise
+            # Without weights any will do, but several rows want one.
+            padding = 0
+        config.get_text_config().pad_token_id = config.pad_token_id = padding
 
     # --- loss ------------------------------------------------------------------------------------------------------
 

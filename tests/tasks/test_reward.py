@@ -73,6 +73,24 @@ def test_a_plan_without_weights(story: Path) -> None:
     assert skeleton.newly_initialized == {"score.weight"} and next(skeleton.model.parameters()).is_meta
 
 
+def test_a_plan_without_a_tokenizer() -> None:
+    """A model in numbers whose tokenizer is out of reach: several rows want a padding token all the same."""
+    from launcher.planning.tracing import example_batch
+
+    numbers = {
+        "model_type": "llama",
+        "vocab_size": 64,
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
+    task = task_for({"name_or_path": "no-one/has-this", "config": numbers})
+    model = task.build_model(None, skeleton=True).model
+    batch = example_batch(task, None, rows=2, length=32)
+    # transformers' head refuses several rows of a model without one.
+    assert model.config.pad_token_id == 0 and batch["input_ids"].shape == (4, 16)
+
+
 # --- rows and batches ------------------------------------------------------------------------------------------------
 
 
