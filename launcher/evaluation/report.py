@@ -59,6 +59,8 @@ class ReportFacts:
     """sentences, and grids: records of name, what, title and the cells of ``plots_training.module_grid``."""
     label_errors: Mapping[str, Any] = field(default_factory=dict)
     """folds, and splits {name: rows, judged, found, by (tfidf or model), shown [lines of label_errors.jsonl]}."""
+    samples: Sequence[Mapping[str, Any]] = ()
+    """For each sample prompt: prompt, reference, and answers (a list of when, answer, ended), in the order of the run."""
     data: Mapping[str, Any] = field(default_factory=dict)
     """splits {name: rows}, truncated {name: rows cut at max_length}, fingerprint, warnings [text]; any other fact."""
     environment: Mapping[str, Any] = field(default_factory=dict)

@@ -102,7 +102,7 @@ class ChatTask(TextTask):
     def formats(splits: SplitSet) -> list[str]:
         """Return the formats of the conversations of train, and the columns that told them, in words."""
         found = [
-            f"{fact['conversations']} ({', '.join(map(str, fact.get('columns', {}).values()))})"
+            f"{fact['conversations']} ({', '.join(str(theirs) for ours, theirs in fact.get('columns', {}).items() if ours not in _COUNTED)})"
             for fact in splits.provenance["train"]
             if "conversations" in fact
         ]

@@ -38,7 +38,7 @@ def write_report_without_texts(run: RunDir) -> Path:
     """Write a copy of the report that quotes no row of the data, to be uploaded, and return its path."""
     facts = report_facts(run)
     evaluation = {**facts.evaluation, "mistakes": []} if facts.evaluation else None
-    shared = replace(facts, evaluation=evaluation, label_errors={}, data={**facts.data, "warnings": []})
+    shared = replace(facts, evaluation=evaluation, label_errors={}, samples=(), data={**facts.data, "warnings": []})
     path = run.path / "wandb" / "report-without-texts.html"
     write_text(path, render_report(shared))
     return path
@@ -75,6 +75,7 @@ def report_facts(run: RunDir) -> ReportFacts:
         rates=_rates(plan, recipe, progress) if recipe else {},
         importance=_importance(run, recipe),
         label_errors=label_error_facts(run, extra.get("label_errors", {})),
+        samples=_samples(run),
         data=_data_facts(plan.facts),
         environment=_environment(run, values),
         commands=_commands(run, example="a.jpg" if recipe and recipe.task.type in IMAGE_TASKS else "'a text'"),
@@ -121,6 +122,29 @@ def _without_replayed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
             kept.pop()
         kept.append(row)
     return kept
+
+
+def _samples(run: RunDir) -> list[dict[str, Any]]:
+    """Return for each sample prompt what the model answered at first, half-way and at the end."""
+    rows = read_jsonl(run.generations) if run.generations.is_file() else []
+    # Steps that a resumed run took again have the answers of the last time.
+    by_row: dict[int, dict[tuple[int, bool], dict[str, Any]]] = {}
+    for row in rows:
+        by_row.setdefault(row["row_id"], {})[row["step"], row["final"]] = row
+    found = []
+    for answers in by_row.values():
+        moments = sorted(answers)
+        shown = [answers[moment] for moment in sorted({moments[0], moments[(len(moments) - 1) // 2], moments[-1]})]
+        told = [
+            {
+                "when": "trained" if row["final"] else f"step {row['step']:,}",
+                "answer": row["answer"],
+                "ended": row["ended"],
+            }
+            for row in shown
+        ]
+        found.append({"prompt": shown[0]["prompt"], "reference": shown[0]["reference"], "answers": told})
+    return found
 
 
 def _data_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
