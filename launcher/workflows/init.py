@@ -33,6 +33,7 @@ _STARTERS = {
     "question-answering": _Starter("question-answering/default-values", ("data.max_length", "task.doc_stride")),
     "causal-lm": _Starter("causal-lm/api-docs-small"),
     "masked-lm": _Starter("masked-lm/domain-adaptation"),
+    "sft": _Starter("sft/number-words", ("data.max_length",), ("task.chat_template", "task.max_new_tokens")),
     "preference": _Starter("preference/number-preferences", ("data.max_length",), ("task.chat_template",)),
     "reward": _Starter("reward/number-rewards", ("data.max_length",), ("task.chat_template",)),
     "translation": _Starter("translation/number-words", _WRITES),

@@ -20,6 +20,11 @@ from launcher.registry import TASKS
 # What is written of a text, by the name of its column; the others may be either.
 _SUMMARIES = ("summary", "highlights")
 _WRITTEN = (("source", "target"), ("input", "output"))
+# Columns that hold conversations, and pairs of what is asked and what is answered.
+_CONVERSATIONS = ("messages", "conversations")
+_ANSWERED = (
+    ("instruction", "output"), ("instruction", "response"), ("prompt", "completion"), ("prompt", "response"), ("question", "answer"),
+)  # fmt: skip
 # Columns that say more of an image than its label.
 _MORE_THAN_A_LABEL = ("objects", "bbox", "bboxes", "boxes", "annotation", "annotations", "mask", "masks")
 _SHOWN = 12
@@ -65,6 +70,12 @@ def _likely(table: Table) -> Iterator[Told]:
             yield Told("object-detection")
         if "mask" in names:
             yield Told("semantic-segmentation")
+        return
+    if {"chosen", "rejected"} <= names:
+        yield from (Told("preference"), Told("reward"))
+        return
+    if names & set(_CONVERSATIONS) or any(set(pair) <= names for pair in _ANSWERED):
+        yield Told("sft")
         return
     if _is_tagged(table):
         yield Told("token-classification")

@@ -16,6 +16,7 @@ from tests.recipe.conftest import SOUND, Write
 WITHOUT_EFFECT = {
     "data.max_length": "IMAGES\nDATA max_length: 64",
     "data.join": "IMAGES\nDATA join: '. '",
+    "task.learned_answers": "CHAT assistant_only_loss: false, learned_answers: last",
     "model.tokenizer_name_or_path": "IMAGES\nMODEL bert-base-uncased, tokenizer_name_or_path: t",
     "training.num_train_epochs": "training: {num_train_epochs: 3, max_steps: 5}",
     "training.eval_steps": "training: {eval_steps: 5}",
@@ -116,6 +117,8 @@ def _recipe(lines: str) -> str:
             )
         elif word == "TRANSLATE":
             head = head.replace("task: text-classification", f"task: {{type: translation, {rest}}}")
+        elif word == "CHAT":
+            head = head.replace("task: text-classification", f"task: {{type: sft, {rest}}}")
         elif word == "PAIRS":
             head = head.replace("task: text-classification", f"task: {{type: preference, {rest}}}")
         elif word == "IMAGES":

@@ -10,7 +10,7 @@ import numpy as np
 
 from launcher.contracts import Predictions
 from launcher.evaluation.counts import Counts
-from launcher.evaluation.kinds.base import MOST_MISTAKES, Kind, Words, clean_text, shown_row
+from launcher.evaluation.kinds.base import MOST_MISTAKES, Kind, Words, clean_text, require_labels, shown_row
 from launcher.evaluation.segmentation import METRICS, counts_of, per_class, row_accuracies, segmentation_metrics
 from launcher.evaluation.statistics import PairedTest, Statistic, sign_test, summed_rows
 
@@ -34,7 +34,8 @@ class Pixels(Kind):
     )  # fmt: skip
 
     def metrics(self, predictions: Predictions) -> dict[str, float]:
-        """Return ``segmentation_metrics``."""
+        """Return ``segmentation_metrics``. Raises DataError where there are no masks."""
+        require_labels(predictions)
         return segmentation_metrics(predictions)
 
     def omitted(self, predictions: Predictions, found: Mapping[str, float]) -> dict[str, str]:
