@@ -73,7 +73,11 @@ def one(folder: Path) -> tuple[dict[str, Path], dict[str, Path]]:
     return run_cells(folder, "one", {"processes_per_node": 1})
 
 
-@pytest.fixture(scope="module", params=ENGINES)
+# Sharded weights are the hardest of the three; other tests of language models have the others.
+_PARAMS = [pytest.param(name, marks=[] if name == "zero-3" else [pytest.mark.soak]) for name in ENGINES]
+
+
+@pytest.fixture(scope="module", params=_PARAMS)
 def two(request: pytest.FixtureRequest, folder: Path, one: Any) -> tuple[dict[str, Path], dict[str, Path]]:
     return run_cells(folder, request.param, ENGINES[request.param])
 
