@@ -306,6 +306,7 @@ def test_two_ranks_have_the_losses_of_one_and_the_model_is_used(images, tmp_path
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
+@pytest.mark.soak
 def test_a_pretrained_model_beats_the_baseline_on_real_images(shared, tmp_path):
     """MobileNet on 2,000 images of clothes, from a folder for each label: better than a linear model on pixels, and clearly so."""
     data, model = shared / "data/fashion_mnist", shared / "models/mobilenet_v1_0.5_160"

@@ -17,7 +17,7 @@ from launcher.plans import Hardware
 from launcher.recipe.load import load_recipe, resolved_text
 from launcher.rundir import RunDir
 from launcher.workflows.plan_view import rate_lines
-from launcher.workflows.report import report_facts, write_report
+from launcher.workflows.report import report_facts, write_report, write_report_without_texts
 
 CPU = Hardware((), 2, 2**33, cpu_has_fast_bf16=False)
 
@@ -88,3 +88,34 @@ def test_a_recipe_of_another_version_costs_the_picture_only(bert, tmp_path):
     write_text(run.resolved, "version: 99\n")
     assert report_facts(run).rates == {}
     assert "What trained" in write_report(run).read_text()
+
+
+def test_answers_to_the_same_prompts_are_shown_over_the_run_and_not_shared(bert, tmp_path):
+    run = made_up_run(bert, tmp_path / "runs", training={"num_train_epochs": 1})
+    told = [
+        (0, False, "first <i>"),
+        (5, False, "lost"),
+        (5, False, "halfway"),
+        (10, False, "later"),
+        (10, True, "at last"),
+    ]
+    for step, final, answer in told:
+        row = {
+            "step": step,
+            "final": final,
+            "row_id": 3,
+            "prompt": "Two?",
+            "reference": "Dos.",
+            "answer": answer,
+            "ended": final,
+        }
+        append_json(run.generations, row)
+    (sample,) = report_facts(run).samples
+    assert [(a["when"], a["answer"]) for a in sample["answers"]] == [
+        ("step 0", "first <i>"),
+        ("step 5", "halfway"),
+        ("trained", "at last"),
+    ]
+    page = write_report(run).read_text()
+    assert "Answers to the same prompts" in page and "first &lt;i&gt; …" in page and "at last</p>" in page
+    assert "Two?" not in write_report_without_texts(run).read_text()
