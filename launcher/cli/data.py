@@ -242,7 +242,7 @@ def _show_padding(found: DataView) -> None:
 def _row_text(row: ShownRow, *, counted: bool, is_sample: bool) -> Any:
     from rich.text import Text
 
-    text = Text(f"\nrow {row.row_id}" + (f" ({row.tokens} tokens)" if counted else ""), "bold")
+    text = Text().append(f"\nrow {row.row_id}" + (f" ({row.tokens} tokens)" if counted else ""), "bold")
     if row.is_augmented:
         # A stream's rows have other numbers than those of a sample.
         text.append("  augmented, for example" if is_sample else "  augmented, as in the first epoch", "italic")

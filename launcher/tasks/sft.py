@@ -108,7 +108,7 @@ class SFT(ChatTask, PredictedTokens):
         return ShownRow(row["row_id"], row["length"], tuple(parts), "")
 
     def _stretches(self, ids: Sequence[int], learned: Sequence[int]) -> list[tuple[str, Any]]:
-        special = set(self.tokenizer.all_special_ids)
+        special = set(self.tokenizer.convert_tokens_to_ids(list(self.template.special)))
         kinds = [
             "learned" if taught else "special" if number in special else "read"
             for number, taught in zip(ids, learned, strict=True)
