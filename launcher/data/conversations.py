@@ -87,6 +87,9 @@ def choose_conversation(
         chosen = _columns_of(name, table, given=given, wanted=wanted)
         if chosen is not None:
             found[name] = chosen
+    if wanted.prompts and not found and not given and "text" in table.names:
+        # A text is what a user says, as on the command line.
+        found = {"prompt_completion": {"prompt": ["text"]}}
     if len(found) > 1:
         found = _told_apart(found, table)
     if len(found) != 1:

@@ -16,6 +16,8 @@ CONVERSATION_COLUMNS = {
     "prompt_completion": ("prompt", "completion", "tools"),
 }
 PREFERENCE_COLUMNS = ("chosen", "rejected")
+# Ours, by name; their tokens stand in tasks/chat_templates.py.
+CHAT_TEMPLATE_NAMES = ("chatml", "llama3", "gemma", "plain", "raw")
 # In the order in which a reader would write them.
 OUR_COLUMNS = tuple(dict.fromkeys(name for names in CONVERSATION_COLUMNS.values() for name in names))
 
@@ -27,7 +29,7 @@ class _ConversationOptions(Section):
     """How a row holds its conversation: ``messages`` (a list of role and content), ``sharegpt`` (a list of from and value), ``alpaca``
     (instruction, input, output), ``prompt_completion`` (two texts, or two lists of messages). null: told by the names of the columns."""
     chat_template: str | None = None
-    """What turns messages into text: a template of ours (chatml, plain), or a file of Jinja such as ``my_template.jinja``. It is kept
+    """What turns messages into text: a template of ours (chatml, llama3, gemma, plain, raw), or a file of Jinja such as ``my_template.jinja``. It is kept
     with the run and with the saved model. null: the tokenizer's own."""
     default_system_message: str | None = Field(None, min_length=1)
     """System message of conversations that have none; null: as the chat template has it."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from launcher.errors import Problem
 from launcher.recipe.addresses import is_address, lacking
+from launcher.recipe.chat_options import CHAT_TEMPLATE_NAMES
 from launcher.recipe.distributed_checks import deepspeed_file_fits, nvme_folder_exists
 from launcher.recipe.keys import shown
 from launcher.recipe.model_checks import check_models
@@ -27,6 +28,7 @@ def check_files(loaded: LoadedRecipe) -> list[Problem]:
         *_readers(loaded),
         *_labels(loaded),
         *_synonyms(loaded),
+        *_chat_template(loaded),
         *_models(loaded),
         *_model_files(loaded),
         *_quantisation(loaded),
@@ -91,6 +93,16 @@ def _synonyms(loaded: LoadedRecipe) -> Iterator[Lack]:
     except BadSynonyms as error:
         message, _, remedy = str(error).rpartition("; ")
         yield key, message, remedy
+
+
+def _chat_template(loaded: LoadedRecipe) -> Iterator[Lack]:
+    key = "task.chat_template"
+    text = getattr(loaded.recipe.task, "chat_template", None)
+    if text is None or text in CHAT_TEMPLATE_NAMES or _path(text).is_file():
+        return
+    near = suggest(text, CHAT_TEMPLATE_NAMES)
+    remedy = f"did you mean {near}?" if near else _near_file(text)
+    yield key, f"{shown(key, text)}; it is neither a file nor one of {', '.join(CHAT_TEMPLATE_NAMES)}", remedy
 
 
 def _path(text: str) -> Path:

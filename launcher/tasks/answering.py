@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,6 +31,18 @@ def sample_prompts(split: Any, *, most: int) -> list[Prompt]:
         if first > 1 or row["learned"][1] == 0:
             found.append(Prompt(row["row_id"], row["input_ids"][:first], row["input_ids"][first : last + 1]))
     return found
+
+
+def said_by_user(text: str, system: str | None) -> list[dict[str, Any]]:
+    """Return the messages of a text that a user says, behind a system message where there is one."""
+    return [*([{"role": "system", "content": system}] if system else []), {"role": "user", "content": text}]
+
+
+def prompt_and_answer(messages: Sequence[Mapping[str, Any]]) -> tuple[list[Mapping[str, Any]], list[Mapping[str, Any]]]:
+    """Return a conversation up to the last message that is not the assistant's, and what the assistant says to it."""
+    others = [number for number, message in enumerate(messages) if message["role"] != "assistant"]
+    end = others[-1] + 1 if others else 0
+    return list(messages[:end]), list(messages[end:])
 
 
 def left_padded(ids: Any, mask: Any) -> tuple[Any, Any]:

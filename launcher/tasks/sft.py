@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 
 from launcher.contracts import Baseline, Predictions, Prepared, ShownRow
-from launcher.data.chat_template import ChatTemplate
+from launcher.data.chat_template import ChatTemplate, TemplateError
 from launcher.data.conversations import read_conversation, readable
 from launcher.data.sources import SplitSet
 from launcher.errors import DataError
 from launcher.recipe.chat_options import SFTOptions
 from launcher.recipe.schema import Recipe
-from launcher.tasks.answering import answers_of, left_padded, sample_prompts
+from launcher.tasks.answering import answers_of, left_padded, prompt_and_answer, said_by_user, sample_prompts
 from launcher.tasks.causal_model import load_causal_config, takes_logits_to_keep
 from launcher.tasks.chat_task import ChatTask, encode_conversations
 from launcher.tasks.generation import waits_for_others
@@ -121,37 +121,47 @@ class SFT(ChatTask, PredictedTokens):
         return found
 
     def prepare_rows(self, columns: Mapping[str, list[Any]], facts: Mapping[str, Any]) -> tuple[Any, Prepared]:
-        """Return prompts of new conversations, which the model is to answer. Raises DataError for pairs."""
+        """Return prompts of new conversations, which the model is to answer. Raises DataError for pairs, and for what cannot be answered."""
         from datasets import Dataset
 
         if "text_pair" in columns:
             raise DataError("a conversation has no second text; give one text, which is what the user says")
-        held = [read_conversation(text) for text in columns.get("conversation", ())]
-        if not held:
-            start = (
-                [{"role": "system", "content": self.options.default_system_message}]
-                if self.options.default_system_message
-                else []
-            )
-            held = [([*start, {"role": "user", "content": text}], None) for text in columns["text"]]
-        asked, right = [], []
-        for messages, tools in held:
-            last = max(
-                (number for number, message in enumerate(messages) if message["role"] != "assistant"), default=-1
-            )
-            asked.append(self.template.render(messages[: last + 1], tools, prompt=True))
-            right.append([readable(messages[last + 1 :]).removeprefix("assistant: ")] if messages[last + 1 :] else [])
-        ids = self.tokenizer(asked, add_special_tokens=False, return_attention_mask=False)["input_ids"]
+        if "conversation" in columns:
+            held = [read_conversation(text) for text in columns["conversation"]]
+        else:
+            held = [(said_by_user(text, self.options.default_system_message), None) for text in columns["text"]]
+        prompts = [prompt_and_answer(messages) for messages, _ in held]
+        asked = [self._prompt(number, prompt, held[number][1]) for number, (prompt, _) in enumerate(prompts)]
+        ids = self.tokenizer(asked, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+        self._require_room_to_answer(ids)
         rows = Dataset.from_dict(
             {
                 "input_ids": ids,
                 "length": [len(one) for one in ids],
                 "row_id": list(range(len(ids))),
-                "text": columns.get("text", asked),
-                "references": right,
+                "text": [readable(prompt) for prompt, _ in prompts] if "conversation" in columns else columns["text"],
+                "references": [
+                    [readable(answer).removeprefix("assistant: ")] if answer else [] for _, answer in prompts
+                ],
             }
         )
         return rows, Prepared(rows, rows, rows, "", (), WRITTEN, facts)
+
+    def _prompt(self, number: int, messages: Sequence[Mapping[str, Any]], tools: Any) -> str:
+        if not any(message["content"].strip() for message in messages if message["role"] != "system"):
+            raise DataError(f"text {number + 1} holds nothing that is said to the model; give it what it is to answer")
+        try:
+            return self.template.render(messages, tools, prompt=True)
+        except TemplateError as error:
+            raise DataError(f"text {number + 1}: {error}") from error
+
+    def _require_room_to_answer(self, prompts: Sequence[Sequence[int]]) -> None:
+        most = self._token_limit
+        for number, ids in enumerate(prompts, start=1):
+            if most is not None and len(ids) >= most:
+                raise DataError(
+                    f"text {number} has {len(ids):,} tokens with the chat template, and the model takes {most:,}, its answer included; shorten it"
+                )
 
     # --- model -----------------------------------------------------------------------------------------------------
 
@@ -162,6 +172,10 @@ class SFT(ChatTask, PredictedTokens):
         if self.options.packing:
             require_apart(self._config)
         return super().build_model(prepared, skeleton=skeleton, quantization=quantization)
+
+    @functools.cached_property
+    def _token_limit(self) -> int | None:
+        return self.token_limit()
 
     @functools.cached_property
     def _config(self) -> Any:
@@ -207,8 +221,10 @@ class SFT(ChatTask, PredictedTokens):
     def generate(self, model: Any, batch: Mapping[str, Any]) -> Any:
         """Return the tokens that ``model`` answers to a batch of prompts, int64 [rows, tokens]; all ranks call it at the same time."""
         ids, mask = left_padded(batch["input_ids"], batch["attention_mask"])
+        longest = self._token_limit
+        room = self.options.max_new_tokens if longest is None else max(1, longest - ids.shape[1])
         found = getattr(model, "module", model).generate(
-            input_ids=ids, attention_mask=mask, max_new_tokens=self.options.max_new_tokens, do_sample=False, use_cache=True,
+            input_ids=ids, attention_mask=mask, max_new_tokens=min(self.options.max_new_tokens, room), do_sample=False, use_cache=True,
             synced_gpus=waits_for_others(model),
         )  # fmt: skip
         return found[:, ids.shape[1] :]

@@ -188,6 +188,12 @@ def test_a_slow_tokenizer_is_refused() -> None:
         encode(Slow(), [Rendered("a", ())], max_length=3)
 
 
+def test_the_names_that_a_recipe_is_checked_for_are_those_that_are_there() -> None:
+    from launcher.recipe.chat_options import CHAT_TEMPLATE_NAMES
+
+    assert tuple(TOKENS) == CHAT_TEMPLATE_NAMES
+
+
 def test_templates_by_name(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"neither a file nor one of chatml, .*did you mean chatml\?"):
         template_source("chatlm", base_folder=tmp_path)

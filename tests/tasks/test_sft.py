@@ -305,6 +305,53 @@ def test_generation_is_transformers_own_for_prompts_of_any_length(story: str, tm
     assert [set(row) for row in shown] == [{"text", "prediction", "ended"}] * 2
 
 
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"text": ["One?", " "]}, "text 2 holds nothing that is said to the model"),
+        ({"text": ["One?"], "text_pair": ["Two?"]}, "no second text"),
+        ({"text": ["One? " * 300]}, r"text 1 has [\d,]+ tokens with the chat template, and the model takes 512"),
+        (
+            {"conversation": [json.dumps({"messages": [{"role": "assistant", "content": "Uno."}], "tools": None})]},
+            "text 1 holds nothing that is said",
+        ),
+    ],
+)
+def test_what_cannot_be_answered_is_named(story: str, columns: dict[str, list[str]], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        task_for(story).prepare_rows(columns, {})
+
+
+def test_a_prompt_that_the_template_refuses_is_named(story: str, tmp_path: Path) -> None:
+    (tmp_path / "turns.jinja").write_text(chat_styles.TURNS)
+    task = task_for(story, task={"chat_template": str(tmp_path / "turns.jinja"), "default_system_message": "Be brief."})
+    with pytest.raises(DataError, match="text 1: the chat template refuses it: System role not supported"):
+        task.prepare_rows({"text": ["One?"]}, {})
+
+
+def test_rows_of_a_file_are_prompts_with_their_answers_apart(story: str, tmp_path: Path) -> None:
+    task = task_for(story)
+    chats, texts = tmp_path / "chats.jsonl", tmp_path / "asked.txt"
+    chats.write_text(json.dumps(chat_styles.ROWS["messages"]) + "\n")
+    texts.write_text("One?\nTwo?\n")
+    [row] = task.prepare_rows(task.read_rows(str(chats)), {})[0]
+    assert row["text"].endswith("?") and row["references"][0].startswith("Dos.") and "Dos." not in row["text"]
+    rows, _ = task.prepare_rows(task.read_rows(str(texts)), {})
+    assert [row["input_ids"] for row in rows] == [
+        row["input_ids"] for row in task.prepare_rows({"text": ["One?", "Two?"]}, {})[0]
+    ]
+
+
+def test_answers_end_where_the_model_does(story: str) -> None:
+    """Learned positions have an end, behind which GPT-2 would fail."""
+    config = {"model_type": "gpt2", "n_positions": 32, "n_layer": 1, "n_head": 2, "n_embd": 16, "vocab_size": 512}
+    task = task_for({"name_or_path": None, "tokenizer_name_or_path": story, "config": config}, data={"max_length": 32})
+    model = task.build_model(None).model.eval()
+    rows, _ = task.prepare_rows({"text": ["Two?"]}, {})
+    found = task.generate(model, task.collator()(Rows(rows).__getitems__([0])))
+    assert 0 < found.shape[1] <= 32 - len(rows[0]["input_ids"])
+
+
 # --- runs --------------------------------------------------------------------------------------------------------------
 
 
