@@ -62,8 +62,6 @@ _LIGER = {
     "liger_rms_norm": "rms_norm",
     "liger_glu_activation": "swiglu",
     "liger_swiglu": "swiglu",
-    "liger_cross_entropy": "cross_entropy",
-    "liger_fused_linear_cross_entropy": "fused_linear_cross_entropy",
 }
 
 

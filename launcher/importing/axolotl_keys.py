@@ -32,6 +32,7 @@ NOT_NEEDED: dict[str, str] = {
     **dict.fromkeys(("trl", "vllm"), "online methods read it, which this file does not do"),
     **dict.fromkeys(("max_prompt_len", "dpo_use_logits_to_keep", "precompute_ref_log_probs", "dataset_exact_deduplication_report"), "launcher settles it; the result is the same"),
     **dict.fromkeys(("mean_resizing_embeddings", "shrink_embeddings", "resize_token_embeddings_to_32x"), "launcher changes no embeddings"),
+    **dict.fromkeys(("chunked_cross_entropy", "liger_cross_entropy", "liger_fused_linear_cross_entropy"), "launcher computes the loss itself, that of large logits in parts"),
     "num_labels": "a reward is one number",
     "hf_mirror": "HF_ENDPOINT names the mirror",
 }  # fmt: skip
@@ -40,7 +41,7 @@ NOT_TRANSLATED: dict[str, tuple[str, str]] = {
     "special_tokens": ("launcher takes the tokenizer as it is, and never learns padding", "where a token other than pad_token matters, save a tokenizer with it and name that under model.tokenizer_name_or_path"),
     **dict.fromkeys(("tokens", "added_tokens_overrides", "fix_untrained_tokens", "peft_trainable_token_indices"), (_NO_TOKENS, "save a tokenizer and model with them first, and name that folder")),
     "lora_model_dir": ("the run would go on from adapters, and launcher begins with new ones", "merge them into the model first, and name that under model.name_or_path"),
-    **dict.fromkeys(("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel", "lora_embedding_kernel", "unsloth_cross_entropy_loss", "unsloth_lora_mlp", "unsloth_lora_qkv", "unsloth_lora_o", "unsloth_rms_norm", "unsloth_rope", "flash_attn_cross_entropy", "flash_attn_rms_norm", "flash_attn_fuse_qkv", "flash_attn_fuse_mlp", "cut_cross_entropy", "use_kernels", "batch_flattening", "tiled_mlp", "chunked_cross_entropy"), (_FAST, "the result is the same without; training.use_liger_kernel saves memory")),
+    **dict.fromkeys(("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel", "lora_embedding_kernel", "unsloth_cross_entropy_loss", "unsloth_lora_mlp", "unsloth_lora_qkv", "unsloth_lora_o", "unsloth_rms_norm", "unsloth_rope", "flash_attn_cross_entropy", "flash_attn_rms_norm", "flash_attn_fuse_qkv", "flash_attn_fuse_mlp", "cut_cross_entropy", "use_kernels", "batch_flattening", "tiled_mlp"), (_FAST, "the result is the same without; training.use_liger_kernel saves memory")),
     "liger_layer_norm": ("launcher's liger_kernel_config takes it under another name for some models", "add it to training.liger_kernel_config"),
     **dict.fromkeys(("xformers_attention", "s2_attention"), ("launcher has no such attention", "write model.attn_implementation: flash_attention_2 or sdpa")),
     **dict.fromkeys(("peft_layers_to_transform", "peft_layers_pattern"), ("adapters are chosen by names of modules", "write strategy.target_modules: a regular expression that names the layers")),

@@ -131,6 +131,7 @@ class _Tracer:
         from launcher.planning.shrinking import shrink
         from launcher.planning.traced_step import Traced, trace_evaluation, trace_training, weights_dtype, without_data
         from launcher.strategies.preparing import modules_kept_in_eval, prepare_model
+        from launcher.tasks.chunked_loss import as_if
 
         small = shrink(self.model, self.phase, self.runs, lengths)
         if small is None:
@@ -161,8 +162,12 @@ class _Tracer:
                         ("evaluation", self.setting.eval_length),
                     )
                 }
-                training = trace_training(traced, batches["training"], mode)
-                evaluation = {} if self.evaluation else trace_evaluation(traced, batches["evaluation"], mode).stretches
+                with as_if(max(_ROWS[-1], self.setting.micro_batch_size) / rows):
+                    training = trace_training(traced, batches["training"], mode)
+                evaluation = {}
+                if not self.evaluation:
+                    with as_if(max(_ROWS[-1], self.setting.eval_batch_size) / rows):
+                        evaluation = dict(trace_evaluation(traced, batches["evaluation"], mode).stretches)
                 size = sum(tensor.numel() * tensor.element_size() for tensor in batches["training"].values())
                 totals = _Totals(training.kept, training.kept_by_blocks, size)
                 found[rows] = {"training": training.stretches, "evaluation": evaluation, "totals": totals}

@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from launcher.recipe.loaded import LoadedRecipe
 
 
+# Kernels of Liger that replace the loss within a model; its others replace layers.
+LIGER_LOSSES = ("cross_entropy", "fused_linear_cross_entropy")
+
+
 @dataclass(frozen=True)
 class Idle:
     """A key that has no effect while ``because`` returns a reason."""
@@ -63,6 +67,14 @@ def _unless_obeyed(name: str) -> Callable[[View], str | bool]:
 def _no_optim_args(v: View) -> str | bool:
     found = OPTIMIZERS.get(optimizer_name(v))
     return found is not None and not found.options and f"training.optim is {optimizer_name(v)}, which takes none"
+
+
+def _no_liger(v: View) -> str | bool:
+    if not v.extra("use_liger_kernel"):
+        return "training.use_liger_kernel is off"
+    chosen = v.extra("liger_kernel_config") or {}
+    idle = [name for name in LIGER_LOSSES if chosen.get(name)]
+    return bool(idle) and f"{idle[0]} is for a loss that the model computes, and launcher computes losses itself"
 
 
 def _no_warmup(v: View) -> str | bool:
@@ -248,8 +260,8 @@ IDLE = (
     Idle("training.dataloader_multiprocessing_context", _no_workers, "set dataloader_num_workers, or remove it"),
     Idle(
         "training.liger_kernel_config",
-        lambda v: not v.extra("use_liger_kernel") and "training.use_liger_kernel is off",
-        "write use_liger_kernel: true, or remove it",
+        _no_liger,
+        "write use_liger_kernel: true and name kernels of layers, such as rope, or remove it",
     ),
     Idle(
         "training.activation_checkpointing_kwargs",

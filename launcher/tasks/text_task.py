@@ -153,11 +153,14 @@ def token_losses(
     """
     import torch.nn.functional as F
 
-    places, labels = logits.float().flatten(0, 1), targets.flatten()
-    flat = F.cross_entropy(
-        places, labels, ignore_index=IGNORED, reduction="none", label_smoothing=label_smoothing,
-        weight=None if class_weights is None else class_weights.to(logits.device),
-    )  # fmt: skip
-    if focal_gamma:
-        flat = flat * focal_factors(places, labels.clamp(min=0), gamma=focal_gamma)
-    return flat.view(targets.shape)
+    from launcher.tasks.chunked_loss import by_place
+
+    weight = None if class_weights is None else class_weights.to(logits.device)
+
+    def losses(places: Any, labels: Any) -> Any:
+        flat = F.cross_entropy(
+            places, labels, ignore_index=IGNORED, reduction="none", label_smoothing=label_smoothing, weight=weight
+        )
+        return flat * focal_factors(places, labels.clamp(min=0), gamma=focal_gamma) if focal_gamma else flat
+
+    return by_place(losses, logits.flatten(0, 1), targets.flatten()).view(targets.shape)

@@ -229,6 +229,7 @@ plugins:
 liger_rope: true
 liger_rms_norm: true
 liger_glu_activation: true
+liger_fused_linear_cross_entropy: true
 chat_template: llama3
 datasets:
   - path: mlabonne/FineTome-100k

@@ -233,6 +233,7 @@ def test_axolotl_others():
     assert (full.strategy.type, full.distributed.engine, full.distributed.offload) == ("full", "fsdp", "all")
     assert (full.task.format, full.data.train.split, full.task.chat_template) == ("sharegpt", "train", "llama3")
     assert fate(made, "datasets[0].split") == fate(made, "special_tokens.eos_token") == "not translated"
+    assert fate(made, "liger_fused_linear_cross_entropy") == "not needed"
     assert full.training.passthrough["liger_kernel_config"] == {"rope": True, "rms_norm": True, "swiglu": True}
     fast, _ = recipe_of(AXOLOTL["full-deepspeed"], "axolotl")
     assert (fast.distributed.zero_stage, fast.task.assistant_only_loss, fast.training.max_steps) == (2, False, 100)

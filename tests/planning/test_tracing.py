@@ -22,6 +22,8 @@ from launcher.plans import MemorySetting
 from launcher.recipe.schema import Recipe
 from launcher.registry import STRATEGIES, load
 from launcher.strategies.layers import block_modules, list_parameters
+from launcher.tasks import chunked_loss
+from launcher.tasks.causal_lm import CausalLM
 from launcher.tasks.models import LoadedModel
 from launcher.tasks.text_classification import TextClassification
 
@@ -213,3 +215,31 @@ def test_longer_rows_and_more_of_them_hold_more(bert: Path, data: Path) -> None:
     peaks = [facts.training_peak(rows, gradients="fresh")[0] for facts in (short, long) for rows in (1, 2, 16)]
     assert peaks[0] < peaks[1] < peaks[2] < peaks[5]
     assert peaks[3] < peaks[4]
+
+
+def test_few_rows_tell_what_many_do_where_the_loss_of_many_is_computed_in_parts(
+    bert: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numbers = {
+        "model_type": "llama", "vocab_size": 4096, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1,
+        "num_attention_heads": 2, "max_position_embeddings": 64,
+    }  # fmt: skip
+    model = {"name_or_path": None, "tokenizer_name_or_path": str(bert), "config": numbers}
+    recipe = Recipe.model_validate(tiny.recipe_values("", "none", model=model, task={"type": "causal-lm"}))
+    task = CausalLM(recipe)
+    skeleton = task.build_model(None, skeleton=True)
+    phase = load(STRATEGIES, "full")().phases(list_parameters(skeleton.model, newly_initialized=frozenset()), recipe)[
+        -1
+    ]
+
+    def peak(large_bytes: int, rows: int) -> float:
+        monkeypatch.setattr(chunked_loss, "LARGE_BYTES", large_bytes)
+        setting = replace(SETTING, micro_batch_size=rows, eval_batch_size=rows)
+        found = trace(recipe, task, None, phase, setting=setting, skeleton=skeleton)
+        return found.training_peak(32, gradients="fresh")[0] + found.evaluation_peak(32)
+
+    # Of 32 rows the logits are 8 MiB, of the rows that are traced at most one.
+    whole, parts = peak(2**30, 32), peak(0, 32)
+    assert parts < 0.8 * whole
+    assert peak(2**22, 32) == parts
+    assert peak(2**22, 8) == whole

@@ -143,6 +143,14 @@ def test_every_row_has_its_example() -> None:
     assert {row.key for row in IDLE} == set(WITHOUT_EFFECT)
 
 
+@pytest.mark.parametrize("name", ["cross_entropy", "fused_linear_cross_entropy"])
+def test_kernels_of_losses_within_the_model_are_refused(name: str) -> None:
+    lines = "training: {use_liger_kernel: true, liger_kernel_config: {rope: true, NAME: VALUE}}".replace("NAME", name)
+    (problem,) = check_recipe(parse_recipe(_recipe(lines.replace("VALUE", "true")), "r.yaml"))
+    assert problem.key == "training.liger_kernel_config" and f"{name} is for a loss that the model" in problem.message
+    assert not _keys(_recipe(lines.replace("VALUE", "false")))
+
+
 @pytest.mark.parametrize("key", sorted(WITHOUT_EFFECT))
 def test_a_setting_without_effect_is_refused(key: str) -> None:
     (problem,) = check_recipe(parse_recipe(_recipe(WITHOUT_EFFECT[key]), "r.yaml"))
