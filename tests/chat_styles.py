@@ -40,7 +40,7 @@ ROWS: dict[str, dict[str, Any]] = {
 
 # Llama 2: contents are stripped, a space before each answer, the end token behind it; the begin token before each question.
 BRACKETS = (
-    "{% for m in messages %}{% if m.role == 'user' %}{{ bos_token + '[INST] ' + m.content | trim + ' [/INST]' }}"
+    "{% for m in messages %}{% if m.role == 'user' %}{{ (bos_token or '') + '[INST] ' + m.content | trim + ' [/INST]' }}"
     "{% elif m.role == 'assistant' %}{{ ' ' + m.content | trim + ' ' + eos_token }}{% else %}{{ m.content }}{% endif %}{% endfor %}"
 )
 # Qwen 3: answers behind the last question have an empty thought, earlier ones lose theirs; tools in a system message.
