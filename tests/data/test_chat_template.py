@@ -140,6 +140,8 @@ def tokenizer_of(folder: Path, style: str) -> Any:
         return with_chat_template(loaded, style, base_folder=Path())
     loaded.chat_template = chat_styles.STYLES[style]
     loaded.add_tokens(["<|im_start|>", "<|im_end|>"], special_tokens=True)
+    # Bytes have no token of their own to begin with, which brackets name.
+    loaded.bos_token = loaded.bos_token or loaded.eos_token
     return loaded
 
 
