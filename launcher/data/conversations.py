@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from launcher.data.columns import Column
-from launcher.data.messages import NotAConversation, messages_of, read_json_list, tools_of
+from launcher.data.messages import NotAConversation, is_messages, messages_of, read_json_list, tools_of
 from launcher.data.tables import Fault, Faults, Table, column_of, has_column
 from launcher.errors import DataError
 from launcher.recipe.chat_options import CONVERSATION_COLUMNS, PREFERENCE_COLUMNS
@@ -219,6 +219,12 @@ def _row(values: Mapping[str, Any], *, format: str, wanted: Wanted) -> tuple[str
     for name in PAIR:
         answer = _answer(values[name], name)
         messages = answer if answer[: len(start)] == start or answer[0]["role"] == "system" else [*start, *answer]
+        if start and len(messages) > len(answer) and answer[0]["role"] == "user" == start[-1]["role"]:
+            raise NotAConversation(
+                f"{name} begins with a message of the user that is not the prompt; let it begin with the prompt as that is written, or with an "
+                "answer",
+                values[name],
+            )
         if wanted.system is not None and messages[0]["role"] != "system":
             messages = [{"role": "system", "content": wanted.system}, *messages]
         if messages[-1]["role"] != "assistant" or len(messages) < 2:
@@ -242,9 +248,10 @@ def _from_alpaca(values: Mapping[str, Any], wanted: Wanted) -> list[dict[str, An
     asked = [_text(values, name) for name in ("instruction", "input")]
     messages = _system(values)
     for turn in read_json_list(values.get("history")) or []:
-        if not isinstance(turn, Sequence) or isinstance(turn, str) or len(turn) != 2:
+        is_pair = isinstance(turn, Sequence) and not isinstance(turn, str) and len(turn) == 2
+        if not is_pair or not all(isinstance(text, str) for text in turn):
             raise NotAConversation("history is no list of pairs [what was asked, what was answered]", values["history"])
-        messages += [{"role": "user", "content": str(turn[0])}, {"role": "assistant", "content": str(turn[1])}]
+        messages += [{"role": "user", "content": turn[0]}, {"role": "assistant", "content": turn[1]}]
     prompt = "\n".join(text for text in asked if text.strip())
     if not prompt:
         raise NotAConversation("instruction and input are empty", values["instruction"])
@@ -253,7 +260,10 @@ def _from_alpaca(values: Mapping[str, Any], wanted: Wanted) -> list[dict[str, An
 
 def _from_prompt(values: Mapping[str, Any], wanted: Wanted) -> list[dict[str, Any]]:
     prompt = values["prompt"]
-    asked = [{"role": "user", "content": _text(values, "prompt")}] if isinstance(prompt, str) else messages_of(prompt)
+    if prompt is None or (isinstance(prompt, str) and not is_messages(prompt)):
+        asked = [{"role": "user", "content": _text(values, "prompt")}]
+    else:
+        asked = messages_of(prompt)
     if not any(message["content"].strip() for message in asked):
         raise NotAConversation("the prompt is empty", prompt)
     return [*asked, *_written(values, "completion", wanted)]
@@ -289,8 +299,8 @@ def _written(values: Mapping[str, Any], name: str, wanted: Wanted) -> list[dict[
 
 def _answer(value: Any, name: str) -> list[dict[str, Any]]:
     """Return the messages of an answer: text, a message, or a list of them."""
-    if isinstance(value, str) and read_json_list(value) is None:
-        if not value.strip():
+    if value is None or (isinstance(value, str) and not is_messages(value)):
+        if not (value or "").strip():
             raise NotAConversation(f"{name} is empty", value)
         return [{"role": "assistant", "content": value}]
     return messages_of([value] if isinstance(value, Mapping) else value)

@@ -19,6 +19,8 @@ _ROLE_KEYS = ("role", "from", "speaker")
 _CONTENT_KEYS = ("content", "value", "text")
 # What templates know beside role and content.
 _KEPT = ("name", "tool_call_id", "reasoning_content", "thinking")
+# What others write to say whether an answer is learned.
+_LEARNED_KEYS = ("weight", "train", "loss")
 
 
 class NotAConversation(Exception):
@@ -35,6 +37,14 @@ def messages_of(value: Any) -> list[dict[str, Any]]:
     if not rows:
         raise NotAConversation(f"it holds {_cut(value)}, which is no list of messages", value)
     return [_message(row, number) for number, row in enumerate(rows, start=1)]
+
+
+def is_messages(value: Any) -> bool:
+    """Whether a value is a list of messages, or writes one as JSON: a text such as ``[1, 2]`` is a text."""
+    rows = read_json_list(value)
+    return bool(rows) and all(
+        isinstance(row, Mapping) and any(row.get(key) is not None for key in _ROLE_KEYS) for row in rows or ()
+    )
 
 
 def read_json_list(value: Any) -> list[Any] | None:
@@ -58,7 +68,8 @@ def tools_of(value: Any) -> list[dict[str, Any]] | None:
         raise NotAConversation(f"tools holds {_cut(value)}, which is no JSON list of tools", value)
     found = [_without_nulls(tool) for tool in tools]
     for tool in found:
-        if "name" not in tool.get("function", tool):
+        function = tool.get("function", tool)
+        if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
             raise NotAConversation(f"a tool has no name: {_cut(tool)}", value)
     return [tool if "function" in tool else {"type": "function", "function": tool} for tool in found] or None
 
@@ -75,7 +86,12 @@ def _message(row: Any, number: int) -> dict[str, Any]:
             f"message {number} is by {said!r}; roles are system, user (human), assistant (gpt), tool (observation) and function_call",
             row,
         )
-    content = _content(next((row[key] for key in _CONTENT_KEYS if key in row), None), number)
+    value = next((row[key] for key in _CONTENT_KEYS if key in row), None)
+    if role == "tool" and isinstance(value, Mapping):
+        value = json.dumps(_without_nulls(value), ensure_ascii=False)
+    content = _content(value, number)
+    if role in ("assistant", "function_call"):
+        _require_learned(row, number)
     calls = _calls(row.get("tool_calls"), number)
     if role == "function_call":
         role, calls = "assistant", _calls_in(content)
@@ -84,6 +100,17 @@ def _message(row: Any, number: int) -> dict[str, Any]:
         raise NotAConversation(f"message {number}, of the assistant, is empty", row)
     more = {key: row[key] for key in _KEPT if key in row}
     return {"role": role, "content": content, **more, **({"tool_calls": calls} if calls else {})}
+
+
+def _require_learned(row: Mapping[str, Any], number: int) -> None:
+    """Raise NotAConversation where an answer says that it is not learned as the others are: nothing here would heed it."""
+    for key in _LEARNED_KEYS:
+        if row.get(key, 1) not in (1, "1"):
+            raise NotAConversation(
+                f"message {number}, of the assistant, has {key} {row[key]!r}, but answers have no weights of their own here: learn only the "
+                f"last of each row (task.learned_answers: last), or remove {key}",
+                row,
+            )
 
 
 def _content(value: Any, number: int) -> str:

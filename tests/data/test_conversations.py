@@ -88,6 +88,33 @@ def test_prompt_and_completion_may_be_messages(tmp_path: Path) -> None:
     assert only(load(tmp_path, [{"prompt": [USER], "completion": [ANSWER]}]))[0] == [USER, ANSWER]
 
 
+@pytest.mark.parametrize("said", ["[1, 2, 3]", '["a", {"b": 1}]', "[]"])
+def test_an_answer_that_is_a_json_list_of_other_things_is_a_text(said: str, tmp_path: Path) -> None:
+    assert only(load(tmp_path, [{"instruction": "Two?", "output": said}]))[0] == [USER, {**ANSWER, "content": said}]
+
+
+def test_json_texts_of_messages_are_read_in_prompt_and_completion(tmp_path: Path) -> None:
+    row = {"prompt": json.dumps([USER]), "completion": json.dumps([ANSWER])}
+    assert only(load(tmp_path, [row]))[0] == [USER, ANSWER]
+
+
+def test_weights_that_change_nothing_are_left_aside(tmp_path: Path) -> None:
+    rows = [{"messages": [{**USER, "weight": 0}, {**ANSWER, "weight": 1.0, "train": True, "loss": None}]}]
+    assert only(load(tmp_path, rows))[0] == [USER, ANSWER]
+
+
+def test_a_tool_s_result_may_be_an_object(tmp_path: Path) -> None:
+    rows = [{"messages": [USER, {"role": "tool", "content": {"sum": "é", "of": [1]}}, ANSWER]}]
+    assert only(load(tmp_path, rows))[0][1] == {"role": "tool", "content": '{"sum": "é", "of": [1]}'}
+
+
+def test_a_prompt_that_the_answers_repeat_otherwise_is_not_asked_twice(tmp_path: Path) -> None:
+    rejected = [USER, {"role": "assistant", "content": "Uno."}]
+    row = {"prompt": "Two? ", "chosen": [USER, ANSWER], "rejected": rejected}
+    with pytest.raises(DataError, match="chosen begins with a message of the user that is not the prompt"):
+        load(tmp_path, [row], wanted=Wanted(pairs=True))
+
+
 def test_columns_with_other_names_are_named_by_the_recipe(tmp_path: Path) -> None:
     splits = load(tmp_path, [{"q": "Two?", "a": "Dos."}], columns={"prompt": "q", "completion": "a"})
     assert only(splits)[0] == [USER, ANSWER] and told(splits) == "prompt_completion"
@@ -134,6 +161,12 @@ def test_pairs_are_two_whole_conversations(row: dict[str, Any], tmp_path: Path) 
         ({"prompt": " ", "completion": "x"}, "the prompt is empty"),
         ({"instruction": 3, "output": "x"}, "instruction holds '3' (int), which is not text"),
         ({"messages": [USER, ANSWER], "tools": "{broken"}, "which is no JSON list of tools"),
+        ({"messages": [USER, ANSWER], "tools": [{"function": "myname"}]}, "a tool has no name"),
+        ({"prompt": "Two?", "completion": None}, "completion is empty"),
+        ({"prompt": None, "completion": "x"}, "the prompt is empty"),
+        ({"instruction": "x", "output": "y", "history": [["a", None]]}, "history is no list of pairs"),
+        ({"messages": [USER, {**ANSWER, "weight": 0}, USER, ANSWER]}, "message 2, of the assistant, has weight 0"),
+        ({"messages": [USER, {**ANSWER, "train": False}, USER, {**ANSWER, "train": True}]}, "has train False"),
     ],
 )  # fmt: skip
 def test_a_row_that_is_no_conversation_is_named(row: dict[str, Any], said: str, tmp_path: Path) -> None:
