@@ -12,6 +12,7 @@ import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -22,7 +23,11 @@ Messages = Sequence[Mapping[str, Any]]
 _MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")
 # Characters of Unicode's private use, which no text has.
 _STAND_IN = "\ue200{number}\ue201"
+_TODAY = re.compile(r"""strftime_now\(\s*(['"])([^'"\\]*)\1\s*\)""")
 _STAND_INS = re.compile("\ue200(\\d+)\ue201")
+DAY = datetime(2024, 7, 26)
+"""What templates are told that ask for the day (``strftime_now``), so that rows are the same whenever they are prepared. It is the day that
+Llama 3.2's template has where it knows no other."""
 
 
 class Rendered(NamedTuple):
@@ -61,26 +66,53 @@ class ChatTemplate:
         text, marked = self._render(messages, tools, marks=self.has_marks)
         self._require_shown(text, messages, tools)
         if self.has_marks:
-            return Rendered(text, tuple((int(start), int(end)) for start, end in marked if end > start))
+            return Rendered(text, tuple(self._without_prompt(text, *place) for place in marked if place[1] > place[0]))
         numbers = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
         answers = self._all_at_once(text, messages, tools, numbers) or self._one_by_one(text, messages, tools, numbers)
         return Rendered(text, tuple(answers))
 
+    @property
+    def has_date(self) -> bool:
+        """Whether it asks for the day."""
+        return "strftime_now" in self.source
+
+    @cached_property
+    def _of_day(self) -> str:
+        return _TODAY.sub(lambda match: repr(DAY.strftime(match[2])), self.source)
+
     @cached_property
     def generation_prompt(self) -> str:
         """What stands before an answer in serving, behind the messages before it."""
-        asked = [{"role": "user", "content": "u"}]
-        without, with_prompt = self.render(asked), self.render(asked, prompt=True)
-        return with_prompt.removeprefix(without) if with_prompt.startswith(without) else ""
+        stand_in = _STAND_IN.format(number=0)
+        asked = [{"role": "user", "content": stand_in}]
+        without, with_prompt = (self.render(asked, prompt=prompt).rpartition(stand_in)[2] for prompt in (False, True))
+        if with_prompt.startswith(without):
+            return with_prompt.removeprefix(without)
+        # Some end a text that asks for no answer with a token of its own.
+        shared = _differing(with_prompt, without)[0]
+        places = [
+            match.span() for token in self.special if token for match in re.finditer(re.escape(token), with_prompt)
+        ]
+        return with_prompt[min((start for start, end in places if start < shared < end), default=shared) :]
 
     @cached_property
     def end_of_turn(self) -> str:
-        """What ends an answer, up to its last special token; "" where the template has none."""
+        """What ends an answer, up to its last special token; "" where the template has none.
+
+        A token that only ends the whole text is not a part of it, where another one ends answers within.
+        """
         stand_in = _STAND_IN.format(number=0)
-        text = self.render([{"role": "user", "content": "u"}, {"role": "assistant", "content": stand_in}])
-        behind = text.rpartition(stand_in)[2]
-        ends = [behind.rfind(token) + len(token) for token in self.special if token and token in behind]
-        return behind[: max(ends, default=0)]
+        messages = [{"role": "user", "content": "u"}, {"role": "assistant", "content": stand_in}]
+        behind = self.render(messages).rpartition(stand_in)[2]
+        try:
+            within = self.render([*messages, messages[0]]).rpartition(stand_in)[2]
+        except TemplateError:
+            within = behind
+        return self._up_to_token(behind[: _differing(behind, within)[0]]) or self._up_to_token(behind)
+
+    def _up_to_token(self, text: str) -> str:
+        ends = [text.rfind(token) + len(token) for token in self.special if token and token in text]
+        return text[: max(ends, default=0)]
 
     # --- where answers stand ---------------------------------------------------------------------------------------
 
@@ -115,16 +147,24 @@ class ChatTemplate:
         """Return the answers, each told from a text with a stand-in for it alone. Raises TemplateError where there is a doubt."""
         found = []
         for number in numbers:
-            other = self.render(_with_stand_ins(messages, [number]), tools)
+            try:
+                other = self.render(_with_stand_ins(messages, [number]), tools)
+            except TemplateError:
+                # Some want every call of a tool before its result.
+                other = ""
             if len(_STAND_INS.findall(other)) != 1:
+                place = self._between(text, messages, tools, number)
+                if place is not None:
+                    found.append(place)
+                    continue
                 raise TemplateError(
                     "where its answers stand cannot be told, as the template shows an answer not once as it is; give it "
                     "{% generation %} marks, or write task.assistant_only_loss: false"
                 )
             start, end = _differing(text, other)
             here = other[start : len(other) - len(text) + end]
-            rest = [said.get("content", "").strip() for place, said in enumerate(messages) if place != number]
-            if any(said and said in here for said in rest):
+            rest = [said.get("content", "").strip() for at, said in enumerate(messages) if at != number]
+            if any(one and one in _STAND_INS.sub("", here) for one in rest):
                 raise TemplateError(
                     "where its answers stand cannot be told, as the template shows other messages elsewhere when an answer differs; "
                     "give it {% generation %} marks"
@@ -135,6 +175,25 @@ class ChatTemplate:
                 "where its answers stand cannot be told, as the template shows them in each other; give it {% generation %} marks"
             )
         return [(start, self._with_end_of_turn(text, end)) for start, end in found]
+
+    def _between(
+        self, text: str, messages: Messages, tools: Sequence[Any] | None, number: int
+    ) -> tuple[int, int] | None:
+        """Return an answer as what it adds to the conversation before it; None where the text does not begin with that conversation."""
+        try:
+            before = self.render(messages[:number], tools, prompt=True)
+            up_to = self.render(messages[: number + 1], tools)
+        except TemplateError:
+            return None
+        if not text.startswith(up_to) or not up_to.startswith(before):
+            return None
+        end = len(before) + len(self._up_to_token(up_to[len(before) :]) or up_to[len(before) :])
+        return (len(before), end - len(self.end_of_turn)) if up_to[:end].endswith(self.end_of_turn) else None
+
+    def _without_prompt(self, text: str, start: int, end: int) -> tuple[int, int]:
+        """Return where a marked answer stands: marks may be set around the generation prompt, which nobody has to learn."""
+        prompt = self.generation_prompt
+        return (int(start) + len(prompt) if prompt and text.startswith(prompt, start) else int(start), int(end))
 
     def _beginning(self, text: str, at: int, before: str, messages: Messages, number: int) -> int:
         """Return where an answer begins: behind the generation prompt, which may stand before what ``at`` points to, with thoughts between."""
@@ -159,7 +218,7 @@ class ChatTemplate:
         try:
             rendered: Any = render_jinja_template(
                 conversations=[[dict(message) for message in messages]], tools=list(tools) if tools else None,
-                chat_template=self.source, return_assistant_tokens_mask=marks, add_generation_prompt=prompt, **self.tokens,
+                chat_template=self._of_day, return_assistant_tokens_mask=marks, add_generation_prompt=prompt, **self.tokens,
             )  # fmt: skip
             texts, places = rendered
         except (JinjaError, TypeError, ValueError, KeyError) as error:
@@ -170,12 +229,41 @@ class ChatTemplate:
         """Raise TemplateError where the template leaves out tools, or what calls one: the model would learn from less than there is."""
         names = [tool.get("function", tool)["name"] for tool in tools or ()]
         called = [call["function"]["name"] for message in messages for call in message.get("tool_calls", ())]
+        if not names and not called:
+            return
+        try:
+            # A tool's name may also be a word of what is said.
+            text = self.render(*_with_other_names(messages, tools))
+            other = "_{what}_{number}_"
+        except TemplateError:
+            other = "{name}"
         for what, wanted in (("a tool", names), ("a call of the tool", called)):
-            missing = next((name for name in wanted if name not in text), None)
-            if missing is not None:
-                raise TemplateError(
-                    f"the chat template does not show {what} {missing!r}; choose one that knows tools, such as task.chat_template: chatml"
-                )
+            for number, name in enumerate(wanted):
+                if other.format(what=what[2:6], number=number, name=name) not in text:
+                    raise TemplateError(
+                        f"the chat template does not show {what} {name!r}; choose one that knows tools, such as task.chat_template: chatml"
+                    )
+
+
+def _with_other_names(
+    messages: Messages, tools: Sequence[Any] | None
+) -> tuple[list[Mapping[str, Any]], list[Any] | None]:
+    """Return a conversation whose tools are called _tool_0_, ..., and whose calls are of _call_0_, ..."""
+    numbers = itertools.count()
+    renamed: list[Mapping[str, Any]] = []
+    for message in messages:
+        calls = [
+            {**call, "function": {**call["function"], "name": f"_call_{next(numbers)}_"}}
+            for call in message.get("tool_calls", ())
+        ]
+        renamed.append({**message, "tool_calls": calls} if calls else message)
+    others = [
+        {**tool, "function": {**tool["function"], "name": f"_tool_{number}_"}}
+        if "function" in tool
+        else {**tool, "name": f"_tool_{number}_"}
+        for number, tool in enumerate(tools or ())
+    ]
+    return renamed, others or None
 
 
 def _with_stand_ins(messages: Messages, numbers: Sequence[int]) -> list[Mapping[str, Any]]:
@@ -217,6 +305,10 @@ class Encoded:
     """bool [tokens]: which tokens are of an answer that is learned; the first of a text never is."""
     left_out: str
     """What was cut off, as text; "" where nothing was."""
+    is_hidden: bool = False
+    """Whether the chat template leaves out a part of what is said."""
+    has_controls: bool = False
+    """Whether what is said holds special tokens."""
 
     @property
     def cut(self) -> bool:

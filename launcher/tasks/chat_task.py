@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, Literal
 
-from launcher.data.chat_template import ChatTemplate, Encoded, Rendered, TemplateError, encode
+from launcher.data.chat_content import has_control_tokens, is_hidden
+from launcher.data.chat_template import DAY, ChatTemplate, Encoded, Rendered, TemplateError, encode
 from launcher.data.conversations import Wanted, read_conversation
 from launcher.data.sources import SplitSet, load_rows, load_splits
 from launcher.data.tables import Fault, Faults
@@ -132,7 +134,12 @@ class ChatTask(TextTask):
 
     def notes(self, facts: Mapping[str, Any]) -> list[str]:
         """Return what a reader should know of the format, of what was cut, of the template and of the model."""
-        return [*self._notes_on_format(facts), *self._notes_on_tokens(), *self.notes_on_model()]
+        return [
+            *self._notes_on_format(facts),
+            *self._notes_on_content(facts),
+            *self._notes_on_tokens(),
+            *self.notes_on_model(),
+        ]
 
     def _notes_on_format(self, facts: Mapping[str, Any]) -> list[str]:
         told = facts.get("conversations")
@@ -142,8 +149,30 @@ class ChatTask(TextTask):
             f"the conversations were told to be {' and '.join(told)}, by the names of their columns; task.format names another"
         ]
 
+    def _notes_on_content(self, facts: Mapping[str, Any]) -> list[str]:
+        found = []
+        for name, counts in facts["splits"].items():
+            rows = f"of the {counts['texts']:,} {name} rows"
+            if counts["hidden"]:
+                found.append(
+                    f"{counts['hidden']:,} {rows} have something that the chat template does not show, such as thoughts, or messages of a role "
+                    "that it does not know: the model never sees it; look at them with `launcher data`, or write another task.chat_template"
+                )
+            # That template is for texts that have their special tokens in them.
+            if counts["controls"] and self.chat_options.chat_template != "raw":
+                found.append(
+                    f"{counts['controls']:,} {rows} have special tokens within what is said, which end or begin turns as if they were the "
+                    "template's; rewrite these texts where that is not meant"
+                )
+        return found
+
     def _notes_on_tokens(self) -> list[str]:
         found = []
+        if self.template.has_date:
+            found.append(
+                f"the chat template writes the day (strftime_now): it is {DAY:%d %b %Y} in all rows, so that they are the same whenever they are "
+                "prepared; for another day write it into a file for task.chat_template"
+            )
         if self.end_id is None:
             found.append(
                 "the chat template ends answers with no special token, so the model does not learn where to stop; choose another, such as "
@@ -207,7 +236,7 @@ def encode_conversations(
     everything: bool = False, origin: Any = str,
 ) -> list[Encoded]:  # fmt: skip
     """Return ``ChatTask.encode``, in any process; ``everything``: all tokens are learned. Raises DataError."""
-    found = []
+    found, known = [], []
     for number, text in enumerate(conversations):
         messages, tools = read_conversation(text)
         try:
@@ -217,4 +246,17 @@ def encode_conversations(
         except TemplateError as error:
             raise DataError(f"{origin(number)}: {error}") from error
         found.append(rendered._replace(answers=rendered.answers[-1:]) if answers == "last" else rendered)
-    return encode(tokenizer, found, max_length=max_length, everything=everything)
+        known.append((is_hidden(messages, rendered.text), has_control_tokens(messages, template.special)))
+    encoded = encode(tokenizer, found, max_length=max_length, everything=everything)
+    return [
+        dataclasses.replace(one, is_hidden=hidden, has_controls=controls)
+        for one, (hidden, controls) in zip(encoded, known, strict=True)
+    ]
+
+
+def content_counts(conversations: Sequence[Sequence[Encoded]]) -> dict[str, int]:
+    """Return how many rows, of one conversation or several each, have a part that the template leaves out, and special tokens as text."""
+    return {
+        "hidden": sum(any(one.is_hidden for one in row) for row in conversations),
+        "controls": sum(any(one.has_controls for one in row) for row in conversations),
+    }

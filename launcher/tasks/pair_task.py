@@ -13,7 +13,7 @@ from launcher.contracts import Baseline, Predictions, Prepared, ShownRow
 from launcher.data.sources import SplitSet
 from launcher.data.token_batches import padded
 from launcher.errors import DataError, ModelUnreachable
-from launcher.tasks.chat_task import ChatTask, encode_conversations
+from launcher.tasks.chat_task import ChatTask, content_counts, encode_conversations
 from launcher.tasks.padding import pad_tokens
 from launcher.tasks.prepared_task import SPLITS, write_features
 
@@ -189,6 +189,7 @@ def pair_features(
         "cut": sum(any(text.cut for text in both[number]) for number in kept),
         "empty": len(both) - len(kept),
         "equal": sum(np.array_equal(both[number][0].input_ids, both[number][1].input_ids) for number in kept),
+        **content_counts(both),
     }
 
 

@@ -19,7 +19,7 @@ from launcher.recipe.chat_options import SFTOptions
 from launcher.recipe.schema import Recipe
 from launcher.tasks.answering import answers_of, left_padded, prompt_and_answer, said_by_user, sample_prompts
 from launcher.tasks.causal_model import load_causal_config, takes_logits_to_keep
-from launcher.tasks.chat_task import ChatTask, encode_conversations
+from launcher.tasks.chat_task import ChatTask, content_counts, encode_conversations
 from launcher.tasks.generation import waits_for_others
 from launcher.tasks.models import LoadedModel
 from launcher.tasks.next_token_collator import NextTokenCollator, takes_flat_rows
@@ -304,6 +304,7 @@ def chat_features(
         "learned": int(sum(one.sum() for one in columns["learned"])),
         "cut": sum(one.cut for one in found),
         "empty": len(found) - len(kept),
+        **content_counts([[one] for one in found]),
     }
 
 

@@ -10,6 +10,7 @@ import chat_styles
 import pytest
 from hypothesis import given, strategies as st
 
+from launcher.data import chat_content
 from launcher.data.chat_template import ChatTemplate, Rendered, TemplateError, encode
 from launcher.data.conversations import Wanted, read_conversation
 from launcher.data.sources import load_splits
@@ -214,3 +215,96 @@ def test_a_tokenizer_without_a_template_asks_for_one(shared: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(shared / "models" / "stories260k-llama")
     with pytest.raises(ModelError, match="the tokenizer has no chat template.*task.chat_template: chatml"):
         with_chat_template(tokenizer, None, base_folder=Path())
+
+
+# --- templates as models have them ------------------------------------------------------------------------------------
+
+
+def said_by(
+    source: str, messages: list[dict[str, Any]], tools: Any = None, special: tuple[str, ...] = SPECIAL
+) -> list[str]:
+    found = ChatTemplate(source, NAMES, special).rendered(messages, tools)
+    return [found.text[start:end] for start, end in found.answers]
+
+
+TWICE = [
+    {"role": "user", "content": "q"}, {"role": "assistant", "content": "One."},
+    {"role": "user", "content": "r"}, {"role": "assistant", "content": "Two."},
+]  # fmt: skip
+
+
+def test_a_token_that_ends_the_whole_text_is_no_end_of_an_answer() -> None:
+    # Phi 3.
+    source = (
+        "{% for m in messages %}{{ '<|' + m.role + '|>\n' + m.content + '<|end|>\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% else %}{{ eos_token }}{% endif %}"
+    )
+    special = ("</s>", "<|user|>", "<|assistant|>", "<|end|>")
+    assert said_by(source, TWICE, special=special) == ["One.<|end|>", "Two.<|end|>"]
+    assert ChatTemplate(source, NAMES, special).generation_prompt == "<|assistant|>\n"
+
+
+def test_several_tokens_may_end_an_answer() -> None:
+    # Command R7B.
+    source = "{% for m in messages %}{{ '<a>' + m.role + '<b>' + m.content + '<c><d>' }}{% endfor %}"
+    assert said_by(source, TWICE, special=("<a>", "<b>", "<c>", "<d>")) == ["One.<c><d>", "Two.<c><d>"]
+
+
+def test_calls_that_are_wanted_before_results_are_told_from_what_comes_before_them() -> None:
+    # Mistral, version 3.
+    source = (
+        "{{ bos_token }}{% for t in tools or [] %}{{ t | tojson }}{% endfor %}{% for m in messages %}{% if m.role == 'user' %}"
+        "{{ '[INST] ' + m.content + '[/INST]' }}{% elif m.tool_calls is defined %}{{ '[CALL] ' + m.tool_calls | tojson + eos_token }}"
+        "{% elif m.role == 'tool' %}{% if messages[loop.index0 - 1].tool_calls is not defined %}{{ raise_exception('result without a call') }}{% endif %}"
+        "{{ '[RESULT] ' + m.content + '[/RESULT]' }}{% else %}{{ ' ' + m.content + eos_token }}{% endif %}{% endfor %}"
+    )
+    call = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
+    messages = [
+        {"role": "user", "content": "add"}, {"role": "assistant", "content": "", "tool_calls": [call]}, {"role": "tool", "content": "3"},
+        {"role": "assistant", "content": "It is 3."},
+    ]  # fmt: skip
+    first, second = said_by(source, messages, [{"type": "function", "function": chat_styles.TOOL}])
+    assert first.startswith("[CALL] [{") and first.endswith("}]</s>") and '"add"' in first
+    assert second == "It is 3.</s>"
+
+
+def test_tools_whose_names_are_words_of_the_conversation_have_to_be_shown_too(tmp_path: Path) -> None:
+    messages, tools = conversation("tools", tmp_path)
+    asked = [{**messages[0], "content": "please add 2 and 3"}, *messages[1:]]
+    with pytest.raises(TemplateError, match="does not show a tool 'add'"):
+        template("plain").rendered(asked, tools)
+    with pytest.raises(TemplateError, match="does not show a call of the tool 'add'"):
+        template("plain").rendered(asked)
+
+
+def test_marks_around_the_generation_prompt_do_not_make_it_learned() -> None:
+    # SmolLM 3.
+    source = (
+        "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}{{ '<|im_start|>assistant\n' + m.content + '<|im_end|>' }}"
+        "{% endgeneration %}{% else %}{{ '<|im_start|>user\n' + m.content + '<|im_end|>' }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    )
+    assert said_by(source, TWICE) == ["One.<|im_end|>", "Two.<|im_end|>"]
+
+
+def test_the_day_is_the_same_on_all_days() -> None:
+    source = "{% if strftime_now is defined %}{{ strftime_now(\"%d %b %Y\") }}{% endif %}{{ messages[0].content + strftime_now( '%Y') }}"
+    own = ChatTemplate(source, NAMES, SPECIAL)
+    assert own.render([{"role": "user", "content": "x"}]) == "26 Jul 2024x2024"
+    assert own.has_date and not template("chatml").has_date
+
+
+@pytest.mark.parametrize(
+    ("style", "messages", "is_hidden"),
+    [
+        ("plain", TWICE, False),
+        ("thoughts", [{"role": "user", "content": "q"}, {"role": "assistant", "content": "<think>\nhm\n</think>\n\nOne."}, *TWICE], False),
+        ("plain", [{"role": "user", "content": "q"}, {"role": "assistant", "content": "One.", "reasoning_content": "hm"}], True),
+        ("{% for m in messages if m.role != 'system' %}{{ m.content }}{% endfor %}", [{"role": "system", "content": "s"}, *TWICE], True),
+        ("{% for m in messages %}{{ m.content.split('</think>')[-1] }}{% endfor %}", [TWICE[0], {"role": "assistant", "content": "<think>hm</think>One."}], True),
+        ("{% for m in messages %}{{ m.content | tojson }}{% endfor %}", [{"role": "user", "content": 'a "b"\nc'}], False),
+    ],
+)  # fmt: skip
+def test_what_a_template_does_not_show_is_known(style: str, messages: list[dict[str, Any]], is_hidden: bool) -> None:
+    own = template(style) if "{" not in style else ChatTemplate(style, NAMES, SPECIAL)
+    assert chat_content.is_hidden(messages, own.render(messages)) is is_hidden
