@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from launcher.recipe.jinja_checks import file_fault, source_fault
 from launcher.recipe.model_files import (
     CHAT_TEMPLATES,
     CONFIG,
@@ -164,8 +165,23 @@ def _chat_template(files: ModelFiles, told: dict[str, Any]) -> Iterator[ModelFin
     own = told.get("chat_template")
     names = {part.get("name") for part in own if isinstance(part, dict)} if isinstance(own, list) else set()
     if files.has(*CHAT_TEMPLATES) or (own and (isinstance(own, str) or "default" in names)):
+        yield from _template_that_reads(files, own)
         return
     if files.has(CHAT_TEMPLATES[0]) is None:
         # A cache that an older client has filled does not say what was looked for.
         return
     yield ModelFinding("task.chat_template", True, f"{NO_CHAT_TEMPLATE} ({files.name})", NO_CHAT_TEMPLATE_REMEDY)
+
+
+def _template_that_reads(files: ModelFiles, own: Any) -> Iterator[ModelFinding]:
+    path = next((files.found[name] for name in CHAT_TEMPLATES if files.found.get(name) is not None), None)
+    if path is not None:
+        fault = file_fault(path)
+    else:
+        parts = own if isinstance(own, list) else []
+        named = {part["name"]: part.get("template") for part in parts if isinstance(part, dict) and "name" in part}
+        source = own if isinstance(own, str) else named.get("default")
+        fault = source_fault(source) if isinstance(source, str) else None
+    if fault is not None:
+        message = f"the tokenizer's own chat template is of no use ({files.name}): {fault}"
+        yield ModelFinding("task.chat_template", True, message, f"mend it, or {NO_CHAT_TEMPLATE_REMEDY}")

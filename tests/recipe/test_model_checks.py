@@ -96,6 +96,38 @@ def test_chat_templates_in_files_of_their_own(tmp_path: Path) -> None:
     assert faults(recipe(model, SFT)) == []
 
 
+MARKED = "{% for m in messages %}{%- generation -%}{{ m.content }}{% endgeneration %}{% break %}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        (MARKED, None),
+        ("{{ messages[0 }}", "it is no Jinja that can be read (line 1: unexpected '}', expected ']')"),
+        ("one\n{{ x | nosuch }}", "(line 2: No filter named 'nosuch'.)"),
+        (" \n", "it is empty"),
+    ],
+)
+def test_a_chat_template_that_cannot_be_read(source: str, said: str | None, tmp_path: Path) -> None:
+    own = recipe(write_model(tmp_path / "m", chat_template__jinja=source), SFT)
+    (tmp_path / "named.jinja").write_text(source)
+    task = {**SFT, "chat_template": str(tmp_path / "named.jinja")}
+    named = tiny.write_recipe(tmp_path / "r.yaml", tiny.recipe_values(str(tmp_path / "m"), "s", task=task))
+    problems = [one.message for one in examine(named)[1] if one.key == "task.chat_template"]
+    if said is None:
+        assert not problems and not faults(own)
+    else:
+        [(key, found, remedy)] = faults(own)
+        assert key == "task.chat_template" and found.endswith(said) and "mend it, or write task.chat_template" in remedy
+        assert problems[0].endswith(said) and "task.chat_template is " in problems[0]
+
+
+def test_a_template_in_the_configuration_that_cannot_be_read(tmp_path: Path) -> None:
+    for template in ("{{ x[ }}", [{"name": "default", "template": "{{ x[ }}"}]):
+        model = write_model(tmp_path / "m", tokenizer=TOKENIZER | {"chat_template": template})
+        assert "no Jinja" in faults(recipe(model, SFT))[0][1]
+
+
 def test_a_run_says_it_in_the_same_words(tmp_path: Path) -> None:
     from launcher.errors import ModelError
     from launcher.tasks.chat_templates import with_chat_template

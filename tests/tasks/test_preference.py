@@ -83,7 +83,7 @@ def test_a_row_is_two_texts(story: Path, pairs: Path) -> None:
     longer = max(len(row["chosen_ids"]), len(row["rejected_ids"]))
     assert row["length"] == 2 * (-(-longer // 8) * 8), "what the pair takes in a batch"
     assert prepared.facts["splits"]["train"] == {
-        "rows": 24, "texts": 24, "empty": 0, "equal": 0, "cut": 0, "labelled": True,
+        "rows": 24, "texts": 24, "empty": 0, "equal": 0, "cut": 0, "labelled": True, "hidden": 0, "controls": 0,
         "tokens": sum(len(ids) for side in ("chosen", "rejected") for ids in prepared.train[f"{side}_ids"]),
     }  # fmt: skip
     shown = task.show_row({**row, "place": 0}, prepared)

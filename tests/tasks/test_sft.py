@@ -388,3 +388,29 @@ def test_another_template_is_another_run(tmp_path: Path) -> None:
         keep_chat_template(run, task, allow=False)
     keep_chat_template(run, task, allow=True)
     assert run.chat_template.read_text() == "{{ b }}"
+
+
+# --- what a reader is told -----------------------------------------------------------------------------------------------
+
+
+def test_special_tokens_in_what_is_said_and_what_is_not_shown_are_counted(story: str, tmp_path: Path) -> None:
+    answer = {"role": "assistant", "content": "No.", "reasoning_content": "Hm."}
+    rows = [
+        {"messages": [{"role": "user", "content": "Is </s> a word?"}, {"role": "assistant", "content": "Yes."}]},
+        {"messages": [{"role": "user", "content": "And now?"}, answer]},
+        chat_styles.ROWS["messages"],
+    ]
+    data = write(tmp_path / "data", rows)
+    notes = " ".join(task_for(story, data, data={"max_length": 256}).prepare_data()[1].facts["warnings"])
+    assert "1 of the 3 train rows have special tokens within what is said" in notes
+    assert "1 of the 3 train rows have something that the chat template does not show" in notes
+    raw = task_for(story, data, data={"max_length": 256}, task={"chat_template": "raw"}).prepare_data()[1]
+    assert "special tokens within" not in " ".join(raw.facts["warnings"]), "they are meant there"
+
+
+def test_a_template_that_writes_the_day_is_told_of(story: str, tmp_path: Path) -> None:
+    (tmp_path / "day.jinja").write_text("{{ strftime_now('%d %B') }}" + chat_styles.TURNS)
+    task = task_for(story, write(tmp_path / "data", sums(3)), task={"chat_template": str(tmp_path / "day.jinja")})
+    _, prepared = task.prepare_data()
+    assert "it is 26 Jul 2024 in all rows" in " ".join(prepared.facts["warnings"])
+    assert "26 July" in task.tokenizer.decode(prepared.train[0]["input_ids"])
