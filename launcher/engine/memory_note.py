@@ -27,7 +27,7 @@ class MemoryNote:
         self._path = path
         self._device = device
         self._moments: dict[str, int] = {}
-        self._base = 0 if device == "cuda" else _status("VmRSS")
+        self._base = 0 if device == "cuda" else status_bytes("VmRSS")
         self._peak = 0
 
     def add(self, moment: str) -> None:
@@ -43,7 +43,7 @@ class MemoryNote:
             import torch
 
             return int(torch.cuda.max_memory_reserved())
-        return _status("VmHWM")
+        return status_bytes("VmHWM")
 
 
 class NotesMemory(TrainerCallback):
@@ -74,7 +74,7 @@ class NotesMemory(TrainerCallback):
         self._note.add("training")
 
 
-def _status(name: str) -> int:
+def status_bytes(name: str) -> int:
     """Return a line of /proc/self/status in bytes; 0 where there is no such file."""
     try:
         lines = Path("/proc/self/status").read_text().splitlines()

@@ -15,6 +15,7 @@ from launcher.engine.checkpoints import load_weights
 from launcher.engine.context import Beginning, RunContext
 from launcher.engine.early_stopping import RunIsOver
 from launcher.engine.half_weights import convert_statistics
+from launcher.engine.kept_memory import KeepsFreedMemory
 from launcher.engine.memory_note import NotesMemory
 from launcher.engine.prefix_decision import open_cache
 from launcher.engine.trainer import RunTrainer
@@ -76,6 +77,8 @@ def run_phase(
     trainer.add_callback(trainer.stopping)
     if context.memory is not None:
         trainer.add_callback(NotesMemory(context.memory))
+    if context.launch.device == "cpu":
+        trainer.add_callback(KeepsFreedMemory(ranks=context.launch.processes_per_node))
     resume_from = None if beginning.by_name else beginning.resume_from
     trainer.refuse_foreign_code()
     try:
