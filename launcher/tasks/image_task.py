@@ -14,7 +14,8 @@ from launcher.data.images import checked_bytes, image_bytes, open_image
 from launcher.data.pieces import Origin
 from launcher.data.sources import SplitSet, load_rows, load_splits
 from launcher.errors import DataError, ModelError
-from launcher.tasks.models import LoadedModel, load_config, load_image_processor, load_model
+from launcher.tasks.image_processors import load_image_processor
+from launcher.tasks.models import LoadedModel, load_config, load_model
 from launcher.tasks.prepared_task import PreparedTask
 
 _OPTIONAL = ("id",)

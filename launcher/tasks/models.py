@@ -102,7 +102,7 @@ def load_tokenizer(section: ModelSection, **options: Any) -> Any:
     location = locate(name)
     # A revision is the model's; a tokenizer from elsewhere has revisions of its own.
     revision = section.revision if section.tokenizer_name_or_path is None else None
-    with _explained(location, "tokenizer_config.json"):
+    with explained(location, "tokenizer_config.json"):
         tokenizer = AutoTokenizer.from_pretrained(
             location, revision=revision, trust_remote_code=section.trust_remote_code, **options
         )
@@ -110,58 +110,6 @@ def load_tokenizer(section: ModelSection, **options: Any) -> Any:
         # Decoders often have none; padded places are masked, so any token does.
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     return tokenizer
-
-
-def load_image_processor(section: ModelSection, *, size: int | None = None) -> Any:
-    """Return the model's image processor, or for a model without pretrained weights one that resizes to the size of its
-    configuration and brings pixels to -1 to 1. ``size``: width and height in pixels instead of its own.
-
-    Raises:
-        ModelError: there is none, or the size is nowhere said.
-    """
-    if section.name_or_path is None:
-        return _new_image_processor(load_config(section, skeleton=True), size=size)
-    from transformers import AutoImageProcessor
-
-    location = locate(section.name_or_path)
-    with _explained(location, "preprocessor_config.json"):
-        processor = AutoImageProcessor.from_pretrained(
-            location, revision=section.revision, trust_remote_code=section.trust_remote_code
-        )
-    if size is not None:
-        processor.size, processor.do_resize = {"height": size, "width": size}, True
-        processor.do_center_crop = False
-    return processor
-
-
-# Their processors also turn outputs into boxes.
-_DETECTOR_PROCESSORS = {
-    "conditional_detr": "ConditionalDetr",
-    "dab-detr": "ConditionalDetr",
-    "deformable_detr": "DeformableDetr",
-    "detr": "Detr",
-    "rt_detr": "RTDetr",
-    "rt_detr_v2": "RTDetr",
-    "table-transformer": "Detr",
-    "yolos": "Yolos",
-}
-
-
-def _new_image_processor(config: Any, *, size: int | None) -> Any:
-    import transformers
-    from transformers import ViTImageProcessorPil
-
-    found = size or getattr(config, "image_size", None)
-    if found is None:
-        raise ModelError(f"a {config.model_type} takes images of any size; write task.image_size, such as 224")
-    height, width = (found, found) if isinstance(found, int) else found
-    if config.model_type in _DETECTOR_PROCESSORS:
-        own = getattr(transformers, f"{_DETECTOR_PROCESSORS[config.model_type]}ImageProcessorPil")
-        return own(size={"height": height, "width": width})
-    channels = getattr(config, "num_channels", 3)
-    return ViTImageProcessorPil(
-        size={"height": height, "width": width}, image_mean=[0.5] * channels, image_std=[0.5] * channels
-    )
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:
@@ -250,7 +198,7 @@ def _read_config(section: ModelSection, name: str) -> Any:
     from transformers import AutoConfig
 
     location = locate(name)
-    with _explained(location, "config.json"):
+    with explained(location, "config.json"):
         return AutoConfig.from_pretrained(
             location, revision=section.revision, trust_remote_code=section.trust_remote_code
         )
@@ -310,7 +258,7 @@ def load_model(
             return LoadedModel(model, frozenset(name for name, _ in model.named_parameters()))
         return LoadedModel(model, _new_by_names(model, Path(locate(section.name_or_path)), new_head=new_head))
     location = locate(section.name_or_path)
-    with _explained(location, "config.json"):
+    with explained(location, "config.json"):
         model, info = auto_class.from_pretrained(
             location,
             config=config,
@@ -373,7 +321,7 @@ def _new_by_names(model: Any, folder: Path, *, new_head: bool) -> frozenset[str]
 
 
 @contextmanager
-def _explained(location: str, file: str) -> Iterator[None]:
+def explained(location: str, file: str) -> Iterator[None]:
     """Turn transformers' errors about ``location`` into ours; say at once where the hub that has ``file`` has no address."""
     from huggingface_hub import constants, try_to_load_from_cache
     from huggingface_hub.errors import OfflineModeIsEnabled

@@ -134,7 +134,7 @@ def test_overlaps_by_hand():
 @pytest.mark.parametrize("kind", ["detr", "yolos", "conditional_detr", "deformable_detr", "rt_detr"])
 def test_what_is_found_is_what_the_models_processor_finds(kind):
     from launcher.recipe.schema import ModelSection
-    from launcher.tasks.models import load_image_processor
+    from launcher.tasks.image_processors import load_image_processor
 
     outputs, _, _ = made(kind)
     processor = load_image_processor(ModelSection(config={"model_type": kind}, name_or_path=None), size=16)
