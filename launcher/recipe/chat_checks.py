@@ -35,3 +35,11 @@ def nothing_else_learned(v: View) -> str | bool:
     return (
         v.value("task.assistant_only_loss") is False and "task.assistant_only_loss is false, so every token is learned"
     )
+
+
+def no_prompts(v: View) -> str | bool:
+    """Return why no samples of answers are written; False where they are, or are not wanted."""
+    return bool(v.value("task.sample_generations")) and (
+        v.value("task.assistant_only_loss") is False
+        and "task.assistant_only_loss is false, so rows do not say where a prompt ends"
+    )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from launcher.errors import Problem
 from launcher.recipe.batch_checks import by_tokens, not_by_tokens
-from launcher.recipe.chat_checks import nothing_else_learned
+from launcher.recipe.chat_checks import no_prompts, nothing_else_learned
 from launcher.recipe.chat_options import SMOOTHED_LOSSES
 from launcher.recipe.contradictions import CONTRADICTIONS
 from launcher.recipe.keys import shown
@@ -314,6 +314,7 @@ IDLE = (
         "write num_beams: 4, or remove it",
     ),
     Idle("task.learned_answers", nothing_else_learned, "remove one of the two"),
+    Idle("task.sample_generations", no_prompts, "remove one of the two"),
     Idle("data.join", _conversations, "remove it; conversations are not joined of columns"),
     Idle("data.labels", _no_labels, "remove it; there are no classes"),
     Idle(

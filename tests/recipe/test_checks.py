@@ -17,6 +17,7 @@ WITHOUT_EFFECT = {
     "data.max_length": "IMAGES\nDATA max_length: 64",
     "data.join": "IMAGES\nDATA join: '. '",
     "task.learned_answers": "CHAT assistant_only_loss: false, learned_answers: last",
+    "task.sample_generations": "CHAT assistant_only_loss: false, sample_generations: 2",
     "model.tokenizer_name_or_path": "IMAGES\nMODEL bert-base-uncased, tokenizer_name_or_path: t",
     "training.num_train_epochs": "training: {num_train_epochs: 3, max_steps: 5}",
     "training.eval_steps": "training: {eval_steps: 5}",
