@@ -47,8 +47,10 @@ MODELS: dict[str, dict[str, Any]] = {
     # Its loss is computed in parts: 8,192 classes at hundreds of places.
     "17m": {"name_or_path": None, "tokenizer_name_or_path": str(STORIES), "config": RANDOM},
 }
-MAX_LENGTH, STEPS = 320, 6
-LIMITS = {"train": 29, "validation": 8, "test": 8}
+STEPS = 6
+LENGTHS = {"sft": 288, "packed": 512, "preference": 512}
+RATES = {what: {"full": 1e-4, "lora": 1e-3} if what == "preference" else {"full": 3e-3, "lora": 2e-2} for what in WHAT}
+LIMITS = {"train": 29, "validation": 6, "test": 6}
 
 
 class Cell(NamedTuple):
@@ -117,7 +119,7 @@ def make_run(folder: Path, model: str, engine: str, distributed: dict[str, Any],
     """Make a run of 6 steps of 8 rows, packed ones of 2; two ranks accumulate."""
     rows = 2 if cell.what == "packed" else 8
     training: dict[str, Any] = {
-        "max_steps": STEPS, "num_train_epochs": None, "global_batch_size": rows, "learning_rate": 3e-3 if cell.strategy == "full" else 2e-2, "activation_checkpointing": cell.checkpointing,
+        "max_steps": STEPS, "num_train_epochs": None, "global_batch_size": rows, "learning_rate": RATES[cell.what][cell.strategy], "activation_checkpointing": cell.checkpointing,
         "lr_scheduler_type": "cosine", "eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False,
     }  # fmt: skip
     if engine != "one" and rows > 2:
@@ -126,7 +128,7 @@ def make_run(folder: Path, model: str, engine: str, distributed: dict[str, Any],
     values = tiny.recipe_values(
         "", "", name=f"{cell.name}-{engine}", training=training, distributed=distributed, model=MODELS[model],
         task={**WHAT[cell.what]["task"], **own, "chat_template": "plain"}, strategy=STRATEGIES[cell.strategy],
-        data={"source": None, **data_of(cell), "max_length": MAX_LENGTH, "cache_dir": str(folder / "cache")},
+        data={"source": None, **data_of(cell), "max_length": LENGTHS[cell.what], "cache_dir": str(folder / "cache")},
         evaluation={"bootstrap": 0, "baselines": [], "verify_saved": False},
     )  # fmt: skip
     values["training"] = {name: value for name, value in values["training"].items() if value is not None}
