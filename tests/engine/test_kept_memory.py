@@ -34,7 +34,7 @@ def test_what_is_kept_is_not_mapped_again():
         for how in ("mapped", "kept")
     )
     # 40 tensors of 256 pages.
-    assert mapped > 40 * 200 and kept < 40
+    assert mapped > 40 * 200 and kept < mapped / 10
 
 
 @pytest.fixture

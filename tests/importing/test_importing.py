@@ -316,8 +316,8 @@ def test_trl_trainers_have_rates_and_losses_of_their_own():
     )
     told, _ = recipe_of(TRL["sft"].replace("learning_rate: 0.0001\n", ""), "trl", trainer="dpo")
     assert (told.task.type, told.training.learning_rate) == ("preference", 1e-6)
-    with pytest.raises(RecipeError, match="loss_type is bco_pair"):
-        converted(TRL["dpo"].replace("[sigmoid, sft]", "bco_pair"), "trl")
+    with pytest.raises(RecipeError, match="loss_type is aot_unpaired"):
+        converted(TRL["dpo"].replace("[sigmoid, sft]", "aot_unpaired"), "trl")
 
 
 def test_trl_command_lines():

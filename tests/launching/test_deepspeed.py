@@ -267,6 +267,7 @@ def test_a_contradiction_names_file_and_key(own, tmp_path, file, sections, said)
     else:
         values["training"] = {"learning_rate": 1e-3, **sections["training"]}
     (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "tokenizer.json").write_text("{}")
     written = tiny.write_recipe(tmp_path / "r.yaml", values)
     _, problems = examine(str(written))
     found = [problem for problem in problems if said[0] in problem.message]

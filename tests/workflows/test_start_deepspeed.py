@@ -27,6 +27,7 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "bert").mkdir()
     (tmp_path / "bert/config.json").write_text("{}")
+    (tmp_path / "bert/tokenizer.json").write_text("{}")
     tiny.write_data(tmp_path / "data")
     (tmp_path / "own.json").write_text(json.dumps(OWN))
     return tmp_path
