@@ -15,7 +15,7 @@ from launcher.errors import DataError
 from launcher.tasks.causal_model import longest_row
 from launcher.tasks.models import LoadedModel, load_config
 from launcher.tasks.predicted_tokens import PredictedTokens
-from launcher.tasks.prepared_task import SPLITS, write_features
+from launcher.tasks.prepared_task import write_unlabelled
 
 Cut = Callable[[Sequence[str]], Blocks]
 
@@ -77,23 +77,10 @@ class LanguageTask(PredictedTokens):
     def prepare_splits(self, splits: SplitSet, folder: Path, *, max_length: int) -> dict[str, Any]:
         """Write the tokens of each split into ``folder``; return facts."""
         make = functools.partial(block_features, cut=self.cutter(max_length=max_length, to_learn=True))
-        counts: dict[str, dict[str, Any]] = {}
-        for name in SPLITS:
-            if getattr(splits, name) is None:
-                continue
-            counts[name] = {**write_features(splits, name, folder, make), "labelled": True}
-            if not counts[name]["rows"]:
-                raise DataError(
-                    f"every {name} text has {self.nothing}, so there is nothing to predict; check data.columns: {{text: ...}}"
-                )
-        return {
-            "fingerprint": splits.fingerprint,
-            "problem_type": self.problem,
-            "label_names": [],
-            "max_length": max_length,
-            "pairs": False,
-            "splits": counts,
-        }
+        return write_unlabelled(
+            splits, folder, make, problem_type=self.problem, max_length=max_length,
+            nothing=lambda name: f"every {name} text has {self.nothing}, so there is nothing to predict; check data.columns: {{text: ...}}",
+        )  # fmt: skip
 
     def stream_features(self, facts: Mapping[str, Any]) -> Features:
         """Return how texts that are read while training become rows of tokens."""

@@ -15,7 +15,7 @@ from launcher.data.token_batches import padded
 from launcher.errors import DataError, ModelUnreachable
 from launcher.tasks.chat_task import ChatTask, content_counts, encode_conversations
 from launcher.tasks.padding import pad_tokens
-from launcher.tasks.prepared_task import SPLITS, write_features
+from launcher.tasks.prepared_task import write_unlabelled
 
 SIDES = ("chosen", "rejected")
 
@@ -45,24 +45,11 @@ class PairTask(ChatTask):
     def prepare_splits(self, splits: SplitSet, folder: Path, *, max_length: int) -> dict[str, Any]:
         """Write the tokens of both answers of each split's rows into ``folder``; return facts. Raises DataError where no row is left."""
         make = functools.partial(pair_features, encode=self.encoder(max_length))
-        counts: dict[str, dict[str, Any]] = {}
-        for name in SPLITS:
-            if getattr(splits, name) is None:
-                continue
-            counts[name] = {**write_features(splits, name, folder, make), "labelled": True}
-            if not counts[name]["rows"]:
-                raise DataError(
-                    f"of every {name} pair, data.max_length ({max_length:,} tokens) leaves nothing of an answer; raise it"
-                )
-        return {
-            "fingerprint": splits.fingerprint,
-            "problem_type": self.problem,
-            "label_names": [],
-            "max_length": max_length,
-            "pairs": False,
-            "conversations": self.formats(splits),
-            "splits": counts,
-        }
+        facts = write_unlabelled(
+            splits, folder, make, problem_type=self.problem, max_length=max_length,
+            nothing=lambda name: f"of every {name} pair, data.max_length ({max_length:,} tokens) leaves nothing of an answer; raise it",
+        )  # fmt: skip
+        return {**facts, "conversations": self.formats(splits)}
 
     def key_parts(self, splits: SplitSet) -> dict[str, Any]:
         """Return what prepared rows depend on: how they are learned makes no difference."""

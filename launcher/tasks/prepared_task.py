@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from launcher.data.sources import SplitSet
 from launcher.data.stream_sources import files_from_json, files_to_json
 from launcher.data.streams import Features, Stream
 from launcher.data.tables import Faults
+from launcher.errors import DataError
 from launcher.recipe.schema import Recipe
 from launcher.tasks.models import revision_of
 
@@ -261,6 +262,30 @@ def write_features(
     columns = {column: split[column] for column in split.column_names if column != "label"}
     source = Source({**columns, **(more or {})}, len(split), splits.origin(name))
     return write_split(folder / f"{name}.arrow", source, make)
+
+
+def write_unlabelled(
+    splits: SplitSet, folder: Path, make: MakeRows, *, problem_type: str, max_length: int, nothing: Callable[[str], str]
+) -> dict[str, Any]:
+    """Write the features of all splits of a task whose rows carry what is learned; return the facts of ``write_splits``.
+
+    ``nothing``: name of a split -> what to say where none of its rows has anything to learn. Raises DataError then.
+    """
+    counts: dict[str, dict[str, Any]] = {}
+    for name in SPLITS:
+        if getattr(splits, name) is None:
+            continue
+        counts[name] = {**write_features(splits, name, folder, make), "labelled": True}
+        if not counts[name]["rows"]:
+            raise DataError(nothing(name))
+    return {
+        "fingerprint": splits.fingerprint,
+        "problem_type": problem_type,
+        "label_names": [],
+        "max_length": max_length,
+        "pairs": False,
+        "splits": counts,
+    }
 
 
 def write_labelled(splits: SplitSet, name: str, labels: LabelSet, folder: Path, make: MakeRows) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from launcher.tasks.next_token_collator import NextTokenCollator, takes_flat_row
 from launcher.tasks.packed_models import require_apart
 from launcher.tasks.packed_splits import packed_counts, packing_notes
 from launcher.tasks.predicted_tokens import PredictedTokens, by_text
-from launcher.tasks.prepared_task import SPLITS, write_features
+from launcher.tasks.prepared_task import write_unlabelled
 from launcher.tasks.text_task import summed_loss
 
 PROBLEM = "sft"
@@ -57,27 +57,14 @@ class SFT(ChatTask, PredictedTokens):
             chat_features, tokenizer=self.tokenizer, template=self.template, max_length=max_length,
             answers=self.options.learned_answers, everything=not self.options.assistant_only_loss,
         )  # fmt: skip
-        counts: dict[str, dict[str, Any]] = {}
-        for name in SPLITS:
-            if getattr(splits, name) is None:
-                continue
-            counts[name] = {**write_features(splits, name, folder, make), "labelled": True}
-            if not counts[name]["rows"]:
-                raise DataError(
-                    f"no {name} conversation has anything to learn within data.max_length, {max_length:,} tokens; lengthen it, or look at "
-                    "the rows with `launcher data`"
-                )
+        facts = write_unlabelled(
+            splits, folder, make, problem_type=PROBLEM, max_length=max_length,
+            nothing=lambda name: f"no {name} conversation has anything to learn within data.max_length, {max_length:,} tokens; lengthen it, "
+            "or look at the rows with `launcher data`",
+        )  # fmt: skip
         if self.options.packing:
-            counts["train"] |= packed_counts(folder / "train.arrow", max_length=max_length)
-        return {
-            "fingerprint": splits.fingerprint,
-            "problem_type": PROBLEM,
-            "label_names": [],
-            "max_length": max_length,
-            "pairs": False,
-            "splits": counts,
-            "conversations": self.formats(splits),
-        }
+            facts["splits"]["train"] |= packed_counts(folder / "train.arrow", max_length=max_length)
+        return {**facts, "conversations": self.formats(splits)}
 
     def notes(self, facts: Mapping[str, Any]) -> list[str]:
         """Return what a reader should know of how conversations became rows, and of the model."""
