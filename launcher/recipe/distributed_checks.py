@@ -129,7 +129,7 @@ def _sequence_parallel(v: View) -> Iterator[Finding]:
         yield Finding(key, f"{what} but zero_stage is not given; it is DeepSpeed's (Ulysses)", "add zero_stage: 3")
     if task not in ("causal-lm", "sft"):
         message = f"{what} but the task is {task}, whose answer needs a whole row on one process"
-        yield Finding(key, message, "remove it; causal-lm can divide rows")
+        yield Finding(key, message, "remove it; causal-lm and sft can divide rows")
     several = _several_phases(v)
     if several is not None:
         message = f"{what} but {several} divides the run into phases, and Ulysses starts once in a process"

@@ -174,7 +174,7 @@ class DistributedSection(Section):
     """Your own DeepSpeed file, or the name of a shipped one (zero0 ... zero3, zero2_offload, zero3_offload, zero3_nvme,
     zeropp); null: the one that zero_stage and offload name."""
     sequence_parallel_size: int = Field(1, ge=1)
-    """Ranks that share each row's tokens (DeepSpeed's Ulysses); experimental, on GPUs, for causal-lm."""
+    """Ranks that share each row's tokens (DeepSpeed's Ulysses); experimental, on GPUs, for causal-lm and sft."""
     tensor_parallel_size: int = Field(1, ge=1)
     """Ranks that share each weight matrix; such a run can be planned, but not started yet."""
     nodes: int = Field(1, ge=1)

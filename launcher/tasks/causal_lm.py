@@ -83,7 +83,8 @@ class CausalLM(LanguageTask):
         """Return a callable: list of rows -> padded batch of tensors, with ``sample_weight`` float32 [rows]."""
         return NextTokenCollator(
             pad_token_id=self.tokenizer.pad_token_id or 0,
-            parts=self.recipe.distributed.sequence_parallel_size,
+            # Each rank evaluates rows of its own.
+            parts=self.recipe.distributed.sequence_parallel_size if training else 1,
             all_logits=True,
             flat=takes_flat_rows(self.recipe.model),
         )

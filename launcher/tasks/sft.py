@@ -174,7 +174,8 @@ class SFT(ChatTask, PredictedTokens):
         """Return a callable: list of rows -> batch of tensors, with the loss where answers are."""
         return NextTokenCollator(
             pad_token_id=self.tokenizer.pad_token_id or 0,
-            parts=self.recipe.distributed.sequence_parallel_size,
+            # Each rank evaluates rows of its own.
+            parts=self.recipe.distributed.sequence_parallel_size if training else 1,
             all_logits=not takes_logits_to_keep(self._config),
             flat=takes_flat_rows(self.recipe.model),
         )

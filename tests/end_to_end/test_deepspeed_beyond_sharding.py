@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tiny
 
@@ -62,14 +63,18 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             made[cell] = create_attempt(loaded, runs=folder / "runs", hardware=CPU)[0].path
         # The attempt has its own copy: what the recipe names is not read again.
         (folder / "own.json").unlink()
-    made |= _language_runs(folder)
+    _walk(folder, *made.values())
+    return made
+
+
+def _walk(folder: Path, *paths: Path) -> None:
+    """Train runs one after the other, on two ranks."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     done = subprocess.run(
-        ["env", "ACCELERATE_USE_DEEPSPEED=true", *torchrun, str(WORKER), *map(str, made.values())],
+        ["env", "ACCELERATE_USE_DEEPSPEED=true", *torchrun, str(WORKER), *map(str, paths)],
         cwd=folder, env=tiny.environment(), capture_output=True, text=True, timeout=840,
     )  # fmt: skip
     assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
-    return made
 
 
 LLAMA: dict[str, Any] = {
@@ -78,32 +83,56 @@ LLAMA: dict[str, Any] = {
 }  # fmt: skip
 
 
-def _language_runs(folder: Path) -> dict[str, Path]:
+ROWS = {"train": 21, "validation": 9, "test": 11}
+
+
+def _texts(folder: Path) -> dict[str, Any]:
+    """Write texts of ten words; return the task that learns them."""
+    for number, (name, count) in enumerate(ROWS.items()):
+        texts = [" ".join([*text.split(), *tiny.FILLER][:10]) for text, _ in tiny.rows(count, seed=number)]
+        (folder / f"{name}.txt").write_text("\n".join(texts) + "\n")
+    return {"type": "causal-lm"}
+
+
+def _answers(folder: Path) -> dict[str, Any]:
+    """Write questions and answers of ten words together, answers of 2 to 6 of them; return the task that learns the answers."""
+    for number, (name, count) in enumerate(ROWS.items()):
+        drawn = np.random.default_rng(number)
+        rows = [(drawn.choice(tiny.FILLER, 10).tolist(), int(drawn.integers(2, 7))) for _ in range(count)]
+        lines = [{"prompt": " ".join(words[:-own]) + " ", "completion": " ".join(words[-own:])} for words, own in rows]
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return {"type": "sft", "chat_template": "raw", "sample_generations": 0}
+
+
+@pytest.mark.parametrize("write", [_texts, _answers])
+def test_ranks_that_share_rows_train_as_ranks_with_rows_of_their_own(write, tmp_path, monkeypatch):
     """A small language model on two ranks with rows of their own, and on two ranks that share each row.
 
     The plan refuses the second without GPUs, because gloo cannot gather rows of different lengths; these have one length.
     """
-    tiny.save_tokenizer(folder / "tokenizer")
-    (folder / "texts").mkdir()
-    for number, (name, count) in enumerate({"train": 21, "validation": 9, "test": 11}.items()):
-        texts = [" ".join([*text.split(), *tiny.FILLER][:10]) for text, _ in tiny.rows(count, seed=number)]
-        (folder / f"texts/{name}.txt").write_text("\n".join(texts) + "\n")
-    model = {"name_or_path": None, "tokenizer_name_or_path": str(folder / "tokenizer"), "config": LLAMA}
-    made = {}
+    monkeypatch.chdir(tmp_path)
+    tiny.save_tokenizer(tmp_path / "tokenizer")
+    (tmp_path / "data").mkdir()
+    task = write(tmp_path / "data")
+    model = {"name_or_path": None, "tokenizer_name_or_path": str(tmp_path / "tokenizer"), "config": LLAMA}
+    runs = {}
     # Ulysses starts once in a process, so it comes last.
     for name in ("own-rows", "shared-rows"):
         values = tiny.recipe_values(
-            "", str(folder / "texts"), name=name, task={"type": "causal-lm"}, model=model,
+            "", "./data", name=name, task=task, model=model,
             training={"num_train_epochs": 1, "per_device_train_batch_size": 2},
             distributed={"processes_per_node": 2, "zero_stage": 2}, evaluation={"bootstrap": 0, "baselines": []},
         )  # fmt: skip
-        loaded, problems = examine(str(tiny.write_recipe(folder / f"{name}.yaml", values)), [])
+        loaded, problems = examine(str(tiny.write_recipe(tmp_path / f"{name}.yaml", values)), [])
         assert loaded is not None and not problems, problems
-        run = create_attempt(loaded, runs=folder / "runs", hardware=CPU)[0]
-        if name == "shared-rows":
-            _share_rows(run)
-        made[name] = run.path
-    return made
+        runs[name] = create_attempt(loaded, runs=tmp_path / "runs", hardware=CPU)[0]
+    _share_rows(runs["shared-rows"])
+    _walk(tmp_path, *(run.path for run in runs.values()))
+    found, wanted = (tiny.jsonl(runs[name].path / "progress.jsonl") for name in ("shared-rows", "own-rows"))
+    for key in ("loss", "grad_norm", "eval_loss"):
+        ours, theirs = ([row[key] for row in rows if key in row] for rows in (found, wanted))
+        assert ours and ours == pytest.approx(theirs, rel=1e-4), key
+    assert tiny.ledger(runs["shared-rows"].path) == tiny.ledger(runs["own-rows"].path)
 
 
 def _share_rows(run: RunDir) -> None:
@@ -114,14 +143,6 @@ def _share_rows(run: RunDir) -> None:
     resolved = run.resolved.read_text()
     assert "sequence_parallel_size: 1" in resolved
     run.resolved.write_text(resolved.replace("sequence_parallel_size: 1", "sequence_parallel_size: 2"))
-
-
-def test_ranks_that_share_rows_train_as_ranks_with_rows_of_their_own(runs):
-    found, wanted = (tiny.jsonl(runs[name] / "progress.jsonl") for name in ("shared-rows", "own-rows"))
-    for key in ("loss", "grad_norm", "eval_loss"):
-        ours, theirs = ([row[key] for row in rows if key in row] for rows in (found, wanted))
-        assert ours and ours == pytest.approx(theirs, rel=1e-4), key
-    assert tiny.ledger(runs["shared-rows"]) == tiny.ledger(runs["own-rows"])
 
 
 @pytest.mark.parametrize("cell", [cell for cell in CELLS if cell != "zero-2"])
