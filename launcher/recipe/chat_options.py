@@ -16,8 +16,14 @@ CONVERSATION_COLUMNS = {
     "prompt_completion": ("prompt", "completion", "tools"),
 }
 PREFERENCE_COLUMNS = ("chosen", "rejected")
-# Ours, by name; their tokens stand in tasks/chat_templates.py.
-CHAT_TEMPLATE_NAMES = ("chatml", "llama3", "gemma", "plain", "raw")
+CHAT_TEMPLATE_TOKENS = {
+    "chatml": ("<|im_start|>", "<|im_end|>"),
+    "llama3": ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
+    "gemma": ("<start_of_turn>", "<end_of_turn>"),
+    "plain": (),
+    "raw": (),
+}
+"""Our templates (data/chat_templates), and the special tokens of each, which are added to a tokenizer that has none of them."""
 # In the order in which a reader would write them.
 OUR_COLUMNS = tuple(dict.fromkeys(name for names in CONVERSATION_COLUMNS.values() for name in names))
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from launcher.errors import Problem
 from launcher.recipe.addresses import is_address, lacking
-from launcher.recipe.chat_options import CHAT_TEMPLATE_NAMES
+from launcher.recipe.chat_options import CHAT_TEMPLATE_TOKENS
 from launcher.recipe.distributed_checks import deepspeed_file_fits, nvme_folder_exists
 from launcher.recipe.jinja_checks import file_fault
 from launcher.recipe.keys import shown
@@ -99,15 +99,15 @@ def _synonyms(loaded: LoadedRecipe) -> Iterator[Lack]:
 def _chat_template(loaded: LoadedRecipe) -> Iterator[Lack]:
     key = "task.chat_template"
     text = getattr(loaded.recipe.task, "chat_template", None)
-    if text is None or text in CHAT_TEMPLATE_NAMES:
+    if text is None or text in CHAT_TEMPLATE_TOKENS:
         return
     if _path(text).is_file():
         if fault := file_fault(_path(text)):
             yield key, f"{shown(key, text)}; {fault}", "mend the file, or name another"
         return
-    near = suggest(text, CHAT_TEMPLATE_NAMES)
+    near = suggest(text, CHAT_TEMPLATE_TOKENS)
     remedy = f"did you mean {near}?" if near else _near_file(text)
-    yield key, f"{shown(key, text)}; it is neither a file nor one of {', '.join(CHAT_TEMPLATE_NAMES)}", remedy
+    yield key, f"{shown(key, text)}; it is neither a file nor one of {', '.join(CHAT_TEMPLATE_TOKENS)}", remedy
 
 
 def _path(text: str) -> Path:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from launcher.recipe.chat_options import CHAT_TEMPLATE_TOKENS
 from launcher.recipe.jinja_checks import file_fault, source_fault
 from launcher.recipe.model_files import (
     CHAT_TEMPLATES,
@@ -21,6 +22,7 @@ from launcher.recipe.model_files import (
     local_files,
 )
 from launcher.recipe.schema import Recipe
+from launcher.recipe.strategy_options import ADAPTER_STRATEGIES
 from launcher.recipe.task_options import CONVERSATION_TASKS, IMAGE_TASKS
 from launcher.registry import suggest
 
@@ -29,6 +31,9 @@ NO_CHAT_TEMPLATE_REMEDY = (
     "write task.chat_template: chatml (its tokens are added), plain (no token is added), or a file of Jinja"
 )
 CODE_REMEDY = "read the model's code, and set model.trust_remote_code: true if you trust it"
+
+# Tasks whose answers come from the output layer that the model was pretrained with.
+_OUTPUT_IS_HEAD = ("causal-lm", "sft", "preference", "masked-lm", "translation", "summarization")
 
 # Classes without special tokens of their own: what their files do not name, they do not have.
 _WITHOUT_TOKENS = ("PreTrainedTokenizerFast", "PreTrainedTokenizer", "TokenizersBackend")
@@ -92,6 +97,7 @@ def judge_files(recipe: Recipe, key: str, files: ModelFiles) -> Iterator[ModelFi
                 )
                 return
             yield from _architecture(recipe, key, files)
+            yield from _tied_output(recipe, files)
         if has_tokenizer and recipe.task.type not in IMAGE_TASKS:
             yield from _tokenizer(recipe, key, files)
     except BadModelFile as error:
@@ -115,6 +121,48 @@ def _architecture(recipe: Recipe, key: str, files: ModelFiles) -> Iterator[Model
         f"{key} is {files.name}, whose model_type is {kind!r}, which the installed transformers does not know{hint}"
     )
     yield ModelFinding(key, True, message, "choose another model, or a version of transformers that knows it")
+
+
+def _tied_output(recipe: Recipe, files: ModelFiles) -> Iterator[ModelFinding]:
+    """Yield what cannot train where the output layer's weight is the embeddings' too; models that leave that unsaid are looked at later."""
+    if recipe.task.type not in _OUTPUT_IS_HEAD:
+        return
+    config = files.read(CONFIG) | dict(recipe.model.config or {})
+    if config.get("tie_word_embeddings") is not True:
+        return
+    strategy, said = recipe.strategy.type, f"{files.name}'s output layer is its table of embeddings"
+    said = f"{said} (tie_word_embeddings)"
+    if strategy == "head":
+        message = f"strategy.type is head, but {said}, and training it would change the features"
+        yield ModelFinding("strategy.type", True, message, "write strategy: lora, layerwise or full")
+    template = getattr(recipe.task, "chat_template", None)
+    rows = config.get("vocab_size")
+    wanted = CHAT_TEMPLATE_TOKENS.get(template or "", ())
+    has_own_tokenizer = recipe.model.tokenizer_name_or_path is None
+    if strategy not in ADAPTER_STRATEGIES or not (wanted and has_own_tokenizer and isinstance(rows, int)):
+        return
+    known = _known_tokens(files)
+    added = [token for token in wanted if token not in known]
+    if known and len(known) + len(added) > rows:
+        message = (
+            f"task.chat_template is {template}, which adds {', '.join(added)}, but {said}, which cannot train beside the adapters of "
+            f"strategy.type {strategy}"
+        )
+        yield ModelFinding(
+            "task.chat_template", True, message, "write task.chat_template: plain, which adds none, or strategy: full"
+        )
+
+
+def _known_tokens(files: ModelFiles) -> set[str]:
+    """Return the tokens of a model's own tokenizer.json; none where it does not list them. Raises BadModelFile."""
+    told = files.read(FAST_TOKENIZER)
+    try:
+        vocabulary = (told.get("model") or {}).get("vocab") or {}
+        # Unigram models list pairs of a token and its score.
+        texts = vocabulary if isinstance(vocabulary, dict) else [entry[0] for entry in vocabulary]
+        return {*texts, *(token["content"] for token in told.get("added_tokens") or ())} if texts else set()
+    except (AttributeError, IndexError, KeyError, TypeError) as error:
+        raise BadModelFile(f"its {FAST_TOKENIZER} does not list tokens as tokenizers writes them: {error!r}") from error
 
 
 def _tokenizer(recipe: Recipe, key: str, files: ModelFiles) -> Iterator[ModelFinding]:

@@ -174,6 +174,9 @@ class DiscriminativeOptions(_AdapterOptions):
     """For ``apply: lr``: a module's rate is learning_rate times (its importance over the mean) to this power."""
 
 
+ADAPTER_STRATEGIES = ("lora", "discriminative")
+"""Those that train low-rank adapters beside weights that stay."""
+
 StrategyOptions = Annotated[
     FullOptions | EncoderOptions | HeadOptions | LayerwiseOptions | LoraOptions | DiscriminativeOptions,
     Field(discriminator="type"),

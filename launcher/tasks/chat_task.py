@@ -13,14 +13,13 @@ from launcher.data.conversations import Wanted, read_conversation
 from launcher.data.sources import SplitSet, load_rows, load_splits
 from launcher.data.tables import Fault, Faults
 from launcher.errors import DataError, ModelError, ModelUnreachable
+from launcher.recipe.strategy_options import ADAPTER_STRATEGIES
 from launcher.recipe.task_options import COLUMNS
 from launcher.tasks.causal_model import load_causal_config, load_causal_model, longest_row, with_vocabulary
 from launcher.tasks.chat_templates import template_of, with_chat_template
 from launcher.tasks.models import LoadedModel, load_config, load_tokenizer
 from launcher.tasks.prepared_task import SPLITS
 from launcher.tasks.text_task import TextTask
-
-ADAPTER_STRATEGIES = ("lora", "discriminative")
 
 Answers = Literal["all", "last"]
 _COUNTED = ("id", "group")

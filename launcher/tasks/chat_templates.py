@@ -7,17 +7,9 @@ from typing import Any
 
 from launcher.data.chat_template import ChatTemplate
 from launcher.errors import ModelError
+from launcher.recipe.chat_options import CHAT_TEMPLATE_TOKENS
 from launcher.recipe.model_checks import NO_CHAT_TEMPLATE, NO_CHAT_TEMPLATE_REMEDY
 from launcher.registry import suggest
-
-TOKENS = {
-    "chatml": ("<|im_start|>", "<|im_end|>"),
-    "llama3": ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
-    "gemma": ("<start_of_turn>", "<end_of_turn>"),
-    "plain": (),
-    "raw": (),
-}
-"""Our templates (data/chat_templates), and the special tokens of each."""
 
 _FOLDER = Path(__file__).resolve().parent.parent / "data" / "chat_templates"
 
@@ -41,7 +33,7 @@ def with_chat_template(tokenizer: Any, wanted: str | None, *, base_folder: Path)
             tokenizer.chat_template = own["default"]
         return tokenizer
     tokenizer.chat_template = template_source(wanted, base_folder=base_folder)
-    missing = [token for token in TOKENS.get(wanted, ()) if token not in tokenizer.get_vocab()]
+    missing = [token for token in CHAT_TEMPLATE_TOKENS.get(wanted, ()) if token not in tokenizer.get_vocab()]
     if missing:
         tokenizer.add_tokens(missing, special_tokens=True)
     return tokenizer
@@ -49,14 +41,14 @@ def with_chat_template(tokenizer: Any, wanted: str | None, *, base_folder: Path)
 
 def template_source(wanted: str, *, base_folder: Path) -> str:
     """Return the Jinja of one of our templates, or of a file. Raises ModelError where there is neither."""
-    if wanted in TOKENS:
+    if wanted in CHAT_TEMPLATE_TOKENS:
         return (_FOLDER / f"{wanted}.jinja").read_text(encoding="utf-8")
     path = base_folder / Path(wanted).expanduser()
     if not path.is_file():
-        near = suggest(wanted, TOKENS)
+        near = suggest(wanted, CHAT_TEMPLATE_TOKENS)
         hint = f"; did you mean {near}?" if near else ""
         raise ModelError(
-            f"task.chat_template is {wanted}, which is neither a file nor one of {', '.join(TOKENS)}{hint}"
+            f"task.chat_template is {wanted}, which is neither a file nor one of {', '.join(CHAT_TEMPLATE_TOKENS)}{hint}"
         )
     source = path.read_text(encoding="utf-8")
     if not source.strip():

@@ -15,17 +15,18 @@ from launcher.data.chat_template import ChatTemplate, Rendered, TemplateError, e
 from launcher.data.conversations import Wanted, read_conversation
 from launcher.data.sources import load_splits
 from launcher.errors import ModelError
+from launcher.recipe.chat_options import CHAT_TEMPLATE_TOKENS
 from launcher.recipe.data_section import DataSection
 from launcher.recipe.task_options import COLUMNS
-from launcher.tasks.chat_templates import TOKENS, template_of, template_source, with_chat_template
+from launcher.tasks.chat_templates import template_of, template_source, with_chat_template
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "chat"
 NAMES = {"bos_token": "<s>", "eos_token": "</s>"}
-SPECIAL = ("<s>", "</s>", *(token for tokens in TOKENS.values() for token in tokens))
+SPECIAL = ("<s>", "</s>", *(token for tokens in CHAT_TEMPLATE_TOKENS.values() for token in tokens))
 # Gemma's kind has no system message, and only some show tools.
 CASES = [
     (style, row)
-    for style in (*TOKENS, *chat_styles.STYLES)
+    for style in (*CHAT_TEMPLATE_TOKENS, *chat_styles.STYLES)
     for row in chat_styles.ROWS
     if not (row == "tools" and style not in ("chatml", "thoughts")) and not (style == "turns" and row == "sharegpt")
 ]
@@ -58,7 +59,7 @@ def test_answers_are_those_of_the_golden_files(style: str, row: str, tmp_path: P
     assert found == (GOLDEN / f"{style}-{row}.txt").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize(("style", "row"), [case for case in CASES if case[0] in TOKENS])
+@pytest.mark.parametrize(("style", "row"), [case for case in CASES if case[0] in CHAT_TEMPLATE_TOKENS])
 def test_marks_and_stand_ins_say_the_same(style: str, row: str, tmp_path: Path) -> None:
     asked = conversation(row, tmp_path)
     bare, with_marks = template(style), template(style, marks=True)
@@ -139,7 +140,7 @@ def tokenizer_of(folder: Path, style: str) -> Any:
     from transformers import AutoTokenizer
 
     loaded = AutoTokenizer.from_pretrained(folder)
-    if style in TOKENS:
+    if style in CHAT_TEMPLATE_TOKENS:
         return with_chat_template(loaded, style, base_folder=Path())
     loaded.chat_template = chat_styles.STYLES[style]
     loaded.add_tokens(["<|im_start|>", "<|im_end|>"], special_tokens=True)
@@ -194,9 +195,10 @@ def test_a_slow_tokenizer_is_refused() -> None:
 
 
 def test_the_names_that_a_recipe_is_checked_for_are_those_that_are_there() -> None:
-    from launcher.recipe.chat_options import CHAT_TEMPLATE_NAMES
+    import launcher.data
 
-    assert tuple(TOKENS) == CHAT_TEMPLATE_NAMES
+    there = Path(str(launcher.data.__file__)).parent / "chat_templates"
+    assert {path.stem for path in there.glob("*.jinja")} == set(CHAT_TEMPLATE_TOKENS)
 
 
 def test_templates_by_name(tmp_path: Path) -> None:

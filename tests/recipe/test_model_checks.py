@@ -167,6 +167,48 @@ def test_no_tokenizer_and_one_that_is_made_at_each_start(tmp_path: Path) -> None
     assert faults(recipe(model)) == [] and "has no tokenizer.json" in model_notes(recipe(model))[0]
 
 
+TIED = LLAMA | {"tie_word_embeddings": True, "vocab_size": 4}
+VOCABULARY = {"model": {"vocab": {"a": 0, "b": 1}}, "added_tokens": [{"content": "</s>"}, {"content": "<|im_end|>"}]}
+
+
+def adapted(model: Path, template: str, strategy: str = "lora", **fields: Any) -> Recipe:
+    found = recipe(model, SFT | {"chat_template": template}, **fields)
+    values = found.model_dump(by_alias=True)
+    return Recipe.model_validate(values | {"strategy": {"type": strategy}})
+
+
+def test_tokens_of_a_template_need_embeddings_that_can_train(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "m", config=TIED, tokenizer__json=json.dumps(VOCABULARY))
+    ((key, found, remedy),) = faults(adapted(model, "chatml"))
+    assert key == "task.chat_template" and "chatml, which adds <|im_start|>, but" in found and "plain" in remedy
+    assert "strategy.type lora" in found and "strategy: full" in remedy
+    for one in (adapted(model, "plain"), adapted(model, "chatml", "full"), adapted(model, "chatml", "discriminative")):
+        assert bool(faults(one)) == (one.strategy.type == "discriminative")
+    untied = {"tie_word_embeddings": False}
+    with_room = write_model(tmp_path / "n", config=TIED | {"vocab_size": 5}, tokenizer__json=json.dumps(VOCABULARY))
+    apart = write_model(tmp_path / "o", config=TIED | untied, tokenizer__json=json.dumps(VOCABULARY))
+    unsaid = write_model(tmp_path / "p", config=LLAMA, tokenizer__json=json.dumps(VOCABULARY))
+    for one in (with_room, apart, unsaid):
+        assert faults(adapted(one, "chatml")) == []
+
+
+def test_vocabularies_of_other_forms(tmp_path: Path) -> None:
+    pairs = {"model": {"vocab": [["a", 0.5], ["b", 0.5], ["c", 0.1], ["d", 0.1]]}}
+    model = write_model(tmp_path / "m", config=TIED, tokenizer__json=json.dumps(pairs))
+    assert "adds <start_of_turn>, <end_of_turn>" in faults(adapted(model, "gemma"))[0][1]
+    model = write_model(tmp_path / "n", config=TIED, tokenizer__json=json.dumps({"model": [1]}))
+    assert "does not list tokens" in faults(adapted(model, "gemma"))[0][1]
+
+
+def test_an_output_layer_that_is_the_embeddings_does_not_train_alone(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "m", config=TIED)
+    ((key, found, remedy),) = faults(adapted(model, "plain", "head"))
+    assert key == "strategy.type" and "would change the features" in found and "lora" in remedy
+    # A reward model's head is its own.
+    rewards = recipe(model, {"type": "reward", "chat_template": "plain"}).model_dump(by_alias=True)
+    assert faults(Recipe.model_validate(rewards | {"strategy": {"type": "head"}})) == []
+
+
 def test_files_that_are_no_json(tmp_path: Path) -> None:
     ((_, found, _),) = faults(recipe(write_model(tmp_path / "m", config='{"model_type": ')))
     assert "its config.json cannot be read" in found
