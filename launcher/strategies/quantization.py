@@ -86,6 +86,11 @@ def prepare_quantized(model: Any) -> Any:
     """
     from peft import prepare_model_for_kbit_training
 
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            # On such processors bitsandbytes packs 4-bit weights in the first evaluation, for good: layers of other widths than multiples of 32
+            # end there, and no gradient passes a packed layer when training goes on.
+            module.support_avx512bf16_for_cpu = False
     return prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
 
 

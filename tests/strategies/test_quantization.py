@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from launcher.recipe.strategy_options import LoraOptions
-from launcher.strategies.quantization import kept_whole, quantization_config, quantized_bytes
+from launcher.strategies.quantization import kept_whole, prepare_quantized, quantization_config, quantized_bytes
 
 pytest.importorskip("bitsandbytes")
 
@@ -71,3 +71,23 @@ def test_an_output_layer_is_kept_whole_though_other_modules_are_named():
     assert "lm_head" in kept
     told = quantized_bytes(model, LoraOptions(type="lora", load_in_4bit=True), kept)
     assert "lm_head.weight" not in told and not any(name.endswith("q_proj.weight") for name in told) and told
+
+
+@pytest.mark.parametrize("width", [128, 24])
+def test_training_goes_on_after_an_evaluation(tmp_path, width):
+    """bitsandbytes packs weights in evaluation on processors with AVX512-BF16; gradients would end at the first packed layer."""
+    folder = tiny.save_bert(tmp_path / "bert", hidden_size=width, intermediate_size=2 * width, num_attention_heads=4)
+    options = LoraOptions(type="lora", load_in_4bit=True)
+    model = prepare_quantized(_loaded(folder, options, kept_whole(_skeleton(folder), ["classifier"])))
+    embeddings = model.get_input_embeddings().weight.requires_grad_()
+    ids = torch.arange(5, 25)[None]
+
+    def gradient():
+        embeddings.grad = None
+        model.train()(input_ids=ids).logits.square().sum().backward()
+        return embeddings.grad.clone()
+
+    before = gradient()
+    with torch.no_grad():
+        model.eval()(input_ids=ids)
+    assert before.abs().sum() > 0 and torch.equal(gradient(), before)
