@@ -36,6 +36,8 @@ WHAT: dict[str, dict[str, Any]] = {
     "preference": {"task": {"type": "preference"}},
 }
 STRATEGIES: dict[str, dict[str, Any]] = {"full": {"type": "full"}, "lora": LORA}
+# The small model has no embeddings for the tokens of chatml: it gets some, which train with the others.
+TEMPLATES = {"full": "chatml", "lora": "plain"}
 SHARED = Path(__file__).resolve().parents[2].parent / "shared"
 STORIES = SHARED / "models" / "stories260k-llama"
 # Its loss is computed in parts: 8,192 classes at thousands of places.
@@ -138,7 +140,7 @@ def make_run(folder: Path, model: str, engine: str, distributed: dict[str, Any],
     own = {} if cell.what == "preference" else {"sample_generations": 0}
     values = tiny.recipe_values(
         "", "", name=f"{cell.name}-{engine}", training=training, distributed=distributed, model={"name_or_path": str(model_at(folder, model))},
-        task={**WHAT[cell.what]["task"], **own, "chat_template": "plain"}, strategy=STRATEGIES[cell.strategy],
+        task={**WHAT[cell.what]["task"], **own, "chat_template": TEMPLATES[cell.strategy]}, strategy=STRATEGIES[cell.strategy],
         data={"source": None, **data_of(cell), "max_length": LENGTHS[cell.what], "cache_dir": str(folder / "cache")},
         evaluation={"bootstrap": 0, "baselines": [], "verify_saved": False},
     )  # fmt: skip
@@ -196,3 +198,19 @@ def test_packed_rows_hold_several_conversations(one: dict[Cell, Path]) -> None:
     for cell, run in one.items():
         train = json.loads((run / "plan.json").read_text())["facts"]["splits"]["train"]
         assert (train.get("sequences", 0) > train["rows"]) == (cell.what == "packed"), cell.name
+
+
+def test_embeddings_for_the_template_s_tokens_are_saved(
+    two: dict[Cell, Path], one: dict[Cell, Path], model: str
+) -> None:
+    """Two more than the small model had; where its weights are sharded, they are gathered for it."""
+    from safetensors.torch import load_file
+
+    known = {"stories": 512, "17m": RANDOM["vocab_size"]}[model]
+    for cell, run in two.items():
+        wanted = one.get(cell, one[cell._replace(checkpointing=False)])
+        found, theirs = (
+            load_file(path / "model/model.safetensors")["model.embed_tokens.weight"] for path in (run, wanted)
+        )
+        assert found.shape == theirs.shape == (max(known, 514 if cell.strategy == "full" else 512), found.shape[1])
+        assert (found - theirs).abs().max() < 2e-3, cell.name
