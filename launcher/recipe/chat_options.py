@@ -62,8 +62,11 @@ PREFERENCE_LOSSES = (
     "sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "apo_zero", "apo_down", "discopop",
 )  # fmt: skip
 
-# Those of them that know that a pair may be labelled the wrong way round.
-SMOOTHED_LOSSES = ("sigmoid", "exo_pair", "robust")
+# Those of trl's CPO and ORPO, which know of no model before training.
+REFERENCE_FREE_LOSSES = ("cpo", "simpo", "orpo")
+
+# Those of all that know that a pair may be labelled the wrong way round.
+SMOOTHED_LOSSES = ("sigmoid", "exo_pair", "robust", "cpo", "simpo")
 
 
 class PreferenceOptions(_ConversationOptions):
@@ -71,15 +74,19 @@ class PreferenceOptions(_ConversationOptions):
 
     type: Literal["preference"]
     loss_type: Literal[
-        "sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "apo_zero", "apo_down", "discopop"
+        "sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "apo_zero", "apo_down", "discopop", "cpo", "simpo", "orpo"
     ] = "sigmoid"  # fmt: skip
-    """The loss of a pair. ``sigmoid`` is DPO; the guide says where each of the others comes from."""
+    """The loss of a pair. ``sigmoid`` is DPO; the guide says where each of the others comes from. cpo, simpo and orpo do without the model before
+    training."""
     beta: float = Field(0.1, gt=0)
-    """How strongly the model is held to what it was before: more is closer. Of ``ipo`` the regularisation tau."""
+    """How strongly the model is held to what it was before: more is closer. Of ``ipo`` the regularisation tau; of cpo and simpo the scale of rewards
+    (2 to 2.5 is usual for simpo); of orpo the weight of the odds ratio."""
+    simpo_gamma: float = Field(0.5, ge=0)
+    """By how much the chosen answer's reward should be larger; for simpo."""
     label_smoothing: float = Field(0.0, ge=0, lt=0.5)
-    """Probability that a pair is labelled the wrong way round; for exo_pair and robust, and sigmoid (conservative DPO)."""
+    """Probability that a pair is labelled the wrong way round; for exo_pair and robust, sigmoid (conservative DPO), cpo and simpo."""
     rpo_alpha: float = Field(0.0, ge=0)
-    """Weight of the chosen answer's own loss per token, which is added (Pang et al. 2024); 0: none."""
+    """Weight of the chosen answer's own loss per token, which is added (Pang et al. 2024; trl's cpo_alpha too); 0: none."""
 
 
 class RewardOptions(_ConversationOptions):

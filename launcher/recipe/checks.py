@@ -120,6 +120,11 @@ def _sure_of_pairs(v: View) -> str | bool:
     return not heeds and f"task.loss_type is {loss}, which takes every pair as it is labelled"
 
 
+def _no_simpo(v: View) -> str | bool:
+    loss = v.value("task.loss_type")
+    return loss != "simpo" and f"task.loss_type is {loss}"
+
+
 def _changes_nothing(v: View) -> str | bool:
     wanted = v.value("task.augmentation")
     changes = wanted.model_dump(exclude={"synonym_probability"})
@@ -283,6 +288,7 @@ IDLE = (
         lambda v: v.value("task.label_smoothing") and _sure_of_pairs(v),
         "write loss_type: robust, or remove it",
     ),
+    Idle("task.simpo_gamma", _no_simpo, "write loss_type: simpo, or remove it"),
     Idle(
         "task.class_weights",
         lambda v: v.value("task.class_weights") != "none" and _regression(v),

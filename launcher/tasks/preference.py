@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from launcher.contracts import Predictions, Prepared
-from launcher.recipe.chat_options import PreferenceOptions
+from launcher.recipe.chat_options import REFERENCE_FREE_LOSSES, PreferenceOptions
 from launcher.recipe.schema import Recipe
 from launcher.tasks.causal_model import takes_logits_to_keep
 from launcher.tasks.models import load_config
 from launcher.tasks.pair_task import SIDES, PairTask, pad_pairs
-from launcher.tasks.preference_losses import PairScores, pair_losses
+from launcher.tasks.preference_losses import PairScores, pair_losses, pair_rewards
 from launcher.tasks.text_task import IGNORED, token_losses
 
 PROBLEM = "preference"
@@ -23,7 +23,7 @@ PROBLEM = "preference"
 class Preference(PairTask):
     """The task ``preference``.
 
-    What it wants of the model before training are the answers' summed log-probabilities, which the engine computes once.
+    What most of its losses want of the model before training are the answers' summed log-probabilities, which the engine computes once.
     """
 
     problem = PROBLEM
@@ -35,8 +35,8 @@ class Preference(PairTask):
 
     @property
     def reference_columns(self) -> tuple[str, ...]:
-        """Names of the first columns of ``row_outputs`` that the loss wants of the model before training."""
-        return SIDES
+        """Names of the first columns of ``row_outputs`` that the loss wants of the model before training; (): it wants none."""
+        return () if self.options.loss_type in REFERENCE_FREE_LOSSES else SIDES
 
     # --- loss ------------------------------------------------------------------------------------------------------
 
@@ -47,19 +47,9 @@ class Preference(PairTask):
 
     def loss(self, outputs: Any, batch: Mapping[str, Any], *, label_smoothing: float = 0.0) -> Any:
         """Return the weighted sum of the pairs' losses, a float32 scalar tensor."""
-        reference = batch["reference"]
-        columns = (*answer_scores(outputs, batch), *reference.unbind(dim=1))
-        return (self._losses(columns) * batch["sample_weight"]).sum()
-
-    def _losses(self, columns: Sequence[Any]) -> Any:
-        """Return the loss of each pair [pairs]; ``columns``: as ``row_outputs`` has them, a tensor each."""
-        chosen, rejected, chosen_tokens, rejected_tokens, reference_chosen, reference_rejected = columns
-        scores = PairScores(chosen, rejected, reference_chosen, reference_rejected, chosen_tokens, rejected_tokens)
-        options = self.options
-        return pair_losses(
-            scores, loss_type=options.loss_type, beta=options.beta, label_smoothing=options.label_smoothing,
-            rpo_alpha=options.rpo_alpha,
-        )  # fmt: skip
+        reference = batch["reference"].unbind(dim=1) if self.reference_columns else ()
+        scores = PairScores(*answer_scores(outputs, batch), *reference)
+        return (pair_losses(scores, self.options) * batch["sample_weight"]).sum()
 
     def row_outputs(self, outputs: Any, batch: Mapping[str, Any]) -> Any:
         """Return of each pair the summed log-probabilities of both answers, their tokens, and where it is known the reference: float32
@@ -73,12 +63,12 @@ class Preference(PairTask):
     # --- evaluation ------------------------------------------------------------------------------------------------
 
     def predictions(self, logits: np.ndarray, split: Any, prepared: Prepared) -> Predictions:
-        """Return the pairs' rewards and losses; ``logits`` are ``row_outputs`` [rows, 6]."""
+        """Return the pairs' rewards and losses; ``logits`` are ``row_outputs`` [rows, 4 or 6]."""
         import torch
 
-        columns = torch.from_numpy(logits.astype(np.float64)).unbind(dim=1)
-        chosen, rejected = (self.options.beta * (columns[side] - columns[4 + side]) for side in (0, 1))
-        return self.pair_predictions(torch.stack([chosen, rejected, self._losses(columns)], dim=1).numpy(), split)
+        scores = PairScores(*torch.from_numpy(logits.astype(np.float64)).unbind(dim=1))
+        columns = (*pair_rewards(scores, self.options), pair_losses(scores, self.options))
+        return self.pair_predictions(torch.stack(columns, dim=1).numpy(), split)
 
 
 def answer_scores(outputs: Any, batch: Mapping[str, Any]) -> tuple[Any, Any, Any, Any]:

@@ -101,6 +101,7 @@ WITHOUT_EFFECT = {
     },
     "task.length_penalty": "TRANSLATE num_beams: 1, length_penalty: 2.0",
     "task.label_smoothing": "PAIRS loss_type: ipo, label_smoothing: 0.1",
+    "task.simpo_gamma": "PAIRS loss_type: orpo, simpo_gamma: 0.5",
     "training.async_save": "training: {async_save: true, save_strategy: 'no'}",
     "strategy.trainable_share": "strategy: {type: discriminative, trainable_share: 0.5}",
     "strategy.probe_steps": "strategy: {type: discriminative, score: file, importance_file: a.json, probe_steps: 9}",

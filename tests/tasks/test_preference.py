@@ -189,6 +189,21 @@ def test_training_raises_the_rewards_of_what_was_chosen(story: Path, pairs: Path
     assert {"eval_accuracy", "eval_margin", "eval_loss"} <= rows[-1].keys()
 
 
+@pytest.mark.parametrize("loss_type", ["cpo", "simpo", "orpo"])
+def test_some_losses_do_without_a_reference(loss_type: str, story: Path, pairs: Path, tmp_path: Path) -> None:
+    """Nothing is computed before training, and nothing is kept of it."""
+    task = {**TASK, "loss_type": loss_type, "beta": 2.0 if loss_type == "simpo" else 0.5}
+    run = prepared_run(story, pairs, tmp_path, task=task, strategy={"type": "full"}, training={"learning_rate": 2e-3})
+    trainer, _ = run.train()
+    assert trainer.reference is None and not run.run.reference.exists()
+    losses = tiny.losses(run.run.path)
+    assert losses[max(losses)] < losses[1] / 2
+    split = run.context.prepared.train
+    kept, loss = trainer.logits(split)
+    found = metrics_for(run.context.task.predictions(kept, split, run.context.prepared))
+    assert kept.shape == (24, 4) and found["accuracy"] > 0.9 and found["loss"] == pytest.approx(loss, rel=1e-4)
+
+
 def test_real_preferences_can_be_learned(shared: Path, story: Path, tmp_path: Path) -> None:
     """People's own choices: a small model learns those of train by heart."""
     run = prepared_run(
@@ -322,6 +337,7 @@ def test_a_plan_counts_both_texts_of_a_pair(story: Path, pairs: Path) -> None:
 
 @pytest.mark.parametrize(("key", "value", "message"), [
     ("task", {"loss_type": "ipo", "label_smoothing": 0.1}, "task.label_smoothing is 0.1 but has no effect: task.loss_type is ipo"),
+    ("task", {"loss_type": "ipo", "simpo_gamma": 0.5}, "task.simpo_gamma is 0.5 but has no effect: task.loss_type is ipo"),
     ("task", {"loss_type": "exo_pair"}, "task.loss_type is 'exo_pair', which needs task.label_smoothing above 0"),
     ("training", {"label_smoothing_factor": 0.1}, "whose loss is of pairs of answers"),
     ("data", {"streaming": True}, "data.streaming"),

@@ -11,10 +11,10 @@ import pytest
 import tiny
 import torch
 
-from launcher.recipe.chat_options import PREFERENCE_LOSSES, SMOOTHED_LOSSES
+from launcher.recipe.chat_options import PREFERENCE_LOSSES, REFERENCE_FREE_LOSSES, SMOOTHED_LOSSES, PreferenceOptions
 from launcher.recipe.schema import Recipe
 from launcher.tasks.preference import Preference
-from launcher.tasks.preference_losses import LOSSES, PairScores, pair_losses, reward_losses
+from launcher.tasks.preference_losses import LOSSES, PairScores, pair_losses, pair_rewards, reward_losses
 from launcher.tasks.reward import Reward
 
 ROWS = {
@@ -158,39 +158,87 @@ def test_the_reward_loss_is_trls(center: float, story: Path, tmp_path: Path) -> 
 
 
 def scores(*columns: list[float]) -> PairScores:
+    """Chosen, rejected, their tokens, and the reference of both."""
     return PairScores(*(torch.tensor(column, dtype=torch.float64) for column in columns))
 
 
+def loss_of(pair: PairScores, loss_type: str, **changes: Any) -> Any:
+    return pair_losses(pair, PreferenceOptions(type="preference", loss_type=loss_type, **changes))
+
+
 def test_the_losses_are_those_of_the_options() -> None:
-    assert tuple(LOSSES) == PREFERENCE_LOSSES
-    pair = scores([-10.0], [-12.0], [-11.0], [-11.0], [5.0], [4.0])
+    assert tuple(LOSSES) == (*PREFERENCE_LOSSES, *REFERENCE_FREE_LOSSES)
+    pair = scores([-10.0], [-12.0], [5.0], [3.0], [-11.0], [-11.0])
     for name in LOSSES:
-        plain, smoothed = (float(pair_losses(pair, loss_type=name, beta=0.5, label_smoothing=s)) for s in (0.1, 0.2))
+        plain, smoothed = (float(loss_of(pair, name, beta=0.5, label_smoothing=s)) for s in (0.1, 0.2))
         assert (plain != smoothed) == (name in SMOOTHED_LOSSES), name
 
 
 def test_dpo_by_hand() -> None:
     # The chosen answer has gained 2 nats and the rejected one has lost 1: beta times 3.
-    pair = scores([-8.0], [-12.0], [-10.0], [-11.0], [4.0], [6.0])
-    found = float(pair_losses(pair, loss_type="sigmoid", beta=0.1))
+    pair = scores([-8.0], [-12.0], [4.0], [6.0], [-10.0], [-11.0])
+    found = float(loss_of(pair, "sigmoid", beta=0.1))
     assert found == pytest.approx(-math.log(1 / (1 + math.exp(-0.3))))
-    smoothed = float(pair_losses(pair, loss_type="sigmoid", beta=0.1, label_smoothing=0.25))
+    smoothed = float(loss_of(pair, "sigmoid", beta=0.1, label_smoothing=0.25))
     assert smoothed == pytest.approx(0.75 * found - 0.25 * math.log(1 / (1 + math.exp(0.3))))
-    with_own = float(pair_losses(pair, loss_type="sigmoid", beta=0.1, rpo_alpha=0.5))
+    with_own = float(loss_of(pair, "sigmoid", beta=0.1, rpo_alpha=0.5))
     assert with_own == pytest.approx(found + 0.5 * 8 / 4)
-    per_token = float(pair_losses(pair, loss_type="ipo", beta=0.1))
+    per_token = float(loss_of(pair, "ipo", beta=0.1))
     assert per_token == pytest.approx((2 / 4 + 1 / 6 - 5) ** 2)
 
 
+def test_losses_without_a_reference_by_hand() -> None:
+    pair = scores([-8.0], [-12.0], [4.0], [8.0])
+    assert float(loss_of(pair, "cpo", beta=0.1)) == pytest.approx(math.log(1 + math.exp(-0.4)))
+    # Per token -2 against -1.5: beta times the difference, less the margin.
+    assert float(loss_of(pair, "simpo", beta=2.0, simpo_gamma=0.3)) == pytest.approx(math.log(1 + math.exp(1.3)))
+    odds = [p / (1 - p) for p in (math.exp(-2.0), math.exp(-1.5))]
+    wanted = 2 + 0.1 * math.log(1 + odds[1] / odds[0])
+    assert float(loss_of(pair, "orpo", beta=0.1)) == pytest.approx(wanted)
+    certain = scores([0.0], [0.0], [1.0], [1.0])
+    certain.chosen.requires_grad_()
+    loss_of(certain, "orpo").sum().backward()
+    assert math.isfinite(loss_of(certain, "orpo").item()) and math.isfinite(float(certain.chosen.grad))
+
+
+@pytest.mark.parametrize(("loss_type", "smoothing"), [("cpo", 0.0), ("cpo", 0.2), ("simpo", 0.0), ("simpo", 0.2)])
+def test_losses_without_a_reference_are_those_of_trls_cpo(loss_type: str, smoothing: float) -> None:
+    from trl.experimental.cpo import CPOTrainer
+
+    pair = scores([-8.0, -3.0], [-12.0, -2.5], [4.0, 3.0], [8.0, 1.0])
+    trainer = SimpleNamespace(
+        alpha=0.0, beta=0.7, simpo_gamma=0.4, label_smoothing=smoothing, accelerator=SimpleNamespace(device="cpu"),
+        loss_type={"cpo": "sigmoid"}.get(loss_type, loss_type),
+    )  # fmt: skip
+    inputs = (pair.chosen, pair.rejected) if loss_type == "cpo" else (pair.chosen_mean, pair.rejected_mean)
+    theirs, *rewards = CPOTrainer.cpo_loss(trainer, *inputs)
+    changes = {"beta": 0.7, "label_smoothing": smoothing, "simpo_gamma": 0.4}
+    assert torch.allclose(loss_of(pair, loss_type, **changes), theirs)
+    ours = pair_rewards(pair, PreferenceOptions(type="preference", loss_type=loss_type, **changes))
+    assert all(torch.allclose(own, their) for own, their in zip(ours, rewards, strict=True))
+
+
+def test_the_ratio_of_odds_is_that_of_trls_orpo() -> None:
+    from trl.experimental.orpo import ORPOTrainer
+
+    pair = scores([-8.0, -3.0], [-12.0, -2.5], [4.0, 3.0], [8.0, 1.0])
+    trainer = SimpleNamespace(beta=0.3, accelerator=SimpleNamespace(device="cpu"))
+    gained, *rewards, _, _ = ORPOTrainer.odds_ratio_loss(trainer, pair.chosen_mean, pair.rejected_mean)
+    ours = loss_of(pair, "orpo", beta=0.3) + pair.chosen_mean
+    assert torch.allclose(ours, -gained.double(), rtol=1e-5)
+    found = pair_rewards(pair, PreferenceOptions(type="preference", loss_type="orpo", beta=0.3))
+    assert all(torch.allclose(own.float(), their) for own, their in zip(found, rewards, strict=True))
+
+
 def test_before_training_all_rewards_are_equal() -> None:
-    same = scores([-8.0, -3.0], [-12.0, -9.0], [-8.0, -3.0], [-12.0, -9.0], [4.0, 1.0], [6.0, 2.0])
-    assert pair_losses(same, loss_type="sigmoid", beta=7.0).tolist() == pytest.approx([math.log(2)] * 2)
+    same = scores([-8.0, -3.0], [-12.0, -9.0], [4.0, 1.0], [6.0, 2.0], [-8.0, -3.0], [-12.0, -9.0])
+    assert loss_of(same, "sigmoid", beta=7.0).tolist() == pytest.approx([math.log(2)] * 2)
 
 
 def test_large_numbers_stay_finite() -> None:
-    far = scores([-1e4], [-1.0], [-1.0], [-1e4], [9.0], [9.0])
+    far = scores([-1e4], [-1.0], [9.0], [9.0], [-1.0], [-1e4])
     for name in LOSSES:
         if name != "discopop":  # Its exponential has no bound.
-            assert math.isfinite(float(pair_losses(far, loss_type=name, beta=0.1, label_smoothing=0.1))), name
+            assert math.isfinite(float(loss_of(far, name, beta=0.1, label_smoothing=0.1))), name
     rewards = torch.tensor([1e4, -1e4])
     assert reward_losses(rewards, -rewards).tolist() == [0.0, 2e4]

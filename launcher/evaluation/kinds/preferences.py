@@ -34,7 +34,8 @@ class Preferences(Kind):
 
     headline: ClassVar[tuple[str, ...]] = ("accuracy", "margin")
     words: ClassVar[Words] = _words(
-        "A reward is beta times how many nats more likely an answer is to the model than to the model before training."
+        "A reward is beta times how many nats more likely an answer is to the model than to the model before training; with cpo, simpo and orpo "
+        "beta times its log-probability, with the last two of a token on average."
     )
 
     def metrics(self, predictions: Predictions) -> dict[str, float]:
