@@ -96,8 +96,16 @@ def model(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module")
-def folder(size: str, model: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp(f"language-{size}-{model}")
+def kept() -> dict[Any, Any]:
+    """What is made once for a size and a model: pytest makes fixtures with parameters anew whenever it comes back to one."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def folder(size: str, model: str, kept: dict[Any, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if (size, model) not in kept:
+        kept[size, model] = tmp_path_factory.mktemp(f"language-{size}-{model}")
+    return kept[size, model]
 
 
 def model_at(folder: Path, model: str) -> Path:
@@ -160,15 +168,22 @@ def run_cells(
 
 
 @pytest.fixture(scope="module")
-def one(folder: Path, model: str, size: str) -> dict[Cell, Path]:
-    cells = ALL if size == "full" else [Cell(what, strategy, False) for what in SOON for strategy in STRATEGIES]
-    return run_cells(folder, model, "one", {"processes_per_node": 1}, cells)
+def one(folder: Path, model: str, size: str, kept: dict[Any, Any]) -> dict[Cell, Path]:
+    if folder not in kept:
+        cells = ALL if size == "full" else [Cell(what, strategy, False) for what in SOON for strategy in STRATEGIES]
+        kept[folder] = run_cells(folder, model, "one", {"processes_per_node": 1}, cells)
+    return kept[folder]
 
 
 @pytest.fixture(scope="module", params=ENGINES)
-def two(request: pytest.FixtureRequest, folder: Path, model: str, size: str, one: dict[Cell, Path]) -> dict[Cell, Path]:
-    cells = ALL if size == "full" else pairwise(request.param)
-    return run_cells(folder, model, request.param, ENGINES[request.param], cells)
+def two(
+    request: pytest.FixtureRequest, folder: Path, model: str, size: str, one: dict[Cell, Path], kept: dict[Any, Any]
+) -> dict[Cell, Path]:
+    key = (folder, request.param)
+    if key not in kept:
+        cells = ALL if size == "full" else pairwise(request.param)
+        kept[key] = run_cells(folder, model, request.param, ENGINES[request.param], cells)
+    return kept[key]
 
 
 def loss_of_validation(run: Path) -> float:
