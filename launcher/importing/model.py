@@ -16,9 +16,20 @@ _FAMILIES = {
     "chatml": "chatml", "qwen": "chatml", "qwen2": "chatml", "qwen2.5": "chatml", "qwen_25": "chatml", "yi": "chatml", "chatml_de": "chatml",
     "llama3": "llama3", "gemma": "gemma", "gemma2": "gemma", "empty": "raw",
 }  # fmt: skip
+# Models whose own template has the same words as ours, by their names.
+_OWN = {
+    "chatml": re.compile(r"(?i)qwen|qwq|(?<![a-z])yi-|smollm|internlm|hermes|dolphin|orca|chatml"),
+    "llama3": re.compile(r"(?i)llama[-_]?v?3"),
+    "gemma": re.compile(r"(?i)gemma"),
+}
+_IMAGES = re.compile(
+    r"(?i)(?<![a-z])vl(?![a-z])|(?<![a-z])(qwen\d?(\.\d)?)?vl\d|mossvl|llava|pixtral|paligemma|idefics|vision|internvl|smolvlm|minicpm-?[vo]|"
+    r"florence|omni(?![a-z])|[-_]audio|ultravox|(?<![a-z])mllm"
+)
 _WITHOUT = ("default", "alpaca", "vanilla", "vicuna", "fewshot", "aya", "instruct", "inst")
 _INSTRUCT = re.compile(r"(?i)instruct|chat|(?<![a-z])it(?![a-z])|hermes|zephyr|dolphin|openchat|qwen3(?!.*base)|sft")
 
+WITHOUT_FP8 = ("launcher computes in fp8 without DeepSpeed", "write distributed: {engine: fsdp} and precision: fp8 to have it")
 ATTENTIONS = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
 
 
@@ -29,6 +40,26 @@ def name_model(c: Conversion, key: str) -> None:
     if not c.has(key):
         raise refuse(c.path, f"{key} is not given", f"write {key}: the hub id or folder of the model", key)
     c.put("model.name_or_path", str(c.value(key)), key)
+
+
+def refuse_images(c: Conversion, names: tuple[str, ...], signs: tuple[str, ...] = ()) -> None:
+    """Refuse a run that reads images, videos or sounds.
+
+    Args:
+        names: keys whose values tell it, such as the name of the model.
+        signs: keys that such runs alone have.
+
+    Raises:
+        RecipeError: it is one.
+    """
+    told = (one for one in names if isinstance(c.value(one), str) and _IMAGES.search(c.value(one)))
+    sign = next(told, None) or next((one for one in signs if c.has(one)), None)
+    if sign is not None:
+        raise c.cannot(
+            sign,
+            "it is of a run that reads images, videos or sounds, and launcher trains language models on texts alone",
+            "keep this run where it is; where the data are texts, name a model of texts and leave such keys out",
+        )
 
 
 def revision(c: Conversion, key: str) -> None:
@@ -65,14 +96,18 @@ def template_by_name(c: Conversion, key: str, name: str) -> None:
         c.put("task.chat_template", stand_in)
         c.missed(key, f"launcher has no template {name}: {what} stands in for it, with other words around the messages",
                  "write the template as a file of Jinja, and name it under task.chat_template")  # fmt: skip
+    elif family in _FAMILIES and not (is_instruct(model) and _is_own(model, _FAMILIES[family])):
+        c.put("task.chat_template", _FAMILIES[family], key)
     elif is_instruct(model):
         c.put("task.chat_template", None, key, note="the tokenizer's own template, which such a model brings along")
-    elif family in _FAMILIES:
-        c.put("task.chat_template", _FAMILIES[family], key)
     else:
         c.put("task.chat_template", None)
         c.missed(key, f"launcher has no template {name}: the tokenizer's own is taken, if it has one",
                  "see `launcher data` for what comes out; task.chat_template also takes a file of Jinja")  # fmt: skip
+
+
+def _is_own(model: str, ours: str) -> bool:
+    return ours in _OWN and _OWN[ours].search(model) is not None
 
 
 def template_file(c: Conversion, key: str, text: str) -> None:
@@ -81,9 +116,10 @@ def template_file(c: Conversion, key: str, text: str) -> None:
         here = Path(text) if Path(text).is_file() else c.path.parent / text
         c.put("task.chat_template", str(here), key)
     else:
+        c.put("task.chat_template", None)
         c.missed(
             key,
-            "launcher reads chat templates from files",
+            "launcher reads chat templates from files, and the tokenizer's own is taken, if it has one",
             "save it as my_template.jinja, and write task.chat_template: my_template.jinja",
         )
 
