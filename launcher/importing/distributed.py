@@ -83,10 +83,12 @@ def fsdp_keys(c: Conversion, *, also: tuple[str, ...] = ()) -> None:
     if not words and not (isinstance(config, Mapping) and config):
         return
     offloads = offloads or "offload" in str(words)
-    c.put("distributed.engine", "fsdp", "fsdp", *also)
+    c.put("distributed.engine", "fsdp", *(name for name in ("fsdp", *also) if c.has(name)))
     if offloads:
         c.put("distributed.offload", "all", "fsdp_config.offload_params", "fsdp_config.fsdp_offload_params")
     for key in config if isinstance(config, Mapping) else ():
+        if str(key).endswith("activation_checkpointing"):
+            continue
         c.unneeded(
             f"fsdp_config.{key}", "launcher's engine fsdp (FSDP2, everything sharded) sets it as the model needs"
         )

@@ -8,7 +8,7 @@ _OWN_KERNELS = "launcher has no such kernels of its own"
 NOT_NEEDED: dict[str, str] = {
     "num_processes": "the recipe means the same on any number of GPUs; it was counted into global_batch_size",
     **dict.fromkeys(("env", "main_process_port", "main_process_ip", "machine_rank", "num_machines", "mixed_precision"), "launcher starts the processes itself; variables are set where the run is started"),
-    "data_shared_file_system": "launcher finds out which ranks share a disk",
+    "data_shared_file_system": "data.cache_dir says where prepared rows lie",
     **dict.fromkeys(("swanlab_run_name", "swanlab_workspace", "swanlab_mode", "swanlab_logdir", "swanlab_lark_webhook_url", "swanlab_lark_secret"), "SwanLab reads its own settings from its environment variables"),
     **dict.fromkeys(("vllm_maxlen", "vllm_gpu_util", "vllm_enforce_eager", "vllm_max_lora_rank", "vllm_config", "sglang_maxlen", "sglang_mem_fraction", "sglang_tp_size", "sglang_config", "lang", "n_shot", "save_dir", "task_dir"), "it is about generating and benchmarks, not training"),
     "module_dropout": "another method than this file's reads it",

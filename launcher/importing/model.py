@@ -22,9 +22,10 @@ _OWN = {
     "llama3": re.compile(r"(?i)llama[-_]?v?3"),
     "gemma": re.compile(r"(?i)gemma"),
 }
+_QUANTISED = re.compile(r"(?i)(?<![a-z])(awq|gptq|aqlm|hqq|eetq|bnb|nf4|[48][-_]?bit)(?![a-z])")
 _IMAGES = re.compile(
     r"(?i)(?<![a-z])vl(?![a-z])|(?<![a-z])(qwen\d?(\.\d)?)?vl\d|mossvl|llava|pixtral|paligemma|idefics|vision|internvl|smolvlm|minicpm-?[vo]|"
-    r"florence|omni(?![a-z])|[-_]audio|ultravox|(?<![a-z])mllm"
+    r"florence|omni(?![a-z])|[-_]audio|ultravox|(?<![a-z])mllm|imagetext"
 )
 _WITHOUT = ("default", "alpaca", "vanilla", "vicuna", "fewshot", "aya", "instruct", "inst")
 _INSTRUCT = re.compile(r"(?i)instruct|chat|(?<![a-z])it(?![a-z])|hermes|zephyr|dolphin|openchat|qwen3(?!.*base)|sft")
@@ -40,6 +41,11 @@ def name_model(c: Conversion, key: str) -> None:
     if not c.has(key):
         raise refuse(c.path, f"{key} is not given", f"write {key}: the hub id or folder of the model", key)
     c.put("model.name_or_path", str(c.value(key)), key)
+    if _QUANTISED.search(str(c.value(key))):
+        c.assume(
+            "the model's files hold few bits already, as its name says, and launcher quantises whole weights itself: "
+            "where it does not load, name the model that it was made from, with strategy.load_in_4bit: true"
+        )
 
 
 def refuse_images(c: Conversion, names: tuple[str, ...], signs: tuple[str, ...] = ()) -> None:

@@ -292,8 +292,10 @@ def the_best(c: Conversion, *, saves: bool) -> None:
 
 
 def checkpointing(c: Conversion, *names: str, on: bool) -> None:
-    """Translate whether activations are recomputed."""
-    c.put("training.activation_checkpointing", on, *names)
+    """Translate whether activations are recomputed, which the configuration of FSDP can say as well."""
+    in_fsdp = [f"fsdp_config.{prefix}activation_checkpointing" for prefix in ("", "fsdp_")]
+    c.put("training.activation_checkpointing", on or any(map(c.flag, in_fsdp)), *names)
+    c.mark("training.activation_checkpointing", *in_fsdp)
     reason = "launcher recomputes without re-entry where it can; the numbers are the same"
     for name in ("gradient_checkpointing_kwargs", "activation_checkpointing_kwargs"):
         c.unneeded(name, reason)
