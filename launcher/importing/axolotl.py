@@ -72,7 +72,9 @@ _LIGER = {
 
 def convert(c: Conversion) -> None:
     """Translate a configuration of Axolotl. Raises RecipeError for what no recipe can mean."""
-    refuse_images(c, ("base_model", "model_type", "chat_template"), ("processor_type", "image_size", "image_resize_algorithm"))
+    refuse_images(
+        c, ("base_model", "model_type", "chat_template"), ("processor_type", "image_size", "image_resize_algorithm")
+    )
     _model(c)
     _task(c)
     data_keys(c)
@@ -128,7 +130,11 @@ def _liger(c: Conversion) -> None:
         c.put("training.liger_kernel_config", chosen, *_LIGER)
     others = [one for one in plugins if "LigerPlugin" not in one]
     if any(_OTHER_LOSS.search(one) for one in others):
-        raise c.cannot("plugins", "such a plugin trains for something else, which launcher does not have", "keep this run where it is")
+        raise c.cannot(
+            "plugins",
+            "such a plugin trains for something else, which launcher does not have",
+            "keep this run where it is",
+        )
     if others:
         c.missed(
             "plugins", f"launcher has no {', '.join(others)}", "code of a file is never loaded; the run goes without it"
@@ -151,7 +157,11 @@ def _task(c: Conversion) -> None:
         if (smoothing := c.number("dpo_label_smoothing")) is not None:
             c.put("task.label_smoothing", float(smoothing), "dpo_label_smoothing")
     elif c.flag("process_reward_model"):
-        raise c.cannot("process_reward_model", "launcher's rewards are of whole answers, not of their steps", "keep this run where it is")
+        raise c.cannot(
+            "process_reward_model",
+            "launcher's rewards are of whole answers, not of their steps",
+            "keep this run where it is",
+        )
     elif c.flag("reward_model"):
         c.put("task.type", "reward", "reward_model")
         if (weight := c.number("center_rewards_coefficient")) is not None:
@@ -164,7 +174,9 @@ def _template(c: Conversion) -> None:
             c.unneeded(key, "texts are read as they are")
         return
     name = str(c.value("chat_template", ""))
-    if "task.chat_template" in c.recipe and any(key.endswith(".type") for key in c.origins.get("task.chat_template", ())):
+    if "task.chat_template" in c.recipe and any(
+        key.endswith(".type") for key in c.origins.get("task.chat_template", ())
+    ):
         for key in ("chat_template", "chat_template_jinja"):
             c.unneeded(key, "the type of the data says which words are written, also there")
     elif c.has("chat_template_jinja"):

@@ -229,7 +229,9 @@ def _words(c: Conversion, names: list[str], form: _Form) -> None:
         c.put("task.chat_template", form.template, *(f"{name}.type" for name in names))
     elif form.wording and not c.has("chat_template"):
         _wording(c, names, form.wording)
-    elif not c.has("chat_template") and (told := sorted({str(c.value(f"{name}.conversation") or "") for name in names} - {""})):
+    elif not c.has("chat_template") and (
+        told := sorted({str(c.value(f"{name}.conversation") or "") for name in names} - {""})
+    ):
         template_by_name(c, f"{names[0]}.conversation", told[0])
         if len(told) == 1:
             c.mark("task.chat_template", *(f"{name}.conversation" for name in names))
@@ -338,10 +340,14 @@ def _roles(c: Conversion, name: str) -> None:
 def _learned(c: Conversion, names: list[str]) -> None:
     everything = c.flag("train_on_inputs")
     c.put("task.assistant_only_loss", not everything, "train_on_inputs")
-    empty = [f"{name}.{key}" for name in names for key in ("roles_to_train", "train_on_eos") if key in c.below.get(name, {})]
+    empty = [
+        f"{name}.{key}" for name in names for key in ("roles_to_train", "train_on_eos") if key in c.below.get(name, {})
+    ]
     if len(empty) == 2 * len(names) and not any(map(c.has, empty)):
         c.recipe["task.learned_answers"] = "last"
-        c.assume("the last answer alone is learned, which is what Axolotl's guide says of empty roles_to_train and train_on_eos")
+        c.assume(
+            "the last answer alone is learned, which is what Axolotl's guide says of empty roles_to_train and train_on_eos"
+        )
     for name in names:
         roles = c.names(f"{name}.roles_to_train")
         if roles in (["assistant"], ["gpt"], ["gpt", "assistant"], ["assistant", "gpt"]):

@@ -86,7 +86,9 @@ def _lines(text: str) -> Iterator[list[str]]:
 
 def _with_variables(text: str) -> str:
     """Write out the variables that a script sets itself to plain words: ``MODEL=gpt2`` on a line of its own, then ``$MODEL``."""
-    found = re.findall(r"""(?m)^[ \t]*(?:export[ \t]+)?([A-Za-z_]\w*)=(["']?)([^\s"'$`;&|()]*)\2[ \t]*(?:#.*)?$""", text)
+    found = re.findall(
+        r"""(?m)^[ \t]*(?:export[ \t]+)?([A-Za-z_]\w*)=(["']?)([^\s"'$`;&|()]*)\2[ \t]*(?:#.*)?$""", text
+    )
     for name, _, value in found:
         text = re.sub(rf"\$\{{{name}\}}|\${name}\b", value.replace("\\", r"\\"), text)
     return text
@@ -112,11 +114,13 @@ def _trainer(script: str, options: list[str]) -> str | None:
     stem = PurePosixPath(script).name.removesuffix(".py").removeprefix("trl.scripts.")
     is_of_trl = "trl" in script or "examples/scripts" in script
     trains = any(re.match(r"--(model_name(_or_path)?|dataset_name|config)\b", one) for one in options)
-    if not (trains or is_of_trl and any(one.startswith("--") for one in options)):
+    if not (trains or (is_of_trl and any(one.startswith("--") for one in options))):
         return stem if is_of_trl and _IMAGES.search(stem) else None
     if stem in _TRAINERS:
         return _TRAINERS[stem]
-    family = next((one for one in ("sft", "dpo", "reward") if stem.startswith(f"{one}_") or stem.endswith(f"_{one}")), None)
+    family = next(
+        (one for one in ("sft", "dpo", "reward") if stem.startswith(f"{one}_") or stem.endswith(f"_{one}")), None
+    )
     if family is None or _IMAGES.search(stem) or any(one in stem for one in OTHER_TRAINERS):
         return stem
     return family

@@ -139,7 +139,11 @@ def _columns(c: Conversion, info: dict[str, Any] | None) -> None:
         return
     for entry in entries:
         if seen := {"images", "videos", "audios"} & set(entry.get("columns") or {}):
-            raise c.cannot("dataset", f"{_INFO} gives it {', '.join(sorted(seen))}, and launcher trains on texts alone", "leave it out")
+            raise c.cannot(
+                "dataset",
+                f"{_INFO} gives it {', '.join(sorted(seen))}, and launcher trains on texts alone",
+                "leave it out",
+            )
     forms = [_form(c, entry) for entry in entries]
     if any(form != forms[0] for form in forms[1:]):
         c.assume(

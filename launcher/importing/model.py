@@ -30,7 +30,10 @@ _IMAGES = re.compile(
 _WITHOUT = ("default", "alpaca", "vanilla", "vicuna", "fewshot", "aya", "instruct", "inst")
 _INSTRUCT = re.compile(r"(?i)instruct|chat|(?<![a-z])it(?![a-z])|hermes|zephyr|dolphin|openchat|qwen3(?!.*base)|sft")
 
-WITHOUT_FP8 = ("launcher computes in fp8 without DeepSpeed", "write distributed: {engine: fsdp} and precision: fp8 to have it")
+WITHOUT_FP8 = (
+    "launcher computes in fp8 without DeepSpeed",
+    "write distributed: {engine: fsdp} and precision: fp8 to have it",
+)
 ATTENTIONS = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
 
 

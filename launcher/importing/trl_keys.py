@@ -9,7 +9,17 @@ TELLING: dict[str, tuple[str, ...]] = {
     "sft": ("packing", "assistant_only_loss", "completion_only_loss", "dataset_text_field", "eval_packing", "packing_strategy", "dataset_kwargs"),
 }  # fmt: skip
 
+# Keys that only trainers have which launcher has not.
+TELLING_OTHERS: dict[str, tuple[str, ...]] = {
+    "grpo or another online method": ("reward_funcs", "reward_model_name_or_path", "num_generations", "max_completion_length", "num_iterations", "use_vllm", "reward_weights"),
+    "ppo": ("reward_model_path", "sft_model_path", "num_ppo_epochs", "kl_coef", "vf_coef"),
+    "kto": ("desirable_weight", "undesirable_weight"),
+    "distillation": ("teacher_model_name_or_path", "lmbda"),
+    "cpo or simpo": ("cpo_alpha", "simpo_gamma"),
+}  # fmt: skip
+
 NOT_NEEDED: dict[str, str] = {
+    "preprocessing_num_workers": "launcher prepares with as many processes as there are cores",
     **dict.fromkeys(("output_dir", "output-dir"), "the run directory is the owner: runs/NAME-001, -002, ..."),
     "run_name": "the recipe's name names the run",
     "project": "no tracker of the file reads it",
@@ -39,6 +49,9 @@ NOT_TRANSLATED: dict[str, tuple[str, str]] = {
     "model_init_kwargs": ("what loads the model are keys of the recipe", "see model: dtype, attn_implementation, config"),
     "dataset_kwargs": ("launcher prepares the rows itself", "see task.format and data.columns"),
     **dict.fromkeys(("dataset_streaming", "streaming"), ("rows of these tasks are read before training", "nothing has to be done where they fit on the disk")),
+    "max_prompt_length": ("prompts are not cut for themselves: max_length holds for prompt and answer together", "see the cut rows with `launcher data`"),
+    **dict.fromkeys(("dataset_splits", "dataset_configs", "dataset_mixer", "dataset_mixture"), ("dataset_name or datasets goes before it", "look which of them names the data")),
+    "chat_template": ("texts are read as they are, or chat_template_path goes before it", "see task.chat_template"),
     "test_split_size": ("it is read with datasets alone", "write data.validation_share"),
     "data_dir": ("a folder inside a hub data set is not chosen", "name the folder as the source"),
     "data_files": ("files inside a hub data set are not chosen", "name the file as the source"),
@@ -69,6 +82,16 @@ READ = frozenset(
         "dataset_train_split",
         "dataset_test_split",
         "datasets",
+        "dataset_mixture",
+        "dataset_mixer",
+        "dataset_splits",
+        "dataset_configs",
+        "id",
+        "config",
+        "weight",
+        "seed",
+        "use_flash_attention_2",
+        "chat_template",
         "path",
         "name",
         "split",
