@@ -23,6 +23,7 @@ from launcher.importing.model import (
 )
 from launcher.importing.rest import finish
 from launcher.importing.trainer import DEFAULTS, checkpointing, the_best, trainer_keys, whole
+from launcher.recipe.chat_options import PREFERENCE_LOSSES
 
 DIALECT = Dialect(
     name="axolotl",
@@ -87,6 +88,8 @@ def convert(c: Conversion) -> None:
     _batch(c)
     _schedule(c)
     trainer_keys(c)
+    if (noise := c.number("noisy_embedding_alpha")) is not None:
+        c.put("training.neftune_noise_alpha", float(noise), "noisy_embedding_alpha")
     _moments(c)
     recomputes = c.value("gradient_checkpointing")
     checkpointing(
@@ -149,13 +152,22 @@ def _task(c: Conversion) -> None:
                 "rl", f"launcher has {', '.join(_RL)} of Axolotl's preference tunings", "keep this run where it is"
             )
         c.put("task.type", "preference", "rl")
-        c.put("task.loss_type", _RL[str(rl)], "rl")
+        loss = c.names("dpo_loss_type") or [_RL[str(rl)]]
+        if len(loss) > 1 or loss[0] not in PREFERENCE_LOSSES:
+            raise c.cannot(
+                "dpo_loss_type",
+                f"launcher's task preference has one of {', '.join(PREFERENCE_LOSSES)}",
+                "write one of them",
+            )
+        c.put("task.loss_type", loss[0], "rl", "dpo_loss_type")
         beta = "rl_beta" if c.has("rl_beta") else "dpo_beta"
         c.put("task.beta", float(c.number(beta, 0.1)), beta)
         if (weight := c.number("rpo_alpha")) is not None:
             c.put("task.rpo_alpha", float(weight), "rpo_alpha")
         if (smoothing := c.number("dpo_label_smoothing")) is not None:
             c.put("task.label_smoothing", float(smoothing), "dpo_label_smoothing")
+    elif c.flag("kd_trainer"):
+        raise c.cannot("kd_trainer", "launcher does not distil one model into another", "keep this run where it is")
     elif c.flag("process_reward_model"):
         raise c.cannot(
             "process_reward_model",

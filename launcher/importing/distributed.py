@@ -25,6 +25,12 @@ def deepspeed_key(c: Conversion, name: str = "deepspeed") -> None:
         c.missed(name, "the file is not here and its name tells no stage of ZeRO", remedy)
         return
     _write(c, name, found)
+    if "autotp" in str(given).lower():
+        c.missed(
+            name,
+            "it spreads each layer over GPUs (tensor parallelism), with which runs can be planned, but not started",
+            "its stage of ZeRO was written; stage 3 shards the weights",
+        )
 
 
 def _write(c: Conversion, name: str, found: Zero) -> None:

@@ -30,7 +30,7 @@ NOT_NEEDED: dict[str, str] = {
     "create_new_adapter": "every run begins with new adapters",
     "ray_run_name": "launcher does not run under Ray",
     **dict.fromkeys(("ray_storage_path", "ray_num_workers", "resources_per_worker", "placement_strategy", "ray_init_kwargs", "ray_storage_filesystem"), "launcher does not run under Ray; `launcher submit` starts jobs on Slurm"),
-    **dict.fromkeys(("infer_backend", "infer_dtype", "offload_folder", "use_kv_cache", "max_new_tokens", "top_p", "top_k", "temperature", "do_sample", "num_beams", "repetition_penalty", "length_penalty", "eval_num_beams", "default_system", "skip_special_tokens"), "it is about generating, not training"),
+    **dict.fromkeys(("infer_backend", "infer_dtype", "offload_folder", "use_kv_cache", "max_new_tokens", "generation_max_length", "generation_num_beams", "sortish_sampler", "top_p", "top_k", "temperature", "do_sample", "num_beams", "repetition_penalty", "length_penalty", "eval_num_beams", "default_system", "skip_special_tokens"), "it is about generating, not training"),
     **dict.fromkeys(("export_dir", "export_size", "export_device", "export_quantization_bit", "export_quantization_dataset", "export_quantization_nsamples", "export_quantization_maxlen", "export_legacy_format", "export_hub_model_id"), "it is about exporting, not training"),
     **dict.fromkeys(("hf_hub_token", "ms_hub_token", "om_hub_token"), "`hf auth login` keeps the token, not a recipe"),
     **dict.fromkeys(("image_max_pixels", "image_min_pixels", "video_max_pixels", "video_min_pixels", "video_fps", "video_maxlen", "audio_sampling_rate", "use_audio_in_video", "image_do_pan_and_scan", "crop_to_patches"), "it is off in the file: images and videos are not read"),
@@ -52,7 +52,7 @@ NOT_TRANSLATED: dict[str, tuple[str, str]] = {
     "adapter_folder": ("the run would go on from adapters, and launcher begins with new ones", "merge them into the model first"),
     **dict.fromkeys(("use_galore", "use_apollo", "use_badam", "use_adam_mini", "use_muon"), ("launcher does not have this optimizer", "choose one under training.optim")),
     **dict.fromkeys(("use_unsloth", "use_unsloth_gc", "use_v1_kernels", "use_kt", "kt_optimize_rule", "cpu_infer", "chunk_size"), (_OWN_KERNELS, "the result is the same without; training.use_liger_kernel saves memory")),
-    **dict.fromkeys(("use_llama_pro", "mixture_of_depths", "shift_attn", "use_dft_loss", "use_eaft_loss", "use_asft_loss", "moe_aux_loss_coef", "pref_bco_weight", "ld_alpha"), ("launcher has nothing like it", "the recipe trains without it, which is another run")),
+    **dict.fromkeys(("lora_rank_dropout", "use_llama_pro", "mixture_of_depths", "shift_attn", "use_dft_loss", "use_eaft_loss", "use_asft_loss", "moe_aux_loss_coef", "pref_bco_weight", "ld_alpha"), ("launcher has nothing like it", "the recipe trains without it, which is another run")),
     **dict.fromkeys(("ref_model", "ref_model_adapters", "ref_model_quantization_bit"), ("the reference is always the model as it was before training", "start from the model that is to be the reference")),
     **dict.fromkeys(("add_tokens", "add_special_tokens", "new_special_tokens_config", "resize_vocab", "init_special_tokens"), ("launcher adds no tokens", "save a tokenizer and model with them first, and name that folder")),
     "split_special_tokens": ("texts that look like special tokens are read as such", "clean the data"),
@@ -77,6 +77,8 @@ NOT_TRANSLATED: dict[str, tuple[str, str]] = {
     "swanlab_project": ("launcher does not know SwanLab's keys", "tracking.report_to: [swanlab] starts it with its own"),
     "use_swanlab": ("launcher does not know SwanLab's keys", "tracking.report_to: [swanlab] starts it with its own"),
     "fp8_backend": ("accelerate chooses the library", "nothing has to be done"),
+    **dict.fromkeys(("use_megatron", "use_hyper_parallel"), ("launcher does not run it", "write distributed: {engine: fsdp} or zero_stage: 3")),
+    "preserve_thinking": ("the chat template says how thoughts are written", "choose a template, and see what comes out with `launcher data`"),
     "use_mca": ("launcher does not run Megatron", "write distributed: {engine: fsdp} or zero_stage: 3"),
 }  # fmt: skip
 

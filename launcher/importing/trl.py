@@ -160,6 +160,8 @@ def _loss(c: Conversion) -> None:
             "loss_weights",
             note="the weight of sft beside that of the loss",
         )
+    if (added := c.number("rpo_alpha")) is not None:
+        c.put("task.rpo_alpha", float(added), "rpo_alpha")
     c.unneeded("loss_weights", "one loss needs no weight")
     c.put("task.beta", float(c.number("beta")), "beta")
     if (smoothing := c.number("label_smoothing")) is not None:
@@ -246,4 +248,8 @@ def _bits(c: Conversion) -> None:
 
 
 def _project(c: Conversion) -> dict[str, str] | None:
-    return {"project": str(c.value("project"))} if c.has("project") else None
+    """Return the keys of W&B: TRL's own, and those that the Alignment Handbook's scripts add."""
+    names = {"project": "project", "wandb_project": "project", "wandb_entity": "entity"}
+    found = {ours: str(c.value(theirs)) for theirs, ours in names.items() if c.has(theirs)}
+    c.mark("tracking.wandb", *(key for key in names if key != "project" and "project" in found))
+    return found if "project" in found else None
