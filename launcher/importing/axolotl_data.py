@@ -29,6 +29,7 @@ class _Form:
 
 
 _ALPACA_WORDING = "Axolotl writes the instruction into Alpaca's words (### Instruction: ...)"
+_WORDING = "Axolotl writes words of the type's own around them"
 _PAIR = {"chosen": "chosen", "rejected": "rejected"}
 _TYPES = {
     "alpaca": _Form(format="alpaca", wording=_ALPACA_WORDING),
@@ -38,6 +39,14 @@ _TYPES = {
     "alpaca_w_system.load_open_orca": _Form(
         format="alpaca", columns={"instruction": "question", "output": "response", "system": "system_prompt"}, wording=_ALPACA_WORDING
     ),
+    "alpaca_chat.load_concise": _Form(format="alpaca", columns={"instruction": "instruction", "input": "input", "output": "response"}, wording=_ALPACA_WORDING),
+    "alpaca_chat.load_camel_ai": _Form(format="alpaca", columns={"instruction": "message_1", "output": "message_2"}, wording=_ALPACA_WORDING),
+    "oasst": _Form(format="alpaca", columns={"instruction": "INSTRUCTION", "output": "RESPONSE"}, wording=_WORDING),
+    "jeopardy": _Form(format="alpaca", columns={"instruction": "question", "output": "answer"}, wording=_WORDING),
+    "summarizetldr": _Form(format="alpaca", columns={"instruction": "article", "output": "summary"}, wording=_WORDING),
+    "metharme": _Form(format="alpaca", columns={"instruction": "prompt", "output": "generation"}, wording=_WORDING),
+    "context_qa": _Form(format="alpaca", columns={"instruction": "question", "input": "article", "output": "answer"}, wording=_WORDING),
+    "context_qa.load_v2": _Form(format="alpaca", columns={"instruction": "question", "input": "context", "output": "answer"}, wording=_WORDING),
     "chat_template": _Form(format="messages"),
     "sharegpt": _Form(format="sharegpt"),
     "completion": _Form(task="causal-lm"),

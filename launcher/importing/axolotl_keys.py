@@ -36,6 +36,7 @@ NOT_NEEDED: dict[str, str] = {
     **dict.fromkeys(("is_preprocess", "is_file", "gradio_title", "gradio_share", "generate_samples"), "it is about other commands than training"),
     **dict.fromkeys(("heads_k_stride", "ring_attn_func"), "Ulysses does not read it"),
     **dict.fromkeys(("kto_desirable_weight", "kto_undesirable_weight"), "KTO reads it, which this file does not do"),
+    "dpo_loss_weights": "one loss needs no weight",
     "num_labels": "a reward is one number",
     "hf_mirror": "HF_ENDPOINT names the mirror",
 }  # fmt: skip

@@ -41,6 +41,10 @@ def name_model(c: Conversion, key: str) -> None:
     """Write the model's name. Raises RecipeError where the file names none."""
     from launcher.importing.given import refuse
 
+    if key in c.outside:
+        raise c.cannot(
+            key, "it names something outside the file, which is not read", "write the model's name into the file"
+        )
     if not c.has(key):
         raise refuse(c.path, f"{key} is not given", f"write {key}: the hub id or folder of the model", key)
     c.put("model.name_or_path", str(c.value(key)), key)

@@ -83,6 +83,8 @@ def _told(c: Conversion) -> str:
     for kind, keys in TELLING.items():
         if any(c.has(key) for key in keys):
             return kind
+    if {*c.names("loss_type")} & {*PREFERENCE_LOSSES}:
+        return "dpo"
     if by_name is not None:
         c.assume(f"the trainer is {by_name}, as the file's name says; --task says otherwise")
         return by_name
@@ -109,6 +111,7 @@ def _task(c: Conversion, kind: str) -> None:
         c.put("task.type", "causal-lm", "dataset_text_field", note="texts, of which every token is learned")
         c.put("data.columns", {"text": str(c.value("dataset_text_field"))}, "dataset_text_field")
         c.put("task.packing", c.flag("packing"), "packing")
+        _losses_of_sft(c)
         c.assume("texts longer than max_length are divided into rows; TRL cuts them")
         return
     c.put("task.type", _TASKS[kind])
@@ -117,6 +120,7 @@ def _task(c: Conversion, kind: str) -> None:
             template_file(c, key, str(c.value(key)))
     if kind == "sft":
         _learned(c)
+        _losses_of_sft(c)
         c.put("task.packing", c.flag("packing"), "packing")
         if c.value("packing_strategy", "bfd") != "bfd":
             c.missed("packing_strategy", "conversations are packed whole (bfd)", "nothing has to be done in most runs")
@@ -124,6 +128,11 @@ def _task(c: Conversion, kind: str) -> None:
         _loss(c)
     elif (weight := c.number("center_rewards_coefficient")) is not None:
         c.put("task.center_rewards_coefficient", float(weight), "center_rewards_coefficient")
+
+
+def _losses_of_sft(c: Conversion) -> None:
+    if c.has("loss_type") and c.value("loss_type") not in ("nll", "chunked_nll"):
+        c.missed("loss_type", "launcher's loss of sft is nll", "the recipe trains with it, which is another run")
 
 
 def _learned(c: Conversion) -> None:
