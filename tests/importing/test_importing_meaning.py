@@ -97,6 +97,17 @@ def test_the_dataset_info_tells_data_with_images():
     assert "gives it images" in refusal(LLAMAFACTORY, "llamafactory")
 
 
+def test_the_dataset_info_says_more_than_the_columns():
+    Path("dataset_info.json").write_text(
+        '{"talk": {"hf_hub_url": "us/talk", "formatting": "openai", "num_samples": 50, "folder": "en"}, "identity": {"hf_hub_url": "us/rows"}}'
+    )
+    recipe, made = recipe_of(LLAMAFACTORY.replace("identity", "talk") + "max_samples: 80\n", "llamafactory")
+    assert (recipe.task.format, recipe.data.train.source, recipe.data.train.limit) == ("messages", "us/talk", 50)
+    assert any("folder en" in line for line in made.assumed)
+    both = converted(LLAMAFACTORY.replace("identity", "talk,identity"), "llamafactory")
+    assert "in one way" in listed(both, "dataset")
+
+
 @pytest.mark.parametrize("name", ["kto_config.yaml", "orpo/config_full.yaml", "my-grpo.yaml"])
 def test_the_name_of_a_file_tells_a_trainer_that_launcher_does_not_have(name):
     assert "write --task sft" in refusal(TRL + "beta: 0.1\n", "trl", name=name)
