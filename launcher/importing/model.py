@@ -22,7 +22,7 @@ _OWN = {
     "llama3": re.compile(r"(?i)llama[-_]?v?3"),
     "gemma": re.compile(r"(?i)gemma"),
 }
-_QUANTISED = re.compile(r"(?i)(?<![a-z])(awq|gptq|aqlm|hqq|eetq|bnb|nf4|[48][-_]?bit)(?![a-z])")
+_QUANTISED = re.compile(r"(?i)(?<![a-z])(awq|gptq|aqlm|hqq|eetq|bnb|nf4|(nv|mx)?fp[48]|[48][-_]?bit)(?![a-z])")
 _IMAGES = re.compile(
     r"(?i)(?<![a-z])vl(?![a-z])|(?<![a-z])(qwen\d?(\.\d)?)?vl\d|mossvl|llava|pixtral|paligemma|idefics|vision|internvl|smolvlm|minicpm-?[vo]|"
     r"florence|omni(?![a-z])|[-_]audio|ultravox|(?<![a-z])mllm|imagetext"
