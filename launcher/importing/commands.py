@@ -90,7 +90,7 @@ def _with_variables(text: str) -> str:
         r"""(?m)^[ \t]*(?:export[ \t]+)?([A-Za-z_]\w*)=(["']?)([^\s"'$`;&|()]*)\2[ \t]*(?:#.*)?$""", text
     )
     for name, _, value in found:
-        text = re.sub(rf"\$\{{{name}\}}|\${name}\b", lambda _, value=value: value, text)
+        text = re.sub(rf"\$\{{{name}\}}|\${name}\b", value.replace("\\", r"\\"), text)
     return text
 
 
