@@ -124,17 +124,24 @@ def _is_own(model: str, ours: str) -> bool:
 
 
 def template_file(c: Conversion, key: str, text: str) -> None:
-    """Write a file of Jinja; a template that stands in the configuration itself has to become one."""
-    if "\n" not in text and "{" not in text and any((folder / text).is_file() for folder in (Path(), c.path.parent)):
-        here = Path(text) if Path(text).is_file() else c.path.parent / text
+    """Write a file of Jinja; a template that stands in the configuration itself becomes one, as text."""
+    here = next((folder / text for folder in (Path(), c.path.parent) if _is_file(folder, text)), None)
+    if here is not None:
         c.put("task.chat_template", str(here), key)
+    elif "{" in text:
+        c.template = text
+        c.put("task.chat_template", f"{c.recipe['name']}.jinja", key, note="a file beside the recipe")
     else:
         c.put("task.chat_template", None)
         c.missed(
             key,
-            "launcher reads chat templates from files, and the tokenizer's own is taken, if it has one",
-            "save it as my_template.jinja, and write task.chat_template: my_template.jinja",
+            "the file is not here, and the tokenizer's own template is taken, if it has one",
+            "fetch it, and write task.chat_template: my_template.jinja",
         )
+
+
+def _is_file(folder: Path, text: str) -> bool:
+    return len(text) < 255 and not {"\n", "{"} & {*text} and (folder / text).is_file()
 
 
 def trackers(c: Conversion, *, given: list[str] | None, key: str, wandb: dict[str, Any] | None = None) -> None:

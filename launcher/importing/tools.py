@@ -60,12 +60,24 @@ def refuse_existing(path: Path) -> None:
         raise RunStateError(f"{path} exists; name another file with --output, or remove it first")
 
 
-def written(c: Conversion, path: Path) -> None:
-    """Write the recipe, with the listing above it. Raises RunStateError where the file exists."""
+def written(c: Conversion, path: Path) -> list[Path]:
+    """Write the recipe, with the listing above it, and a chat template that stood in the file beside it; return what was written.
+
+    Raises:
+        RunStateError: one of the files exists.
+    """
     from launcher.atomic import write_text
 
+    template = path.with_suffix(".jinja")
     refuse_existing(path)
+    if c.template is None:
+        write_text(path, recipe_text(c))
+        return [path]
+    refuse_existing(template)
+    c.recipe["task.chat_template"] = str(template)
+    write_text(template, c.template)
     write_text(path, recipe_text(c))
+    return [path, template]
 
 
 def _read(path: Path, tool: str) -> tuple[dict[str, Any], int | None, str | None, str]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.errors import RecipeError
+from launcher.errors import RecipeError, RunStateError
 from launcher.importing.conversion import Conversion
 from launcher.importing.tools import import_recipe, written
 from launcher.recipe.examine import examine
@@ -210,11 +210,27 @@ def test_types_of_axolotl_that_write_the_words_of_a_template():
     assert made.fates["datasets[0].conversation"].kind == "translated"
 
 
-def test_a_template_inside_the_file_is_listed_and_the_tokenizers_own_taken():
-    made = converted(
-        TRL + "packing: true\nchat_template: \"{% for m in messages %}{{ m['content'] }}{% endfor %}\"\n", "trl"
-    )
-    assert "my_template.jinja" in listed(made, "chat_template") and made.recipe["task.chat_template"] is None
+_JINJA = "{% for m in messages %}`{{ m['role'] }}`: ${{ m['content'] }}{% endfor %}"
+
+
+def test_a_template_inside_the_file_is_written_beside_the_recipe():
+    text = TRL + f'packing: true\nchat_template: "{_JINJA}"\n'
+    recipe, made = recipe_of(text, "trl")
+    assert recipe.task.chat_template == "recipe.jinja" and Path("recipe.jinja").read_text(encoding="utf-8") == _JINJA
+    assert made.fates["chat_template"].kind == "translated"
+    Path("recipe.yaml").unlink()
+    with pytest.raises(RunStateError, match=r"recipe\.jinja exists"):
+        written(made, Path("recipe.yaml"))
+    assert not Path("recipe.yaml").exists()
+    again = converted(AXOLOTL + ROWS + f'chat_template_jinja: "{_JINJA}"\n', "axolotl")
+    assert again.template == _JINJA and again.fates["chat_template_jinja"].kind == "translated"
+
+
+def test_a_file_of_a_template_is_taken_where_it_is_and_listed_where_it_is_not():
+    text = TRL + "packing: true\nchat_template_path: own.jinja\n"
+    assert "not here" in listed(converted(text, "trl"), "chat_template_path")
+    Path("own.jinja").write_text(_JINJA)
+    assert recipe_of(text, "trl")[0].task.chat_template == "own.jinja"
 
 
 # --- Axolotl -------------------------------------------------------------------------------------------------------------
