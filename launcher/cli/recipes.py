@@ -141,7 +141,7 @@ def import_(
         raise typer.BadParameter(f"a file of {tool.value} tells its task itself", param_hint="--task")
     refuse_existing(output)
     made = import_recipe(file, tool=tool.value, gpus=gpus, trainer=trainer.value if trainer else None)
-    written(made, output)
+    files = written(made, output)
     if as_json:
         fates = [made.fates[key] for key in made.keys]
         rows = [{"key": fate.key, "value": fate.shown, "fate": fate.kind, "text": fate.text} for fate in fates]
@@ -151,7 +151,7 @@ def import_(
         typer.echo(heading)
         for line in lines:
             typer.echo(f"  {line}")
-    typer.echo(f"wrote {output}; next: launcher check {output}")
+    typer.echo(f"wrote {' and '.join(map(str, files))}; next: launcher check {output}")
 
 
 def schema() -> None:

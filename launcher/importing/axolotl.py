@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,9 +11,11 @@ from launcher.importing.axolotl_keys import NOT_NEEDED, NOT_TRANSLATED, READ
 from launcher.importing.conversion import Conversion, Dialect
 from launcher.importing.distributed import deepspeed_key, fsdp_keys
 from launcher.importing.model import (
+    WITHOUT_FP8,
     attention,
     name_model,
     quantised,
+    refuse_images,
     revision,
     template_by_name,
     template_file,
@@ -20,6 +23,7 @@ from launcher.importing.model import (
 )
 from launcher.importing.rest import finish
 from launcher.importing.trainer import DEFAULTS, checkpointing, the_best, trainer_keys, whole
+from launcher.recipe.chat_options import PREFERENCE_LOSSES
 
 DIALECT = Dialect(
     name="axolotl",
@@ -50,6 +54,8 @@ DIALECT = Dialect(
     known=READ,
 )
 
+# Plugins that train for another loss: diffusion, distillation.
+_OTHER_LOSS = re.compile(r"(?i)diffusion|\.kd\.|distil")
 _RL = {"dpo": "sigmoid", "ipo": "ipo"}
 _KERNELS = {
     "flash_attention": "flash_attention_2",
@@ -67,6 +73,9 @@ _LIGER = {
 
 def convert(c: Conversion) -> None:
     """Translate a configuration of Axolotl. Raises RecipeError for what no recipe can mean."""
+    refuse_images(
+        c, ("base_model", "model_type", "chat_template"), ("processor_type", "image_size", "image_resize_algorithm")
+    )
     _model(c)
     _task(c)
     data_keys(c)
@@ -79,6 +88,8 @@ def convert(c: Conversion) -> None:
     _batch(c)
     _schedule(c)
     trainer_keys(c)
+    if (noise := c.number("noisy_embedding_alpha")) is not None:
+        c.put("training.neftune_noise_alpha", float(noise), "noisy_embedding_alpha")
     _moments(c)
     recomputes = c.value("gradient_checkpointing")
     checkpointing(
@@ -102,8 +113,13 @@ def _model(c: Conversion) -> None:
         if c.has(key):
             attention(c, key, {"flash": "flash_attention_2"}.get(str(c.value(key)), str(c.value(key))))
     for key, kernel in _KERNELS.items():
-        if c.flag(key):
+        if c.has("attn_implementation") or c.has("attention"):
+            c.unneeded(key, "the key that names the kernel goes before it")
+        elif c.flag(key):
             c.put("model.attn_implementation", kernel, key)
+    for key in ("model_config", "overrides_of_model_config"):
+        if isinstance(given := c.value(key), Mapping):
+            c.put("model.config", {**c.recipe.get("model.config", {}), **given}, key)
     _liger(c)
 
 
@@ -116,6 +132,12 @@ def _liger(c: Conversion) -> None:
         c.put("training.use_liger_kernel", True, *_LIGER)
         c.put("training.liger_kernel_config", chosen, *_LIGER)
     others = [one for one in plugins if "LigerPlugin" not in one]
+    if any(_OTHER_LOSS.search(one) for one in others):
+        raise c.cannot(
+            "plugins",
+            "such a plugin trains for something else, which launcher does not have",
+            "keep this run where it is",
+        )
     if others:
         c.missed(
             "plugins", f"launcher has no {', '.join(others)}", "code of a file is never loaded; the run goes without it"
@@ -130,13 +152,28 @@ def _task(c: Conversion) -> None:
                 "rl", f"launcher has {', '.join(_RL)} of Axolotl's preference tunings", "keep this run where it is"
             )
         c.put("task.type", "preference", "rl")
-        c.put("task.loss_type", _RL[str(rl)], "rl")
+        loss = c.names("dpo_loss_type") or [_RL[str(rl)]]
+        if len(loss) > 1 or loss[0] not in PREFERENCE_LOSSES:
+            raise c.cannot(
+                "dpo_loss_type",
+                f"launcher's task preference has one of {', '.join(PREFERENCE_LOSSES)}",
+                "write one of them",
+            )
+        c.put("task.loss_type", loss[0], "rl", "dpo_loss_type")
         beta = "rl_beta" if c.has("rl_beta") else "dpo_beta"
         c.put("task.beta", float(c.number(beta, 0.1)), beta)
         if (weight := c.number("rpo_alpha")) is not None:
             c.put("task.rpo_alpha", float(weight), "rpo_alpha")
         if (smoothing := c.number("dpo_label_smoothing")) is not None:
             c.put("task.label_smoothing", float(smoothing), "dpo_label_smoothing")
+    elif c.flag("kd_trainer"):
+        raise c.cannot("kd_trainer", "launcher does not distil one model into another", "keep this run where it is")
+    elif c.flag("process_reward_model"):
+        raise c.cannot(
+            "process_reward_model",
+            "launcher's rewards are of whole answers, not of their steps",
+            "keep this run where it is",
+        )
     elif c.flag("reward_model"):
         c.put("task.type", "reward", "reward_model")
         if (weight := c.number("center_rewards_coefficient")) is not None:
@@ -149,7 +186,12 @@ def _template(c: Conversion) -> None:
             c.unneeded(key, "texts are read as they are")
         return
     name = str(c.value("chat_template", ""))
-    if c.has("chat_template_jinja"):
+    if "task.chat_template" in c.recipe and any(
+        key.endswith(".type") for key in c.origins.get("task.chat_template", ())
+    ):
+        for key in ("chat_template", "chat_template_jinja"):
+            c.unneeded(key, "the type of the data says which words are written, also there")
+    elif c.has("chat_template_jinja"):
         template_file(c, "chat_template_jinja", str(c.value("chat_template_jinja")))
         c.unneeded("chat_template", "chat_template_jinja is the template")
     elif name == "tokenizer_default" or name.startswith("tokenizer_default_fallback_"):
@@ -177,14 +219,16 @@ def _packing(c: Conversion) -> None:
 
 
 def _precision(c: Conversion) -> None:
-    if c.flag("fp8"):
+    halves = {name: c.raw(name) for name in ("bf16", "bfloat16") if c.has(name)}
+    by_itself = "auto" in halves.values() or not (halves or "bf16" in c.values or c.flag("fp16") or c.flag("float16"))
+    if c.flag("fp8") and "distributed.zero_stage" in c.recipe:
+        c.missed("fp8", *WITHOUT_FP8)
+    if c.flag("fp8") and "distributed.zero_stage" not in c.recipe:
         c.put("precision", "fp8", "fp8")
-    elif (
-        str(c.value("bf16", "auto")) == "auto" and not c.flag("fp16") and not c.flag("bfloat16") and not c.flag("tf32")
-    ):
-        c.put("precision", "auto", "bf16")
-    elif (c.value("bf16") not in (None, "auto") and c.flag("bf16")) or c.flag("bfloat16"):
-        c.put("precision", "bf16", *(name for name in ("bf16", "bfloat16") if c.flag(name)))
+    elif by_itself or c.flag("fp8"):
+        c.put("precision", "auto", *(halves or ("bf16",)))
+    elif any(map(c.flag, halves)):
+        c.put("precision", "bf16", *(name for name in halves if c.flag(name)))
     elif c.flag("fp16") or c.flag("float16"):
         c.put("precision", "fp16", *(name for name in ("fp16", "float16") if c.flag(name)))
     else:
@@ -262,9 +306,14 @@ def _batch(c: Conversion) -> None:
 
 def _schedule(c: Conversion) -> None:
     floor = c.number("cosine_min_lr_ratio")
-    if floor is not None and c.value("lr_scheduler_type") == "cosine" and not c.has("cosine_constant_lr_ratio"):
+    if not floor or c.value("lr_scheduler_type") != "cosine" or c.number("cosine_constant_lr_ratio"):
+        return
+    if floor < 1:
         c.settled["lr_scheduler_type"] = "cosine_with_min_lr"
         c.put("training.lr_scheduler_kwargs", {"min_lr_rate": float(floor)}, "cosine_min_lr_ratio")
+    else:
+        c.settled["lr_scheduler_type"] = "constant_with_warmup"
+        c.mark("training.lr_scheduler_type", "cosine_min_lr_ratio", note="a rate that never falls")
 
 
 def _moments(c: Conversion) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from launcher.importing.conversion import Conversion
+from launcher.importing.model import is_instruct, template_by_name
 from launcher.importing.trainer import whole
 
 _SLICE = re.compile(r"(?P<name>[^\[\]+]+)\[:(?P<end>\d+)(?P<percent>%?)\]")
@@ -23,15 +24,31 @@ class _Form:
     columns: Mapping[str, str] = field(default_factory=dict)
     wording: str = ""
     """What Axolotl writes around the messages that no template of launcher does."""
+    template: str | None = None
+    """Our template with the words that the type writes, whatever the tokenizer's own are."""
 
 
 _ALPACA_WORDING = "Axolotl writes the instruction into Alpaca's words (### Instruction: ...)"
+_WORDING = "Axolotl writes words of the type's own around them"
 _PAIR = {"chosen": "chosen", "rejected": "rejected"}
 _TYPES = {
     "alpaca": _Form(format="alpaca", wording=_ALPACA_WORDING),
     "alpaca_chat": _Form(format="alpaca", columns={"instruction": "instruction", "output": "response"}, wording=_ALPACA_WORDING),
     "gpteacher": _Form(format="alpaca", columns={"instruction": "instruction", "input": "input", "output": "response"}, wording=_ALPACA_WORDING),
+    "alpaca_chat.load_qa": _Form(format="alpaca", columns={"instruction": "question", "output": "answer"}, wording=_ALPACA_WORDING),
+    "alpaca_w_system.load_open_orca": _Form(
+        format="alpaca", columns={"instruction": "question", "output": "response", "system": "system_prompt"}, wording=_ALPACA_WORDING
+    ),
+    "alpaca_chat.load_concise": _Form(format="alpaca", columns={"instruction": "instruction", "input": "input", "output": "response"}, wording=_ALPACA_WORDING),
+    "alpaca_chat.load_camel_ai": _Form(format="alpaca", columns={"instruction": "message_1", "output": "message_2"}, wording=_ALPACA_WORDING),
+    "oasst": _Form(format="alpaca", columns={"instruction": "INSTRUCTION", "output": "RESPONSE"}, wording=_WORDING),
+    "jeopardy": _Form(format="alpaca", columns={"instruction": "question", "output": "answer"}, wording=_WORDING),
+    "summarizetldr": _Form(format="alpaca", columns={"instruction": "article", "output": "summary"}, wording=_WORDING),
+    "metharme": _Form(format="alpaca", columns={"instruction": "prompt", "output": "generation"}, wording=_WORDING),
+    "context_qa": _Form(format="alpaca", columns={"instruction": "question", "input": "article", "output": "answer"}, wording=_WORDING),
+    "context_qa.load_v2": _Form(format="alpaca", columns={"instruction": "question", "input": "context", "output": "answer"}, wording=_WORDING),
     "chat_template": _Form(format="messages"),
+    "sharegpt": _Form(format="sharegpt"),
     "completion": _Form(task="causal-lm"),
     "pretrain": _Form(task="causal-lm"),
     "bradley_terry.chat_template": _Form(task="reward"),
@@ -130,19 +147,28 @@ def _source(c: Conversion, name: str, *, key: str) -> Any:
 
 
 def _split(c: Conversion, name: str, source: dict[str, Any], key: str) -> None:
-    split = c.value(f"{name}.split")
+    """Write the split of a source, which earlier files call train_on_split, and the number of its first rows."""
+    given = f"{name}.split" if c.has(f"{name}.split") else f"{name}.train_on_split"
+    c.unneeded(f"{name}.train_on_split", "split goes before it") if given.endswith(".split") else None
+    split = str(c.value(given, ""))
     if not split:
         return
-    part = _SLICE.fullmatch(str(split))
-    source["split"] = part["name"] if part else str(split)
+    part = _SLICE.fullmatch(split)
+    source["split"] = part["name"] if part else re.split(r"[\[+]", split)[0]
     if part and not part["percent"]:
         source["limit"] = int(part["end"])
-    c.mark(key, f"{name}.split")
+    c.mark(key, given)
     if part and part["percent"]:
         c.missed(
-            f"{name}.split",
+            given,
             f"a recipe takes a number of rows, not {part['end']} percent",
             "write limit: ROWS beside the source; the whole split was written",
+        )
+    elif source["split"] != split and not part:
+        c.missed(
+            given,
+            "a recipe takes one split, or the first rows of it",
+            f"the whole split {source['split']} was written; make a file of the rows that you want",
         )
 
 
@@ -181,10 +207,7 @@ def _forms(c: Conversion, key: str) -> None:
     if said is None:
         c.put("task.type", task, *(f"{name}.type" for name in names))
     first = forms[0]
-    if any((form.format, dict(form.columns)) != (first.format, dict(first.columns)) for form in forms[1:]):
-        c.assume(
-            "the data sets have different forms, and a recipe has one: that of the first was written; bring the others to it"
-        )
+    others = [name for name, form in zip(names, forms, strict=True) if not _alike(form, first)]
     if first.format and task != "causal-lm":
         c.put("task.format", first.format, *(f"{name}.type" for name in names))
     if first.columns:
@@ -193,10 +216,34 @@ def _forms(c: Conversion, key: str) -> None:
         _learned(c, names)
     elif task == "causal-lm":
         c.unneeded("train_on_inputs", "every token of a text is learned")
-    if first.wording and not c.has("chat_template"):
-        _wording(c, names, first.wording)
+    _words(c, names, first)
+    for name in others:
+        for key in ("type", "field", "text_column", "field_messages", "field_chosen", "field_rejected"):
+            c.missed(
+                f"{name}.{key}",
+                f"a recipe reads the rows of all data in one way, and that of {names[0]} was written",
+                "bring these rows to it, in files of your own, or leave them out",
+            )
     for name in names:
         c.unneeded(f"{name}.type", f"task.type says it: {task}")
+
+
+def _alike(one: _Form, other: _Form) -> bool:
+    return (one.format, dict(one.columns), one.template) == (other.format, dict(other.columns), other.template)
+
+
+def _words(c: Conversion, names: list[str], form: _Form) -> None:
+    """Write the template that a type of data stands for, or what stands in for it."""
+    if form.template is not None:
+        c.put("task.chat_template", form.template, *(f"{name}.type" for name in names))
+    elif form.wording and not c.has("chat_template"):
+        _wording(c, names, form.wording)
+    elif not c.has("chat_template") and (
+        told := sorted({str(c.value(f"{name}.conversation") or "") for name in names} - {""})
+    ):
+        template_by_name(c, f"{names[0]}.conversation", told[0])
+        if len(told) == 1:
+            c.mark("task.chat_template", *(f"{name}.conversation" for name in names))
 
 
 def _form(c: Conversion, name: str, *, pretraining: bool) -> _Form:
@@ -207,9 +254,7 @@ def _form(c: Conversion, name: str, *, pretraining: bool) -> _Form:
         return _Form(task="causal-lm", columns={"text": column})
     if isinstance(kind, Mapping):
         return _own_type(c, name, kind)
-    found = _TYPES.get(str(kind)) or _TYPES.get(
-        re.sub(r"^(llama3|gemma|phi_3|command_r|zephyr)\.", "chatml.", str(kind))
-    )
+    found = _by_name(str(kind))
     if found is None:
         c.missed(
             f"{name}.type",
@@ -218,6 +263,19 @@ def _form(c: Conversion, name: str, *, pretraining: bool) -> _Form:
         )
         return _Form(task="preference" if c.value("rl") else "sft")
     return _messages(c, name, found) if str(kind).startswith(("chat_template", "bradley_terry")) else found
+
+
+def _by_name(kind: str) -> _Form | None:
+    """Return the form of a type; those of preferences begin with the name of the template whose words they write."""
+    if kind.startswith("sharegpt"):
+        kind = "sharegpt"
+    family, _, rest = kind.partition(".")
+    found = _TYPES.get(kind) or _TYPES.get(f"chatml.{rest}")
+    if found is None or family == "chat_template" or found.task != "preference":
+        return found
+    if family in ("chatml", "llama3", "gemma"):
+        return replace(found, template=family)
+    return replace(found, wording=f"Axolotl writes the words of {family}")
 
 
 def _own_type(c: Conversion, name: str, kind: Mapping[str, Any]) -> _Form:
@@ -291,6 +349,14 @@ def _roles(c: Conversion, name: str) -> None:
 def _learned(c: Conversion, names: list[str]) -> None:
     everything = c.flag("train_on_inputs")
     c.put("task.assistant_only_loss", not everything, "train_on_inputs")
+    empty = [
+        f"{name}.{key}" for name in names for key in ("roles_to_train", "train_on_eos") if key in c.below.get(name, {})
+    ]
+    if len(empty) == 2 * len(names) and not any(map(c.has, empty)):
+        c.recipe["task.learned_answers"] = "last"
+        c.assume(
+            "the last answer alone is learned, which is what Axolotl's guide says of empty roles_to_train and train_on_eos"
+        )
     for name in names:
         roles = c.names(f"{name}.roles_to_train")
         if roles in (["assistant"], ["gpt"], ["gpt", "assistant"], ["assistant", "gpt"]):
@@ -312,8 +378,6 @@ def _learned(c: Conversion, names: list[str]) -> None:
 
 
 def _wording(c: Conversion, names: list[str], wording: str) -> None:
-    from launcher.importing.model import is_instruct
-
     instruct = is_instruct(str(c.recipe["model.name_or_path"]))
     c.put("task.chat_template", None if instruct else "plain")
     stand_in = "the tokenizer's own template" if instruct else "the template plain"

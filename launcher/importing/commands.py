@@ -1,4 +1,4 @@
-"""TRL's command lines, taken apart as text: a shell script or a page that shows one. Nothing is executed."""
+"""Command lines of TRL and LLaMA-Factory, taken apart as text: a shell script or a page that shows one. Nothing is executed."""
 
 from __future__ import annotations
 
@@ -12,8 +12,14 @@ from typing import Any
 from launcher.importing.given import read_yaml, refuse
 
 _TRAINERS = {"sft": "sft", "dpo": "dpo", "reward": "reward", "reward_modeling": "reward"}
-_OTHERS = ("grpo", "kto", "rloo", "ppo", "orpo", "cpo", "gkd", "online_dpo", "distillation")
+OTHER_TRAINERS = (
+    "grpo", "kto", "rloo", "ppo", "orpo", "cpo", "gkd", "online_dpo", "dpo_online", "distillation", "nash_md", "xpo", "bco", "prm", "gold",
+    "minillm", "simpo",
+)  # fmt: skip
+"""Trainers of TRL, by the names of its commands and scripts, that launcher does not have."""
+_IMAGES = re.compile(r"vlm|vision|video|llava|image")
 _LAUNCHERS = ("accelerate", "torchrun", "deepspeed", "uv")
+_LLAMAFACTORY = ("train.py", "train_bash.py")
 
 
 @dataclass
@@ -21,15 +27,20 @@ class Command:
     """A training command."""
 
     trainer: str
-    """sft, dpo or reward; another name of TRL's, which launcher does not have."""
+    """sft, dpo or reward; another name of TRL's, which launcher does not have; llamafactory, whose options name the method."""
     values: dict[str, Any] = field(default_factory=dict)
     """Options by name."""
     gpus: int | None = None
+    given: str | None = None
+    """File that ``llamafactory-cli train FILE`` names."""
+    script: str = ""
+    """Its script, where that is not one of TRL's own trainers alone."""
 
 
-def looks_like_command(text: str) -> bool:
-    """Whether a text has a command of TRL rather than YAML."""
-    return any(_start(words) is not None for words in _lines(text))
+def tool_of_command(text: str) -> str | None:
+    """Return the tool whose command a text has, trl or llamafactory; None where it has none, and is perhaps YAML."""
+    found = [start for words in _lines(text) if (start := _start(words)) is not None]
+    return None if not found else "llamafactory" if found[0][1] == "llamafactory" else "trl"
 
 
 def read_command(path: Path, text: str) -> Command:
@@ -42,20 +53,27 @@ def read_command(path: Path, text: str) -> Command:
     if not found:
         raise refuse(
             path,
-            "the file has no command of TRL",
-            "name a file with `trl sft ...` or `accelerate launch ... sft.py ...`",
+            "the file has no training command",
+            "name a file with `trl sft ...`, `accelerate launch ... sft.py ...` or `llamafactory-cli train ...`",
         )
     if len(found) > 1:
         raise refuse(path, f"the file has {len(found)} training commands", "keep the one that is to be imported")
     words, (place, trainer) = found[0]
-    command = Command(trainer)
+    script = PurePosixPath(words[place]).name
+    command = Command(trainer, script=script if script.endswith(".py") and script[:-3] not in _TRAINERS else "")
     _launch_options(command, words[:place])
-    command.values |= _options(words[place + 1 :])
+    options = words[place + 1 :]
+    if trainer == "llamafactory" and options and re.search(r"\.(ya?ml|json)$", options[0]):
+        command.given = options[0]
+        options = [f"--{word}" if re.match(r"[a-z_]+=", word) else word for word in options[1:]]
+    command.values |= _options(options)
+    if isinstance(processes := command.values.get("num_processes"), int) and processes > 0:
+        command.gpus = processes
     return _with_file(command, path)
 
 
 def _lines(text: str) -> Iterator[list[str]]:
-    joined = re.sub(r"\\\r?\n", " ", text)
+    joined = _with_variables(re.sub(r"\\\r?\n", " ", text))
     for line in joined.splitlines():
         for part in re.split(r"&&|;|\|\|", line.strip().removeprefix("$ ").removeprefix("> ")):
             try:
@@ -66,17 +84,46 @@ def _lines(text: str) -> Iterator[list[str]]:
                 yield words
 
 
+def _with_variables(text: str) -> str:
+    """Write out the variables that a script sets itself to plain words: ``MODEL=gpt2`` on a line of its own, then ``$MODEL``."""
+    found = re.findall(
+        r"""(?m)^[ \t]*(?:export[ \t]+)?([A-Za-z_]\w*)=(["']?)([^\s"'$`;&|()]*)\2[ \t]*(?:#.*)?$""", text
+    )
+    for name, _, value in found:
+        text = re.sub(rf"\$\{{{name}\}}|\${name}\b", value.replace("\\", r"\\"), text)
+    return text
+
+
 def _start(words: list[str]) -> tuple[int, str] | None:
     """Return where a command's own options begin, and its trainer."""
     for place, word in enumerate(words):
-        name = PurePosixPath(word).name
-        if name == "trl" and place + 1 < len(words) and words[place + 1] in (*_TRAINERS, *_OTHERS):
-            return place + 1, _TRAINERS.get(words[place + 1], words[place + 1])
-        stem = name.removesuffix(".py").removeprefix("trl.scripts.")
-        is_script = name.endswith(".py") or name.startswith("trl.scripts.")
-        if is_script and (stem in _TRAINERS or stem in _OTHERS) and any(one.startswith("--") for one in words[place:]):
-            return place, _TRAINERS.get(stem, stem)
+        name, then = PurePosixPath(word).name, words[place + 1 :]
+        if name == "trl" and then and then[0] in (*_TRAINERS, *OTHER_TRAINERS):
+            return place + 1, _TRAINERS.get(then[0], then[0])
+        if name in ("llamafactory-cli", "lmf") and then[:1] == ["train"]:
+            return place + 1, "llamafactory"
+        if name in _LLAMAFACTORY and any(one.startswith("--stage") for one in then):
+            return place, "llamafactory"
+        if (name.endswith(".py") or name.startswith("trl.scripts.")) and (trainer := _trainer(word, then)) is not None:
+            return place, trainer
     return None
+
+
+def _trainer(script: str, options: list[str]) -> str | None:
+    """Return the trainer of a script, told by its name; its own name where launcher has none like it; None for no script of TRL's."""
+    stem = PurePosixPath(script).name.removesuffix(".py").removeprefix("trl.scripts.")
+    is_of_trl = "trl" in script or "examples/scripts" in script
+    trains = any(re.match(r"--(model_name(_or_path)?|dataset_name|config)\b", one) for one in options)
+    if not (trains or (is_of_trl and any(one.startswith("--") for one in options))):
+        return stem if is_of_trl and _IMAGES.search(stem) else None
+    if stem in _TRAINERS:
+        return _TRAINERS[stem]
+    family = next(
+        (one for one in ("sft", "dpo", "reward") if stem.startswith(f"{one}_") or stem.endswith(f"_{one}")), None
+    )
+    if family is None or _IMAGES.search(stem) or any(one in stem for one in OTHER_TRAINERS):
+        return stem
+    return family
 
 
 def _launch_options(command: Command, words: list[str]) -> None:
@@ -132,7 +179,7 @@ def _scalar(text: str) -> Any:
 
 def _with_file(command: Command, path: Path) -> Command:
     """Add the keys of ``--config FILE`` where it lies here; options of the command go before them."""
-    name = command.values.get("config")
+    name = command.values.get("config") if command.trainer != "llamafactory" else command.given
     for folder in (path.parent, Path()):
         if isinstance(name, str) and (folder / name).is_file():
             command.values = read_yaml(folder / name) | command.values

@@ -11,6 +11,8 @@ from typing import Any, Literal
 from launcher.errors import RecipeError
 from launcher.importing.given import as_flag, as_names, as_number, refers_outside, refuse
 
+# Keys with templates, whose signs are not a shell's.
+_TEMPLATES = ("chat_template", "chat_template_jinja")
 Kind = Literal["translated", "not needed", "not translated"]
 
 # Keys whose values nobody wants in a second file.
@@ -69,13 +71,15 @@ class Conversion:
     below: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Dotted name of a mapping inside the file whose keys are judged one by one -> that mapping."""
 
+    template: str | None = None
+    """A chat template that stands in the file itself, to be written beside the recipe."""
     outside: dict[str, Any] = field(default_factory=dict)
     """Keys whose values name something outside the file, which is not read."""
 
     def __post_init__(self) -> None:
         """Set aside what names something outside the file."""
         self.outside = {
-            key: value for key, value in self.values.items() if key != "chat_template_jinja" and refers_outside(value)
+            key: value for key, value in self.values.items() if key not in _TEMPLATES and refers_outside(value)
         }
         self.values = {key: None if key in self.outside else value for key, value in self.values.items()}
 

@@ -25,6 +25,12 @@ def deepspeed_key(c: Conversion, name: str = "deepspeed") -> None:
         c.missed(name, "the file is not here and its name tells no stage of ZeRO", remedy)
         return
     _write(c, name, found)
+    if "autotp" in str(given).lower():
+        c.missed(
+            name,
+            "it spreads each layer over GPUs (tensor parallelism), with which runs can be planned, but not started",
+            "its stage of ZeRO was written; stage 3 shards the weights",
+        )
 
 
 def _write(c: Conversion, name: str, found: Zero) -> None:
@@ -83,10 +89,12 @@ def fsdp_keys(c: Conversion, *, also: tuple[str, ...] = ()) -> None:
     if not words and not (isinstance(config, Mapping) and config):
         return
     offloads = offloads or "offload" in str(words)
-    c.put("distributed.engine", "fsdp", "fsdp", *also)
+    c.put("distributed.engine", "fsdp", *(name for name in ("fsdp", *also) if c.has(name)))
     if offloads:
         c.put("distributed.offload", "all", "fsdp_config.offload_params", "fsdp_config.fsdp_offload_params")
     for key in config if isinstance(config, Mapping) else ():
+        if str(key).endswith("activation_checkpointing"):
+            continue
         c.unneeded(
             f"fsdp_config.{key}", "launcher's engine fsdp (FSDP2, everything sharded) sets it as the model needs"
         )

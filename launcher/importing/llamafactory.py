@@ -7,9 +7,11 @@ from launcher.importing.distributed import deepspeed_key, fsdp_keys
 from launcher.importing.llamafactory_data import data_keys
 from launcher.importing.llamafactory_keys import NOT_NEEDED, NOT_TRANSLATED, READ
 from launcher.importing.model import (
+    WITHOUT_FP8,
     attention,
     name_model,
     quantised,
+    refuse_images,
     revision,
     template_by_name,
     trackers,
@@ -40,10 +42,23 @@ DIALECT = Dialect(
 _TASKS = {"sft": "sft", "dpo": "preference", "rm": "reward", "pt": "causal-lm"}
 _ATTENTION = {"disabled": "eager", "sdpa": "sdpa", "fa2": "flash_attention_2", "fa3": "flash_attention_3"}
 _LOSSES = ("sigmoid", "hinge", "ipo")
+_IMAGES = (
+    "image_max_pixels", "image_min_pixels", "video_max_pixels", "video_min_pixels", "video_fps", "video_maxlen", "audio_sampling_rate",
+    "use_audio_in_video", "media_dir", "freeze_vision_tower", "freeze_multi_modal_projector",
+)  # fmt: skip
+_VERBS = {
+    "export_dir": "merges or exports a model (launcher: its runs have model/ merged already)",
+    "infer_backend": "chats with a model (launcher: `launcher predict`)",
+    "task": "runs a benchmark (launcher: `launcher evaluate`)",
+    "do_predict": "writes answers (launcher: `launcher predict`)",
+    "do_eval": "evaluates (launcher: `launcher evaluate`)",
+}
 
 
 def convert(c: Conversion) -> None:
     """Translate a configuration of LLaMA-Factory. Raises RecipeError for what no recipe can mean."""
+    _refuse_other_verbs(c)
+    refuse_images(c, ("model_name_or_path", "template", "dataset"), _IMAGES)
     _task(c)
     _model(c)
     data_keys(c)
@@ -58,6 +73,12 @@ def convert(c: Conversion) -> None:
     report = c.value("report_to")
     trackers(c, given=None if report is None else c.names("report_to"), key="report_to", wandb=_project(c))
     finish(c, not_needed=NOT_NEEDED, not_translated=NOT_TRANSLATED)
+
+
+def _refuse_other_verbs(c: Conversion) -> None:
+    verb = next((one for one in _VERBS if c.has(one) and c.value(one) is not False), None)
+    if not c.has("dataset") and not c.flag("do_train") and verb is not None:
+        raise c.cannot(verb, f"the file {_VERBS[verb]}, and trains nothing", "import the file of the training")
 
 
 def _task(c: Conversion) -> None:
@@ -118,7 +139,9 @@ def _model(c: Conversion) -> None:
 
 def _precision(c: Conversion) -> None:
     halves = [name for name in ("bf16", "fp16", "pure_bf16") if c.flag(name)]
-    if c.flag("fp8"):
+    if c.flag("fp8") and "distributed.zero_stage" in c.recipe:
+        c.missed("fp8", *WITHOUT_FP8)
+    if c.flag("fp8") and "distributed.zero_stage" not in c.recipe:
         c.put("precision", "fp8", "fp8")
         for name in halves:
             c.unneeded(name, "fp8 computes the rest in bf16")

@@ -65,8 +65,15 @@ def _sources(c: Conversion, key: str, info: dict[str, Any] | None) -> list[Any]:
     for name in names:
         entry = (info or {}).get(name)
         source = _source(c, name, entry or {})
-        if isinstance(limit, int) and limit > 0:
-            source["limit"] = limit
+        counts = [
+            one for one in (limit, entry.get("num_samples") if entry else None) if isinstance(one, int) and one > 0
+        ]
+        if counts:
+            source["limit"] = min(counts)
+        if entry and entry.get("folder"):
+            c.assume(
+                f"the folder {entry['folder']} inside {name!r} is not chosen, but the whole data set: name the folder as the source"
+            )
         found.append(source)
     if limit:
         c.mark("data.train", "max_samples", note="limit of each source")
@@ -137,10 +144,19 @@ def _columns(c: Conversion, info: dict[str, Any] | None) -> None:
     entries = [entry for name in c.names("dataset") if (entry := (info or {}).get(name)) is not None]
     if not entries:
         return
+    for entry in entries:
+        if seen := {"images", "videos", "audios"} & set(entry.get("columns") or {}):
+            raise c.cannot(
+                "dataset",
+                f"{_INFO} gives it {', '.join(sorted(seen))}, and launcher trains on texts alone",
+                "leave it out",
+            )
     forms = [_form(c, entry) for entry in entries]
     if any(form != forms[0] for form in forms[1:]):
-        c.assume(
-            "the data sets have different columns, and a recipe has one data.columns: those of the first were written; bring the others to them"
+        c.missed(
+            "dataset",
+            f"{_INFO} gives the data sets different columns, and a recipe reads all rows in one way: that of the first was written",
+            "bring the others to it, in files of your own, or leave them out",
         )
     form, columns = forms[0]
     if form is not None and c.recipe["task.type"] != "causal-lm":
@@ -156,7 +172,8 @@ def _form(c: Conversion, entry: Mapping[str, Any]) -> tuple[str | None, dict[str
     pair = {ours: str(columns[theirs]) for theirs, ours in _PAIR.items() if theirs in columns}
     if entry.get("formatting", "alpaca") == "alpaca":
         return "alpaca", {ours: str(columns[theirs]) for theirs, ours in _ALPACA.items() if theirs in columns} | pair
-    tags = {**_SHAREGPT_TAGS, **(entry.get("tags") or {})}
+    openai = _MESSAGES_TAGS if entry.get("formatting") == "openai" else {}
+    tags = {**_SHAREGPT_TAGS, **openai, **(entry.get("tags") or {})}
     named = {ours: str(columns[theirs]) for theirs, ours in _SHAREGPT.items() if theirs in columns}
     if all(tags[name] == word for name, word in _MESSAGES_TAGS.items()):
         renamed = {

@@ -6,13 +6,19 @@ _VERBS = "the verbs decide: run, evaluate, predict"
 _OWN_KERNELS = "launcher has no such kernels of its own"
 
 NOT_NEEDED: dict[str, str] = {
+    "num_processes": "the recipe means the same on any number of GPUs; it was counted into global_batch_size",
+    **dict.fromkeys(("env", "main_process_port", "main_process_ip", "machine_rank", "num_machines", "mixed_precision"), "launcher starts the processes itself; variables are set where the run is started"),
+    "data_shared_file_system": "data.cache_dir says where prepared rows lie",
+    **dict.fromkeys(("swanlab_run_name", "swanlab_workspace", "swanlab_mode", "swanlab_logdir", "swanlab_lark_webhook_url", "swanlab_lark_secret"), "SwanLab reads its own settings from its environment variables"),
+    **dict.fromkeys(("vllm_maxlen", "vllm_gpu_util", "vllm_enforce_eager", "vllm_max_lora_rank", "vllm_config", "sglang_maxlen", "sglang_mem_fraction", "sglang_tp_size", "sglang_config", "lang", "n_shot", "save_dir", "task_dir"), "it is about generating and benchmarks, not training"),
+    "module_dropout": "another method than this file's reads it",
     **dict.fromkeys(("do_train", "do_eval", "do_predict", "predict_with_generate"), _VERBS),
     **dict.fromkeys(("overwrite_cache", "tokenized_path"), "prepared rows are kept, and made anew where data or recipe changed"),
     **dict.fromkeys(("preprocessing_num_workers", "preprocessing_batch_size"), "launcher prepares with as many processes as there are cores"),
     **dict.fromkeys(("plot_loss", "compute_accuracy", "include_effective_tokens_per_second", "include_mfu"), "the report always shows curves, metrics and tokens a second"),
     "overwrite_output_dir": "every run has a new directory",
     "output_dir": "the run directory is the owner: runs/NAME-001, -002, ...",
-    "media_dir": "there are no images or videos in these tasks",
+    "media_dir": "it is off in the file: images and videos are not read",
     "use_fast_tokenizer": "tokenizers are the fast ones",
     "low_cpu_mem_usage": "weights are always loaded so",
     "use_reentrant_gc": "launcher recomputes without re-entry where it can; the numbers are the same",
@@ -24,10 +30,10 @@ NOT_NEEDED: dict[str, str] = {
     "create_new_adapter": "every run begins with new adapters",
     "ray_run_name": "launcher does not run under Ray",
     **dict.fromkeys(("ray_storage_path", "ray_num_workers", "resources_per_worker", "placement_strategy", "ray_init_kwargs", "ray_storage_filesystem"), "launcher does not run under Ray; `launcher submit` starts jobs on Slurm"),
-    **dict.fromkeys(("infer_backend", "infer_dtype", "offload_folder", "use_kv_cache", "max_new_tokens", "top_p", "top_k", "temperature", "do_sample", "num_beams", "repetition_penalty", "length_penalty", "eval_num_beams", "default_system", "skip_special_tokens"), "it is about generating, not training"),
+    **dict.fromkeys(("infer_backend", "infer_dtype", "offload_folder", "use_kv_cache", "max_new_tokens", "generation_max_length", "generation_num_beams", "sortish_sampler", "top_p", "top_k", "temperature", "do_sample", "num_beams", "repetition_penalty", "length_penalty", "eval_num_beams", "default_system", "skip_special_tokens"), "it is about generating, not training"),
     **dict.fromkeys(("export_dir", "export_size", "export_device", "export_quantization_bit", "export_quantization_dataset", "export_quantization_nsamples", "export_quantization_maxlen", "export_legacy_format", "export_hub_model_id"), "it is about exporting, not training"),
     **dict.fromkeys(("hf_hub_token", "ms_hub_token", "om_hub_token"), "`hf auth login` keeps the token, not a recipe"),
-    **dict.fromkeys(("image_max_pixels", "image_min_pixels", "video_max_pixels", "video_min_pixels", "video_fps", "video_maxlen", "audio_sampling_rate", "use_audio_in_video", "image_do_pan_and_scan", "crop_to_patches"), "there are no images or videos in these tasks"),
+    **dict.fromkeys(("image_max_pixels", "image_min_pixels", "video_max_pixels", "video_min_pixels", "video_fps", "video_maxlen", "audio_sampling_rate", "use_audio_in_video", "image_do_pan_and_scan", "crop_to_patches"), "it is off in the file: images and videos are not read"),
     **dict.fromkeys(("freeze_vision_tower", "freeze_multi_modal_projector", "freeze_language_model"), "models of these tasks read texts alone"),
     "loraplus_lr_embedding": "adapters of embeddings train at the rate of the others",
     **dict.fromkeys(("kto_chosen_weight", "kto_rejected_weight", "simpo_gamma"), "another loss than this file's reads it"),
@@ -35,11 +41,18 @@ NOT_NEEDED: dict[str, str] = {
 }  # fmt: skip
 
 NOT_TRANSLATED: dict[str, tuple[str, str]] = {
+    **dict.fromkeys(("galore_layerwise", "galore_target", "galore_rank", "galore_scale", "galore_update_interval", "galore_proj_type"), ("use_galore reads it, and launcher does not have this optimizer", "nothing has to be done")),
+    **dict.fromkeys(("apollo_layerwise", "apollo_target", "apollo_rank", "apollo_scale", "apollo_scale_type", "apollo_scale_front", "apollo_update_interval", "apollo_proj", "apollo_proj_type"), ("use_apollo reads it, and launcher does not have this optimizer", "nothing has to be done")),
+    **dict.fromkeys(("badam_mode", "badam_start_block", "badam_switch_mode", "badam_switch_interval", "badam_update_ratio", "badam_mask_mode", "badam_verbose"), ("use_badam reads it, and launcher does not have this optimizer", "nothing has to be done")),
+    **dict.fromkeys(("eaft_alpha", "asft_alpha"), ("launcher does not have the loss that reads it", "nothing has to be done")),
+    "fp8_enable_fsdp_float8_all_gather": ("launcher gathers the weights of FSDP2 in their own type", "nothing has to be done"),
+    **dict.fromkeys(("freeze_original_embeddings", "train_only_new_tokens"), ("launcher adds no tokens", "save a tokenizer and model with them first, and name that folder")),
+    **dict.fromkeys(("sequence_parallel_size", "sequence_parallel_mode", "alst_ulysses_degree", "cp_size"), ("Ulysses here is for causal-lm and sft on DeepSpeed, and divides how many rows go together", "write distributed.sequence_parallel_size, and global_batch_size for fewer rows at a time")),
     "adapter_name_or_path": ("the run would go on from adapters, and launcher begins with new ones", "merge them into the model first, and name that under model.name_or_path"),
     "adapter_folder": ("the run would go on from adapters, and launcher begins with new ones", "merge them into the model first"),
     **dict.fromkeys(("use_galore", "use_apollo", "use_badam", "use_adam_mini", "use_muon"), ("launcher does not have this optimizer", "choose one under training.optim")),
     **dict.fromkeys(("use_unsloth", "use_unsloth_gc", "use_v1_kernels", "use_kt", "kt_optimize_rule", "cpu_infer", "chunk_size"), (_OWN_KERNELS, "the result is the same without; training.use_liger_kernel saves memory")),
-    **dict.fromkeys(("use_llama_pro", "mixture_of_depths", "shift_attn", "use_dft_loss", "use_eaft_loss", "use_asft_loss", "moe_aux_loss_coef", "pref_bco_weight", "ld_alpha"), ("launcher has nothing like it", "the recipe trains without it, which is another run")),
+    **dict.fromkeys(("lora_rank_dropout", "use_llama_pro", "mixture_of_depths", "shift_attn", "use_dft_loss", "use_eaft_loss", "use_asft_loss", "moe_aux_loss_coef", "pref_bco_weight", "ld_alpha"), ("launcher has nothing like it", "the recipe trains without it, which is another run")),
     **dict.fromkeys(("ref_model", "ref_model_adapters", "ref_model_quantization_bit"), ("the reference is always the model as it was before training", "start from the model that is to be the reference")),
     **dict.fromkeys(("add_tokens", "add_special_tokens", "new_special_tokens_config", "resize_vocab", "init_special_tokens"), ("launcher adds no tokens", "save a tokenizer and model with them first, and name that folder")),
     "split_special_tokens": ("texts that look like special tokens are read as such", "clean the data"),
@@ -64,6 +77,8 @@ NOT_TRANSLATED: dict[str, tuple[str, str]] = {
     "swanlab_project": ("launcher does not know SwanLab's keys", "tracking.report_to: [swanlab] starts it with its own"),
     "use_swanlab": ("launcher does not know SwanLab's keys", "tracking.report_to: [swanlab] starts it with its own"),
     "fp8_backend": ("accelerate chooses the library", "nothing has to be done"),
+    **dict.fromkeys(("use_megatron", "use_hyper_parallel"), ("launcher does not run it", "write distributed: {engine: fsdp} or zero_stage: 3")),
+    "preserve_thinking": ("the chat template says how thoughts are written", "choose a template, and see what comes out with `launcher data`"),
     "use_mca": ("launcher does not run Megatron", "write distributed: {engine: fsdp} or zero_stage: 3"),
 }  # fmt: skip
 

@@ -16,9 +16,24 @@ _FAMILIES = {
     "chatml": "chatml", "qwen": "chatml", "qwen2": "chatml", "qwen2.5": "chatml", "qwen_25": "chatml", "yi": "chatml", "chatml_de": "chatml",
     "llama3": "llama3", "gemma": "gemma", "gemma2": "gemma", "empty": "raw",
 }  # fmt: skip
+# Models whose own template has the same words as ours, by their names.
+_OWN = {
+    "chatml": re.compile(r"(?i)qwen|qwq|(?<![a-z])yi-|smollm|internlm|hermes|dolphin|orca|chatml"),
+    "llama3": re.compile(r"(?i)llama[-_]?v?3"),
+    "gemma": re.compile(r"(?i)gemma"),
+}
+_QUANTISED = re.compile(r"(?i)(?<![a-z])(awq|gptq|aqlm|hqq|eetq|bnb|nf4|(nv|mx)?fp[48]|[48][-_]?bit)(?![a-z])")
+_IMAGES = re.compile(
+    r"(?i)(?<![a-z])vl(?![a-z])|(?<![a-z])(qwen\d?(\.\d)?)?vl\d|mossvl|llava|pixtral|paligemma|idefics|vision|internvl|smolvlm|minicpm-?[vo]|"
+    r"florence|omni(?![a-z])|[-_]audio|ultravox|(?<![a-z])mllm|imagetext"
+)
 _WITHOUT = ("default", "alpaca", "vanilla", "vicuna", "fewshot", "aya", "instruct", "inst")
 _INSTRUCT = re.compile(r"(?i)instruct|chat|(?<![a-z])it(?![a-z])|hermes|zephyr|dolphin|openchat|qwen3(?!.*base)|sft")
 
+WITHOUT_FP8 = (
+    "launcher computes in fp8 without DeepSpeed",
+    "write distributed: {engine: fsdp} and precision: fp8 to have it",
+)
 ATTENTIONS = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
 
 
@@ -26,9 +41,38 @@ def name_model(c: Conversion, key: str) -> None:
     """Write the model's name. Raises RecipeError where the file names none."""
     from launcher.importing.given import refuse
 
+    if key in c.outside:
+        raise c.cannot(
+            key, "it names something outside the file, which is not read", "write the model's name into the file"
+        )
     if not c.has(key):
         raise refuse(c.path, f"{key} is not given", f"write {key}: the hub id or folder of the model", key)
     c.put("model.name_or_path", str(c.value(key)), key)
+    if _QUANTISED.search(str(c.value(key))):
+        c.assume(
+            "the model's files hold few bits already, as its name says, and launcher quantises whole weights itself: "
+            "where it does not load, name the model that it was made from, with strategy.load_in_4bit: true"
+        )
+
+
+def refuse_images(c: Conversion, names: tuple[str, ...], signs: tuple[str, ...] = ()) -> None:
+    """Refuse a run that reads images, videos or sounds.
+
+    Args:
+        names: keys whose values tell it, such as the name of the model.
+        signs: keys that such runs alone have.
+
+    Raises:
+        RecipeError: it is one.
+    """
+    told = (one for one in names if isinstance(c.value(one), str) and _IMAGES.search(c.value(one)))
+    sign = next(told, None) or next((one for one in signs if c.has(one)), None)
+    if sign is not None:
+        raise c.cannot(
+            sign,
+            "it is of a run that reads images, videos or sounds, and launcher trains language models on texts alone",
+            "keep this run where it is; where the data are texts, name a model of texts and leave such keys out",
+        )
 
 
 def revision(c: Conversion, key: str) -> None:
@@ -65,27 +109,39 @@ def template_by_name(c: Conversion, key: str, name: str) -> None:
         c.put("task.chat_template", stand_in)
         c.missed(key, f"launcher has no template {name}: {what} stands in for it, with other words around the messages",
                  "write the template as a file of Jinja, and name it under task.chat_template")  # fmt: skip
+    elif family in _FAMILIES and not (is_instruct(model) and _is_own(model, _FAMILIES[family])):
+        c.put("task.chat_template", _FAMILIES[family], key)
     elif is_instruct(model):
         c.put("task.chat_template", None, key, note="the tokenizer's own template, which such a model brings along")
-    elif family in _FAMILIES:
-        c.put("task.chat_template", _FAMILIES[family], key)
     else:
         c.put("task.chat_template", None)
         c.missed(key, f"launcher has no template {name}: the tokenizer's own is taken, if it has one",
                  "see `launcher data` for what comes out; task.chat_template also takes a file of Jinja")  # fmt: skip
 
 
+def _is_own(model: str, ours: str) -> bool:
+    return ours in _OWN and _OWN[ours].search(model) is not None
+
+
 def template_file(c: Conversion, key: str, text: str) -> None:
-    """Write a file of Jinja; a template that stands in the configuration itself has to become one."""
-    if "\n" not in text and "{" not in text and any((folder / text).is_file() for folder in (Path(), c.path.parent)):
-        here = Path(text) if Path(text).is_file() else c.path.parent / text
+    """Write a file of Jinja; a template that stands in the configuration itself becomes one, as text."""
+    here = next((folder / text for folder in (Path(), c.path.parent) if _is_file(folder, text)), None)
+    if here is not None:
         c.put("task.chat_template", str(here), key)
+    elif "{" in text:
+        c.template = text
+        c.put("task.chat_template", f"{c.recipe['name']}.jinja", key, note="a file beside the recipe")
     else:
+        c.put("task.chat_template", None)
         c.missed(
             key,
-            "launcher reads chat templates from files",
-            "save it as my_template.jinja, and write task.chat_template: my_template.jinja",
+            "the file is not here, and the tokenizer's own template is taken, if it has one",
+            "fetch it, and write task.chat_template: my_template.jinja",
         )
+
+
+def _is_file(folder: Path, text: str) -> bool:
+    return len(text) < 255 and not {"\n", "{"} & {*text} and (folder / text).is_file()
 
 
 def trackers(c: Conversion, *, given: list[str] | None, key: str, wandb: dict[str, Any] | None = None) -> None:

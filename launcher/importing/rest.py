@@ -42,6 +42,8 @@ def _judge(c: Conversion, key: str, not_needed: NotNeeded, not_translated: NotTr
             )
     elif value is None and (is_read or name in not_needed or name in not_translated):
         c.unneeded(key, "it is empty in the file")
+    elif value is None:
+        c.unneeded(key, "launcher does not know it, and it is empty in the file")
     elif name in not_needed:
         c.unneeded(key, not_needed[name])
     elif name in not_translated and value not in _OFF:

@@ -9,7 +9,7 @@ from typing import Any
 
 from launcher.errors import RunStateError
 from launcher.importing import axolotl, llamafactory, trl
-from launcher.importing.commands import looks_like_command, read_command
+from launcher.importing.commands import read_command, tool_of_command
 from launcher.importing.conversion import Conversion, Dialect
 from launcher.importing.given import read_yaml, refuse
 from launcher.importing.writing import recipe_text, settle
@@ -40,11 +40,13 @@ def import_recipe(
     Raises:
         RecipeError: the file cannot be read, is another tool's, or means something that no recipe can mean.
     """
-    values, told_gpus, told_trainer = _read(path, tool)
+    values, told_gpus, told_trainer, script = _read(path, tool)
     _is_of(path, tool, values)
     c = Conversion(TOOLS[tool], path, values, gpus if gpus is not None else told_gpus)
     c.recipe |= {"version": 1, "name": name or _name(c)}
     if tool == "trl":
+        if script:
+            c.assume(f"{script} trains as TRL's own script for {told_trainer} does: code of a file is not read")
         trl.convert(c, trainer=trainer or told_trainer)
     else:
         {"llamafactory": llamafactory, "axolotl": axolotl}[tool].convert(c)
@@ -58,30 +60,50 @@ def refuse_existing(path: Path) -> None:
         raise RunStateError(f"{path} exists; name another file with --output, or remove it first")
 
 
-def written(c: Conversion, path: Path) -> None:
-    """Write the recipe, with the listing above it. Raises RunStateError where the file exists."""
+def written(c: Conversion, path: Path) -> list[Path]:
+    """Write the recipe, with the listing above it, and a chat template that stood in the file beside it; return what was written.
+
+    Raises:
+        RunStateError: one of the files exists.
+    """
     from launcher.atomic import write_text
 
+    template = path.with_suffix(".jinja")
     refuse_existing(path)
+    if c.template is None:
+        write_text(path, recipe_text(c))
+        return [path]
+    refuse_existing(template)
+    c.recipe["task.chat_template"] = str(template)
+    write_text(template, c.template)
     write_text(path, recipe_text(c))
+    return [path, template]
 
 
-def _read(path: Path, tool: str) -> tuple[dict[str, Any], int | None, str | None]:
+def _read(path: Path, tool: str) -> tuple[dict[str, Any], int | None, str | None, str]:
+    """Return the values, the number of GPUs and the trainer as far as they are told, and the script of a command."""
     text = read_text(path)
-    if tool != "trl" and looks_like_command(text):
-        raise refuse(path, "this looks like a command of TRL", "write --from trl")
-    if tool != "trl" or not looks_like_command(text):
+    of = tool_of_command(text)
+    if of is None:
         values = read_yaml(path, text)
-        gpus = values.get("num_processes") if tool == "trl" else None
-        return values, gpus if isinstance(gpus, int) and not isinstance(gpus, bool) and gpus > 0 else None, None
+        return values, _processes(values, tool), None, ""
+    if of != tool:
+        raise refuse(path, f"this looks like a command of {TOOLS[of].shown}", f"write --from {of}")
     command = read_command(path, text)
-    if command.trainer not in ("sft", "dpo", "reward"):
+    if command.trainer not in ("sft", "dpo", "reward", "llamafactory"):
+        shown = command.script or f"trl {command.trainer}"
         raise refuse(
             path,
-            f"the command is `trl {command.trainer}`; launcher has sft, dpo and reward of TRL's trainers",
+            f"the command is `{shown}`; launcher has sft, dpo and reward of TRL's trainers, on texts",
             "keep this run where it is",
         )
-    return command.values, command.gpus, command.trainer
+    return command.values, command.gpus, command.trainer, command.script
+
+
+def _processes(values: Mapping[str, Any], tool: str) -> int | None:
+    """Return the number of GPUs that a YAML file names: those of accelerate, or of Ray."""
+    found = values.get("num_processes" if tool == "trl" else "ray_num_workers")
+    return found if isinstance(found, int) and not isinstance(found, bool) and found > 0 else None
 
 
 def _is_of(path: Path, tool: str, values: Mapping[str, Any]) -> None:

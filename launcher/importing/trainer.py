@@ -127,6 +127,8 @@ def _schedule(c: Conversion) -> None:
         )
         shape = instead
     c.put("training.lr_scheduler_type", shape, "lr_scheduler_type")
+    if "lr_scheduler_type" in c.settled:
+        c.comments.pop("training.lr_scheduler_type", None)
     options = c.value("lr_scheduler_kwargs")
     if isinstance(options, dict) and options:
         c.put("training.lr_scheduler_kwargs", options, "lr_scheduler_kwargs")
@@ -292,8 +294,9 @@ def the_best(c: Conversion, *, saves: bool) -> None:
 
 
 def checkpointing(c: Conversion, *names: str, on: bool) -> None:
-    """Translate whether activations are recomputed."""
-    c.put("training.activation_checkpointing", on, *names)
+    """Translate whether activations are recomputed, which the configuration of FSDP can say as well."""
+    in_fsdp = [f"fsdp_config.{prefix}activation_checkpointing" for prefix in ("", "fsdp_")]
+    c.put("training.activation_checkpointing", on or any(map(c.flag, in_fsdp)), *names, *in_fsdp)
     reason = "launcher recomputes without re-entry where it can; the numbers are the same"
     for name in ("gradient_checkpointing_kwargs", "activation_checkpointing_kwargs"):
         c.unneeded(name, reason)

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import re
 
+from launcher.importing.commands import OTHER_TRAINERS
 from launcher.importing.conversion import Conversion, Dialect
 from launcher.importing.distributed import accelerate_config, deepspeed_key, fsdp_keys
-from launcher.importing.given import as_number
-from launcher.importing.model import attention, name_model, quantised, revision, template_file, trackers, weights_type
+from launcher.importing.given import as_number, refuse
+from launcher.importing.model import (
+    attention,
+    name_model,
+    quantised,
+    refuse_images,
+    revision,
+    template_file,
+    trackers,
+    weights_type,
+)
 from launcher.importing.rest import finish
 from launcher.importing.trainer import DEFAULTS, checkpointing, moments, trainer_keys, whole
-from launcher.importing.trl_keys import NOT_NEEDED, NOT_TRANSLATED, READ, TELLING
+from launcher.importing.trl_data import data_keys
+from launcher.importing.trl_keys import NOT_NEEDED, NOT_TRANSLATED, READ, TELLING, TELLING_OTHERS
 from launcher.recipe.chat_options import PREFERENCE_LOSSES
 
 # trl 1.16; the rate depends on the trainer.
@@ -42,12 +52,13 @@ def convert(c: Conversion, *, trainer: str | None) -> None:
         if old in c.values and new not in c.values:
             c.values = {new if key == old else key: value for key, value in c.values.items()}
             c.assume(f"{old} was read as {new}, its present name")
+    refuse_images(c, ("model_name_or_path",))
     kind = trainer or _told(c)
     c.settled["learning_rate"] = _RATES[kind]
     name_model(c, "model_name_or_path")
     _task(c, kind)
     _model(c)
-    _data(c)
+    data_keys(c)
     deepspeed_key(c)
     fsdp_keys(c)
     accelerate_config(c, "accelerate_config")
@@ -61,11 +72,38 @@ def convert(c: Conversion, *, trainer: str | None) -> None:
 
 
 def _told(c: Conversion) -> str:
+    for other, keys in TELLING_OTHERS.items():
+        if (sign := next((key for key in keys if c.has(key)), None)) is not None:
+            raise c.cannot(
+                sign,
+                f"trainers have it which launcher does not have ({other}); it has sft, dpo and reward of TRL's",
+                "keep this run where it is, or write --task sft, dpo or reward where it is one of them",
+            )
+    by_name = _told_by_name(c)
     for kind, keys in TELLING.items():
         if any(c.has(key) for key in keys):
             return kind
+    if {*c.names("loss_type")} & {*PREFERENCE_LOSSES}:
+        return "dpo"
+    if by_name is not None:
+        c.assume(f"the trainer is {by_name}, as the file's name says; --task says otherwise")
+        return by_name
     c.assume("the trainer is sft, as no key of the file tells it; --task dpo or --task reward says otherwise")
     return "sft"
+
+
+def _told_by_name(c: Conversion) -> str | None:
+    """Return the trainer in the name of the file or its folder. Raises RecipeError for one that launcher does not have."""
+    known = {*_TASKS, *OTHER_TRAINERS}
+    words = [*re.split(r"[^a-z0-9]+", c.path.stem.lower()), c.path.resolve().parent.name.lower()]
+    found = next((word for word in words if word in known), None)
+    if found in OTHER_TRAINERS:
+        raise refuse(
+            c.path,
+            f"the name of the file or its folder says {found}; launcher has sft, dpo and reward of TRL's trainers",
+            "keep this run where it is, or write --task sft, dpo or reward where it is one of them",
+        )
+    return found
 
 
 def _task(c: Conversion, kind: str) -> None:
@@ -73,13 +111,16 @@ def _task(c: Conversion, kind: str) -> None:
         c.put("task.type", "causal-lm", "dataset_text_field", note="texts, of which every token is learned")
         c.put("data.columns", {"text": str(c.value("dataset_text_field"))}, "dataset_text_field")
         c.put("task.packing", c.flag("packing"), "packing")
+        _losses_of_sft(c)
         c.assume("texts longer than max_length are divided into rows; TRL cuts them")
         return
     c.put("task.type", _TASKS[kind])
-    if c.has("chat_template_path"):
-        template_file(c, "chat_template_path", str(c.value("chat_template_path")))
+    for key in ("chat_template", "chat_template_path"):
+        if c.has(key):
+            template_file(c, key, str(c.value(key)))
     if kind == "sft":
         _learned(c)
+        _losses_of_sft(c)
         c.put("task.packing", c.flag("packing"), "packing")
         if c.value("packing_strategy", "bfd") != "bfd":
             c.missed("packing_strategy", "conversations are packed whole (bfd)", "nothing has to be done in most runs")
@@ -89,6 +130,11 @@ def _task(c: Conversion, kind: str) -> None:
         c.put("task.center_rewards_coefficient", float(weight), "center_rewards_coefficient")
 
 
+def _losses_of_sft(c: Conversion) -> None:
+    if c.has("loss_type") and c.value("loss_type") not in ("nll", "chunked_nll"):
+        c.missed("loss_type", "launcher's loss of sft is nll", "the recipe trains with it, which is another run")
+
+
 def _learned(c: Conversion) -> None:
     answers = c.flag("assistant_only_loss")
     completions = c.flag("completion_only_loss") if c.has("completion_only_loss") else None
@@ -96,7 +142,8 @@ def _learned(c: Conversion) -> None:
     if not answers and completions is None:
         c.assume(
             "rows are conversations, of which TRL learns every token. Of rows with prompt and completion it learns the completion alone: "
-            "then write task.assistant_only_loss: true, and chat_template: raw where they are plain texts"
+            "then write task.assistant_only_loss: true, and chat_template: raw where they are plain texts. Of rows with a text it learns "
+            "that: then write type: causal-lm alone under task, and data.columns: {text: NAME}"
         )
 
 
@@ -122,6 +169,8 @@ def _loss(c: Conversion) -> None:
             "loss_weights",
             note="the weight of sft beside that of the loss",
         )
+    if (added := c.number("rpo_alpha")) is not None:
+        c.put("task.rpo_alpha", float(added), "rpo_alpha")
     c.unneeded("loss_weights", "one loss needs no weight")
     c.put("task.beta", float(c.number("beta")), "beta")
     if (smoothing := c.number("label_smoothing")) is not None:
@@ -134,106 +183,8 @@ def _model(c: Conversion) -> None:
         c.put("model.trust_remote_code", c.flag("trust_remote_code"), "trust_remote_code")
     if c.has("attn_implementation"):
         attention(c, "attn_implementation", str(c.value("attn_implementation")))
-
-
-# --- data ----------------------------------------------------------------------------------------------------------------
-
-
-def _data(c: Conversion) -> None:
-    if c.has("datasets"):
-        _mixture(c)
-    elif c.has("dataset_name"):
-        _one(c)
-    else:
-        raise c.cannot("dataset_name", "it names the data", "write dataset_name, a hub id or folder")
-    longest = c.number("max_length")
-    if longest is not None and not (c.raw("max_length") is None and "max_length" in c.values):
-        c.put("data.max_length", whole(longest), "max_length")
-    if c.flag("dataset_streaming") or c.flag("streaming"):
-        for name in ("dataset_streaming", "streaming"):
-            c.missed(
-                name,
-                "rows of these tasks are read before training",
-                "nothing has to be done where they fit on the disk",
-            )
-
-
-def _validates(c: Conversion) -> bool:
-    said = c.value("eval_strategy")
-    return said is not False and said != "no"
-
-
-def _one(c: Conversion) -> None:
-    source = {"source": str(c.value("dataset_name"))}
-    if c.has("dataset_config"):
-        source["name"] = str(c.value("dataset_config"))
-    names = ("dataset_name", "dataset_config")
-    c.put("data.train", source | {"split": str(c.value("dataset_train_split"))}, *names, "dataset_train_split")
-    if _validates(c):
-        c.put("data.validation", source | {"split": str(c.value("dataset_test_split"))}, *names, "dataset_test_split")
-    else:
-        c.unneeded("dataset_test_split", "eval_strategy is no, so that TRL does not read it")
-        keep_some(c)
-
-
-def keep_some(c: Conversion) -> None:
-    """Set the least share aside for validation, which launcher always keeps."""
-    c.recipe["data.validation_share"] = 0.01
-    c.comments["data.validation_share"] = "launcher always keeps some rows of train to validate on"
-    c.assume(
-        "1 percent of train is kept for validation, which TRL would train on: data.validation_share, or name data.validation"
-    )
-
-
-def _mixture(c: Conversion) -> None:
-    given = c.value("datasets")
-    entries = given if isinstance(given, list) else []
-    if not entries or not all(isinstance(entry, Mapping) and entry.get("path") for entry in entries):
-        raise c.cannot("datasets", "each of it has a path", "write datasets, a list of path, name and split")
-    sources = []
-    for number, entry in enumerate(entries):
-        name = f"datasets[{number}]"
-        c.open(name, entry)
-        sources.append(_source(c, name))
-        c.mark("data.train", *(f"{name}.{key}" for key in ("path", "name", "split", "fraction")))
-    c.put("data.train", sources[0] if len(sources) == 1 else sources)
-    if len(sources) > 1 and any("weight" in one for one in sources):
-        c.assume("each epoch draws from the mixture anew by the shares; TRL keeps the first rows of each data set")
-    share = c.number("test_split_size")
-    if share is not None and 0 < share < 1:
-        c.put("data.validation_share", float(share), "test_split_size")
-    else:
-        c.missed(
-            "test_split_size",
-            "it is a number of rows, and validation_share a share of them",
-            "write data.validation_share",
-        )
-        keep_some(c)
-    for name in ("dataset_name", "dataset_config", "dataset_train_split", "dataset_test_split"):
-        c.unneeded(name, "datasets goes before it")
-
-
-def _source(c: Conversion, name: str) -> dict[str, Any]:
-    source: dict[str, Any] = {"source": str(c.value(f"{name}.path"))}
-    files = c.value(f"{name}.data_files")
-    if source["source"] in ("json", "csv", "parquet", "text") and isinstance(files, str):
-        source["source"] = files
-        c.mark("data.train", f"{name}.data_files")
-    elif c.has(f"{name}.name"):
-        source["name"] = str(c.value(f"{name}.name"))
-    if not isinstance(files, str) or "source" not in source:
-        c.missed(
-            f"{name}.data_files",
-            "files inside a hub data set are not chosen",
-            "name the file or its folder as the source",
-        )
-    if not c.has(f"{name}.data_files"):
-        source["split"] = str(c.value(f"{name}.split", "train"))
-    share = c.number(f"{name}.fraction")
-    if share:
-        source["weight"] = float(share)
-    c.unneeded(f"{name}.columns", "the task takes the columns that it needs")
-    return source
+    elif c.flag("use_flash_attention_2"):
+        c.put("model.attn_implementation", "flash_attention_2", "use_flash_attention_2")
 
 
 # --- how -----------------------------------------------------------------------------------------------------------------
@@ -306,4 +257,8 @@ def _bits(c: Conversion) -> None:
 
 
 def _project(c: Conversion) -> dict[str, str] | None:
-    return {"project": str(c.value("project"))} if c.has("project") else None
+    """Return the keys of W&B: TRL's own, and those that the Alignment Handbook's scripts add."""
+    names = {"project": "project", "wandb_project": "project", "wandb_entity": "entity"}
+    found = {ours: str(c.value(theirs)) for theirs, ours in names.items() if c.has(theirs)}
+    c.mark("tracking.wandb", *(key for key in names if key != "project" and "project" in found))
+    return found if "project" in found else None

@@ -4,13 +4,24 @@ from __future__ import annotations
 
 # Keys that only one trainer has, by which a file tells its trainer.
 TELLING: dict[str, tuple[str, ...]] = {
-    "dpo": ("beta", "precompute_ref_log_probs", "loss_weights", "f_divergence_type", "use_weighting", "ld_alpha", "sync_ref_model", "discopop_tau", "label_smoothing"),
+    "dpo": ("beta", "precompute_ref_log_probs", "loss_weights", "f_divergence_type", "use_weighting", "ld_alpha", "sync_ref_model", "discopop_tau", "label_smoothing", "rpo_alpha", "max_prompt_length", "reference_free"),
     "reward": ("center_rewards_coefficient",),
     "sft": ("packing", "assistant_only_loss", "completion_only_loss", "dataset_text_field", "eval_packing", "packing_strategy", "dataset_kwargs"),
 }  # fmt: skip
 
+# Keys that only trainers have which launcher has not.
+TELLING_OTHERS: dict[str, tuple[str, ...]] = {
+    "grpo or another online method": ("reward_funcs", "reward_model_name_or_path", "num_generations", "num_iterations", "use_vllm", "reward_weights"),
+    "ppo": ("reward_model_path", "sft_model_path", "num_ppo_epochs", "kl_coef", "vf_coef"),
+    "kto": ("desirable_weight", "undesirable_weight"),
+    "distillation": ("teacher_model_name_or_path", "lmbda"),
+    "cpo or simpo": ("cpo_alpha", "simpo_gamma"),
+}  # fmt: skip
+
 NOT_NEEDED: dict[str, str] = {
+    "preprocessing_num_workers": "launcher prepares with as many processes as there are cores",
     **dict.fromkeys(("output_dir", "output-dir"), "the run directory is the owner: runs/NAME-001, -002, ..."),
+    **dict.fromkeys(("is_encoder_decoder", "label_pad_token_id", "use_logits_to_keep", "generate_during_eval", "hub_model_revision", "gradio"), "launcher settles it, or does it in the report"),
     "run_name": "the recipe's name names the run",
     "project": "no tracker of the file reads it",
     "dataset_num_proc": "launcher prepares with as many processes as there are cores",
@@ -39,6 +50,13 @@ NOT_TRANSLATED: dict[str, tuple[str, str]] = {
     "model_init_kwargs": ("what loads the model are keys of the recipe", "see model: dtype, attn_implementation, config"),
     "dataset_kwargs": ("launcher prepares the rows itself", "see task.format and data.columns"),
     **dict.fromkeys(("dataset_streaming", "streaming"), ("rows of these tasks are read before training", "nothing has to be done where they fit on the disk")),
+    "max_prompt_length": ("prompts are not cut for themselves: max_length holds for prompt and answer together", "see the cut rows with `launcher data`"),
+    **dict.fromkeys(("dataset_splits", "dataset_configs", "dataset_mixer", "dataset_mixture"), ("dataset_name or datasets goes before it", "look which of them names the data")),
+    "chat_template": ("texts are read as they are, or chat_template_path goes before it", "see task.chat_template"),
+    **dict.fromkeys(("reference_free", "force_use_ref_model", "model_adapter_name", "ref_adapter_name"), ("the reference is always the model as it was before training", "start from the model that is to be the reference")),
+    "use_unsloth": ("launcher has no such kernels of its own", "the result is the same without; training.use_liger_kernel saves memory"),
+    "system_prompt": ("it is no key of TRL's command, but of a script", "write task.default_system_message"),
+    **dict.fromkeys(("callbacks", "benchmarks"), ("code of a file is never loaded", "evaluate with `launcher evaluate`")),
     "test_split_size": ("it is read with datasets alone", "write data.validation_share"),
     "data_dir": ("a folder inside a hub data set is not chosen", "name the folder as the source"),
     "data_files": ("files inside a hub data set are not chosen", "name the file as the source"),
@@ -69,6 +87,16 @@ READ = frozenset(
         "dataset_train_split",
         "dataset_test_split",
         "datasets",
+        "dataset_mixture",
+        "dataset_mixer",
+        "dataset_splits",
+        "dataset_configs",
+        "id",
+        "config",
+        "weight",
+        "seed",
+        "use_flash_attention_2",
+        "chat_template",
         "path",
         "name",
         "split",
@@ -83,6 +111,9 @@ READ = frozenset(
         "loss_weights",
         "beta",
         "label_smoothing",
+        "rpo_alpha",
+        "wandb_project",
+        "wandb_entity",
         "center_rewards_coefficient",
         "deepspeed",
         "fsdp",
