@@ -15,6 +15,7 @@ from typing import Any
 from launcher.data.columns import Column
 from launcher.data.messages import NotAConversation, is_messages, messages_of, read_json_list, tools_of
 from launcher.data.tables import Fault, Faults, Table, column_of, has_column
+from launcher.data.turns import joined, with_default, with_system
 from launcher.errors import DataError
 from launcher.recipe.chat_options import CONVERSATION_COLUMNS, PREFERENCE_COLUMNS
 from launcher.registry import suggest
@@ -38,11 +39,15 @@ class Wanted:
 
 # Format -> our column -> names that it often has. The first column of a format has to be there.
 _NAMES: dict[str, dict[str, tuple[str, ...]]] = {
-    "messages": {"messages": ("messages", "conversation", "chat", "dialog", "dialogue"), "tools": ("tools",)},
+    "messages": {
+        "messages": ("messages", "conversation", "chat", "dialog", "dialogue"),
+        "system": ("system", "system_prompt"),
+        "tools": ("tools", "functions"),
+    },
     "sharegpt": {
         "conversations": ("conversations", "conversation"),
         "system": ("system", "system_prompt"),
-        "tools": ("tools",),
+        "tools": ("tools", "functions"),
     },
     "alpaca": {
         "instruction": ("instruction",),
@@ -50,16 +55,19 @@ _NAMES: dict[str, dict[str, tuple[str, ...]]] = {
         "input": ("input", "context"),
         "system": ("system", "system_prompt"),
         "history": ("history",),
+        "tools": ("tools", "functions"),
     },
     "prompt_completion": {
         "prompt": ("prompt", "question", "query", "problem"),
         "completion": ("completion", "answer", "response", "output", "solution"),
-        "tools": ("tools",),
+        "system": ("system", "system_prompt"),
+        "tools": ("tools", "functions"),
     },
 }
 _OPTIONAL = ("tools", "system", "input", "history")
 # What the answers of a pair stand for.
 _ANSWERS = ("output", "completion")
+_NO_HISTORY = "history is no list of pairs [what was asked, what was answered]"
 
 
 def choose_conversation(
@@ -122,16 +130,26 @@ def _columns_of(name: str, table: Table, *, given: Mapping[str, str], wanted: Wa
         is_needed = [ours for ours in is_needed if ours not in _ANSWERS]
     if wanted.pairs:
         found = {ours: theirs for ours, theirs in found.items() if ours not in _ANSWERS}
-        if name == "messages" and "messages" not in given:
+        if (
+            name == "messages"
+            and "messages" not in given
+            and ("messages" not in found or _are_whole(table, found["chosen"]))
+        ):
             # Whole conversations stand in chosen and rejected, where nothing else is there.
             found.pop("messages", None)
             is_needed = []
     return found if all(ours in found for ours in is_needed) else None
 
 
+def _are_whole(table: Table, column: Sequence[str]) -> bool:
+    """Whether answers are whole conversations, which begin with what was asked."""
+    first = next((value for value in column_of(table, column[0])[:100] if value), None)
+    return is_messages(first) and messages_of(first)[0]["role"] in ("system", "user")
+
+
 def _told_apart(found: dict[str, dict[str, list[str]]], table: Table) -> dict[str, dict[str, list[str]]]:
     """Return the formats that are left when what rows hold, and what names say, is looked at."""
-    if {"messages", "sharegpt"} <= set(found):
+    if {"messages", "sharegpt"} <= set(found) and "messages" in found["messages"]:
         column = found["sharegpt"]["conversations"][0]
         first = next((value for value in table.column(column)[:100] if value), None)
         message = next(iter(read_json_list(first) or ()), None)
@@ -139,7 +157,7 @@ def _told_apart(found: dict[str, dict[str, list[str]]], table: Table) -> dict[st
         found.pop("messages" if is_sharegpt else "sharegpt")
     for name in ("sharegpt", "alpaca", "prompt_completion"):
         # Columns of their own say more than chosen and rejected alone.
-        if name in found and "messages" in found and "messages" not in found["messages"]:
+        if name in found and "messages" in found and "chosen" in found["messages"]:
             found.pop("messages")
     if {"alpaca", "prompt_completion"} <= set(found):
         # An instruction is the prompt; a column called prompt beside it is the two joined.
@@ -168,12 +186,16 @@ def _ask(table: Table, *, wanted: Wanted, fitting: Sequence[str]) -> str:
             f"{table.places.shown}: task.format is {wanted.format}, which has {pair}{' and '.join(needs)}, but its columns are "
             f"{_listed(table.names)}; write under data:  columns: {{{line}}}"
         )
-    likely = "instruction and output" if not wanted.pairs else "prompt"
+    if wanted.pairs:
+        return (
+            f"{table.places.shown}: which of its columns {_listed(table.names)} are a pair of answers cannot be told; a row has chosen, rejected, and "
+            "what they answer (prompt, instruction, conversations or messages); write under data:  "
+            "columns: {prompt: <what is asked>, chosen: <better answer>, rejected: <worse answer>}"
+        )
     return (
-        f"{table.places.shown}: how its columns {_listed(table.names)} hold conversations cannot be told; a format is told by {pair}messages, "
-        f"conversations, {likely}, or prompt and completion; write under data:  "
-        + ("columns: {prompt: <the prompt>, chosen: <better answer>, rejected: <worse answer>}" if wanted.pairs else "")
-        + ("" if wanted.pairs else "columns: {prompt: <what is asked>, completion: <what is answered>}")
+        f"{table.places.shown}: how its columns {_listed(table.names)} hold conversations cannot be told; a format is told by messages, "
+        "conversations, instruction and output, or prompt and completion; write under data:  "
+        "columns: {prompt: <what is asked>, completion: <what is answered>}"
     )
 
 
@@ -209,24 +231,14 @@ def conversation_columns(
 def _row(values: Mapping[str, Any], *, format: str, wanted: Wanted) -> tuple[str, ...]:
     """Return the JSON text of a row's conversation, or of its two, and the text for people. Raises NotAConversation."""
     tools = tools_of(values.get("tools"))
-    start = _START[format](values, wanted)
-    if wanted.system is not None and not (start and start[0]["role"] == "system"):
-        start = [{"role": "system", "content": wanted.system}, *start]
+    start = with_system(_START[format](values, wanted), _text(values, "system"))
     if not wanted.pairs:
+        start = with_default(start, wanted.system)
         _require_answer(start, prompts=wanted.prompts)
         return conversation_json(start, tools), readable(start)
     whole = []
     for name in PAIR:
-        answer = _answer(values[name], name)
-        messages = answer if answer[: len(start)] == start or answer[0]["role"] == "system" else [*start, *answer]
-        if start and len(messages) > len(answer) and answer[0]["role"] == "user" == start[-1]["role"]:
-            raise NotAConversation(
-                f"{name} begins with a message of the user that is not the prompt; let it begin with the prompt as that is written, or with an "
-                "answer",
-                values[name],
-            )
-        if wanted.system is not None and messages[0]["role"] != "system":
-            messages = [{"role": "system", "content": wanted.system}, *messages]
+        messages = with_default(joined(start, _answer(values[name], name), name), wanted.system)
         if messages[-1]["role"] != "assistant" or len(messages) < 2:
             raise NotAConversation(f"{name} does not end with an answer of the assistant to something", values[name])
         whole.append(messages)
@@ -241,21 +253,32 @@ def _from_messages(values: Mapping[str, Any], wanted: Wanted) -> list[dict[str, 
 
 
 def _from_sharegpt(values: Mapping[str, Any], wanted: Wanted) -> list[dict[str, Any]]:
-    return [*_system(values), *messages_of(values["conversations"])]
+    return messages_of(values["conversations"])
 
 
 def _from_alpaca(values: Mapping[str, Any], wanted: Wanted) -> list[dict[str, Any]]:
     asked = [_text(values, name) for name in ("instruction", "input")]
-    messages = _system(values)
-    for turn in read_json_list(values.get("history")) or []:
-        is_pair = isinstance(turn, Sequence) and not isinstance(turn, str) and len(turn) == 2
-        if not is_pair or not all(isinstance(text, str) for text in turn):
-            raise NotAConversation("history is no list of pairs [what was asked, what was answered]", values["history"])
-        messages += [{"role": "user", "content": turn[0]}, {"role": "assistant", "content": turn[1]}]
+    messages = _history(values.get("history"))
     prompt = "\n".join(text for text in asked if text.strip())
     if not prompt:
         raise NotAConversation("instruction and input are empty", values["instruction"])
     return [*messages, {"role": "user", "content": prompt}, *_written(values, "output", wanted)]
+
+
+def _history(value: Any) -> list[dict[str, Any]]:
+    """Return the turns before an alpaca row's instruction. Raises NotAConversation."""
+    turns = read_json_list(value)
+    if turns is None and value not in (None, ""):
+        raise NotAConversation(_NO_HISTORY, value)
+    messages = []
+    for turn in turns or []:
+        is_pair = isinstance(turn, Sequence) and not isinstance(turn, str) and len(turn) == 2
+        if not is_pair or not all(isinstance(text, str) for text in turn):
+            raise NotAConversation(_NO_HISTORY, value)
+        if not turn[1].strip():
+            raise NotAConversation("history has an answer that is empty", value)
+        messages += [{"role": "user", "content": turn[0]}, {"role": "assistant", "content": turn[1]}]
+    return messages
 
 
 def _from_prompt(values: Mapping[str, Any], wanted: Wanted) -> list[dict[str, Any]]:
@@ -263,10 +286,10 @@ def _from_prompt(values: Mapping[str, Any], wanted: Wanted) -> list[dict[str, An
     if prompt is None or (isinstance(prompt, str) and not is_messages(prompt)):
         asked = [{"role": "user", "content": _text(values, "prompt")}]
     else:
-        asked = messages_of(prompt)
+        asked = messages_of(_messages_in(prompt, "prompt"))
     if not any(message["content"].strip() for message in asked):
         raise NotAConversation("the prompt is empty", prompt)
-    return [*asked, *_written(values, "completion", wanted)]
+    return joined(asked, _written(values, "completion", wanted), "completion")
 
 
 _START = {
@@ -275,11 +298,6 @@ _START = {
     "alpaca": _from_alpaca,
     "prompt_completion": _from_prompt,
 }
-
-
-def _system(values: Mapping[str, Any]) -> list[dict[str, Any]]:
-    text = _text(values, "system")
-    return [{"role": "system", "content": text}] if text.strip() else []
 
 
 def _text(values: Mapping[str, Any], name: str) -> str:
@@ -303,7 +321,15 @@ def _answer(value: Any, name: str) -> list[dict[str, Any]]:
         if not (value or "").strip():
             raise NotAConversation(f"{name} is empty", value)
         return [{"role": "assistant", "content": value}]
-    return messages_of([value] if isinstance(value, Mapping) else value)
+    return messages_of(_messages_in(value, name))
+
+
+def _messages_in(value: Any, name: str) -> Any:
+    if not isinstance(value, Mapping | Sequence):
+        raise NotAConversation(
+            f"{name} holds {value!r} ({type(value).__name__}), which is neither text nor messages", value
+        )
+    return [value] if isinstance(value, Mapping) else value
 
 
 def _require_answer(messages: Sequence[Mapping[str, Any]], *, prompts: bool) -> None:

@@ -93,6 +93,9 @@ def _message(row: Any, number: int) -> dict[str, Any]:
     if role in ("assistant", "function_call"):
         _require_learned(row, number)
     calls = _calls(row.get("tool_calls"), number)
+    if role == "assistant" and not calls:
+        # OpenAI's first form of a call.
+        calls = _calls(row.get("function_call"), number)
     if role == "function_call":
         role, calls = "assistant", _calls_in(content)
         content = "" if calls else content
@@ -123,8 +126,12 @@ def _content(value: Any, number: int) -> str:
 
 def _calls(value: Any, number: int) -> list[dict[str, Any]]:
     """Return calls of tools as templates want them, with their arguments as a mapping."""
+    written = f"[{value}]" if isinstance(value, str) and value.lstrip().startswith("{") else value
+    calls = read_json_list([written] if isinstance(written, Mapping) else written)
+    if calls is None and value not in (None, ""):
+        raise NotAConversation(f"message {number} has calls of tools that are no JSON list: {_cut(value)}", value)
     found = []
-    for call in read_json_list(value) or []:
+    for call in calls or []:
         function = call.get("function", call) if isinstance(call, Mapping) else {}
         if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
             raise NotAConversation(f"message {number} calls a tool without a name: {_cut(call)}", call)

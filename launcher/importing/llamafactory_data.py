@@ -176,11 +176,7 @@ def _form(c: Conversion, entry: Mapping[str, Any]) -> tuple[str | None, dict[str
     tags = {**_SHAREGPT_TAGS, **openai, **(entry.get("tags") or {})}
     named = {ours: str(columns[theirs]) for theirs, ours in _SHAREGPT.items() if theirs in columns}
     if all(tags[name] == word for name, word in _MESSAGES_TAGS.items()):
-        renamed = {
-            "messages" if ours == "conversations" else ours: theirs
-            for ours, theirs in named.items()
-            if ours != "system"
-        }
+        renamed = {"messages" if ours == "conversations" else ours: theirs for ours, theirs in named.items()}
         return "messages", renamed | pair
     if any(tags[name] != word for name, word in _SHAREGPT_TAGS.items()):
         c.assume(

@@ -10,10 +10,10 @@ from launcher.recipe.section import Section
 
 # What a row of each format has; a recipe names its own columns for these under data.columns.
 CONVERSATION_COLUMNS = {
-    "messages": ("messages", "tools"),
+    "messages": ("messages", "system", "tools"),
     "sharegpt": ("conversations", "system", "tools"),
-    "alpaca": ("instruction", "input", "output", "system", "history"),
-    "prompt_completion": ("prompt", "completion", "tools"),
+    "alpaca": ("instruction", "input", "output", "system", "history", "tools"),
+    "prompt_completion": ("prompt", "completion", "system", "tools"),
 }
 PREFERENCE_COLUMNS = ("chosen", "rejected")
 CHAT_TEMPLATE_TOKENS = {

@@ -115,6 +115,32 @@ def test_a_prompt_that_the_answers_repeat_otherwise_is_not_asked_twice(tmp_path:
         load(tmp_path, [row], wanted=Wanted(pairs=True))
 
 
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"system_prompt": "Be brief.", "question": "Two?", "response": "Dos."},
+        {"system": "Be brief.", "prompt": [USER], "completion": [USER, ANSWER]},
+        {"system": "Be brief.", "messages": [USER, ANSWER]},
+        {"system": "Be brief. ", "conversations": [{"from": "system", "value": "Be brief."}, {"from": "human", "value": "Two?"}, {"from": "gpt", "value": "Dos."}]},
+        {"system": "Be brief.", "instruction": "Two?", "output": "Dos."},
+    ],
+)  # fmt: skip
+def test_a_column_of_system_messages_is_read_in_every_format(row: dict[str, Any], tmp_path: Path) -> None:
+    messages, _ = only(load(tmp_path, [row], wanted=Wanted(system="Be kind.")))
+    assert messages == [{"role": "system", "content": "Be brief."}, USER, ANSWER]
+
+
+@pytest.mark.parametrize("call", [{"name": "add", "arguments": '{"a": 1}'}, '{"name": "add", "arguments": {"a": 1}}'])
+@pytest.mark.parametrize("key", ["tool_calls", "function_call"])
+def test_a_single_call_beside_words_is_read(call: Any, key: str, tmp_path: Path) -> None:
+    tools = [{"name": "add", "parameters": {"type": "object"}}]
+    row = {"messages": [USER, {**ANSWER, key: call}], "functions": tools}
+    messages, known = only(load(tmp_path, [row]))
+    assert messages[1]["content"] == "Dos."
+    assert messages[1]["tool_calls"] == [{"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}]
+    assert known == [{"type": "function", "function": tools[0]}]
+
+
 def test_columns_with_other_names_are_named_by_the_recipe(tmp_path: Path) -> None:
     splits = load(tmp_path, [{"q": "Two?", "a": "Dos."}], columns={"prompt": "q", "completion": "a"})
     assert only(splits)[0] == [USER, ANSWER] and told(splits) == "prompt_completion"
@@ -136,14 +162,12 @@ def test_a_system_message_is_put_where_there_is_none(tmp_path: Path) -> None:
         {"chosen": [USER, ANSWER], "rejected": [USER, {"role": "assistant", "content": "Uno."}]},
         {"prompt": "Two?", "messages": [USER, ANSWER], "chosen": [USER, ANSWER], "rejected": [USER, {"role": "assistant", "content": "Uno."}]},
         {"messages": [USER], "chosen": [ANSWER], "rejected": [{"role": "assistant", "content": "Uno."}], "margin": 3},
+        {"messages": [USER], "chosen": "Dos.", "rejected": "Uno."},
+        {"conversations": [USER], "chosen": "Dos.", "rejected": "Uno."},
     ],
 )  # fmt: skip
 def test_pairs_are_two_whole_conversations(row: dict[str, Any], tmp_path: Path) -> None:
-    if "messages" in row and "prompt" not in row:
-        data: dict[str, Any] = {"columns": {"messages": "messages"}}
-    else:
-        data = {}
-    splits = load(tmp_path, [row], wanted=Wanted(pairs=True), **data)
+    splits = load(tmp_path, [row], wanted=Wanted(pairs=True))
     assert only(splits, "chosen")[0] == [USER, ANSWER]
     assert only(splits, "rejected")[0] == [USER, {"role": "assistant", "content": "Uno."}]
 
@@ -165,6 +189,13 @@ def test_pairs_are_two_whole_conversations(row: dict[str, Any], tmp_path: Path) 
         ({"prompt": "Two?", "completion": None}, "completion is empty"),
         ({"prompt": None, "completion": "x"}, "the prompt is empty"),
         ({"instruction": "x", "output": "y", "history": [["a", None]]}, "history is no list of pairs"),
+        ({"instruction": "x", "output": "y", "history": "x, y"}, "history is no list of pairs"),
+        ({"instruction": "x", "output": "y", "history": [["a", " "]]}, "history has an answer that is empty"),
+        ({"prompt": "Two?", "completion": 2}, "completion holds 2 (int), which is neither text nor messages"),
+        ({"prompt": [USER, ANSWER], "completion": "Dos."}, "what stands before completion ends with an answer"),
+        ({"prompt": "2?", "completion": [USER, ANSWER]}, "completion begins with a message of the user that is not the prompt"),
+        ({"messages": [USER, {**ANSWER, "tool_calls": "[add("}]}, "message 2 has calls of tools that are no JSON list: '[add('"),
+        ({"system": "A", "messages": [{"role": "system", "content": "B"}, USER, ANSWER]}, "two system messages that differ"),
         ({"messages": [USER, {**ANSWER, "weight": 0}, USER, ANSWER]}, "message 2, of the assistant, has weight 0"),
         ({"messages": [USER, {**ANSWER, "train": False}, USER, {**ANSWER, "train": True}]}, "has train False"),
     ],
@@ -181,6 +212,17 @@ def test_bad_rows_can_be_skipped(tmp_path: Path) -> None:
     assert len(splits.train) == 19 and len(splits.skipped) == 2
 
 
+def test_pairs_that_repeat_their_prompt_may_have_a_system_message_before_it(tmp_path: Path) -> None:
+    answers = {"chosen": [USER, ANSWER], "rejected": [USER, {"role": "assistant", "content": "Uno."}]}
+    own = {"role": "system", "content": "Be brief."}
+    for row in ({"prompt": "Two?"}, {"prompt": "Two?", "system": "Be brief."}, {"prompt": [own, USER]}):
+        splits = load(tmp_path, [row | answers], wanted=Wanted(pairs=True, system="Be brief."))
+        assert only(splits, "chosen")[0] == [own, USER, ANSWER]
+    twice = {"prompt": [{**own, "content": "Be kind."}, USER], "chosen": [own, USER, ANSWER], "rejected": "Uno."}
+    with pytest.raises(DataError, match="chosen begins with another system message than the prompt has"):
+        load(tmp_path, [twice], wanted=Wanted(pairs=True))
+
+
 def test_chosen_and_rejected_have_to_differ_and_to_answer_the_same(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="chosen and rejected are the same"):
         load(tmp_path, [{"prompt": "Two?", "chosen": "Dos.", "rejected": "Dos."}], wanted=Wanted(pairs=True))
@@ -194,6 +236,7 @@ def test_chosen_and_rejected_have_to_differ_and_to_answer_the_same(tmp_path: Pat
     [
         ({"body": "x", "reply": "y"}, Wanted(), "columns: {prompt: <what is asked>, completion: <what is answered>}"),
         ({"body": "x", "reply": "y"}, Wanted("alpaca"), "columns: {instruction: <their column>, output: <their column>}"),
+        ({"body": "x", "better": "y"}, Wanted(pairs=True), "columns: {prompt: <what is asked>, chosen: <better answer>, rejected: <worse"),
         ({"chosen": "x", "rejected": "y"}, Wanted("prompt_completion", pairs=True), "which has chosen and rejected, and prompt"),
     ],
 )  # fmt: skip
