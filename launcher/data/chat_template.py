@@ -110,6 +110,14 @@ class ChatTemplate:
             within = behind
         return self._up_to_token(behind[: _differing(behind, within)[0]]) or self._up_to_token(behind)
 
+    @cached_property
+    def marks_ends(self) -> bool:
+        """Whether an answer that it marks reaches to the end of its turn; True where it has no marks."""
+        stand_in = _STAND_IN.format(number=0)
+        text, answers = self.rendered([{"role": "user", "content": "u"}, {"role": "assistant", "content": stand_in}])
+        behind = text.rpartition(stand_in)[0] + stand_in + self.end_of_turn
+        return not answers or answers[-1][1] >= len(behind)
+
     def _up_to_token(self, text: str) -> str:
         ends = [text.rfind(token) + len(token) for token in self.special if token and token in text]
         return text[: max(ends, default=0)]
@@ -221,7 +229,7 @@ class ChatTemplate:
                 chat_template=self._of_day, return_assistant_tokens_mask=marks, add_generation_prompt=prompt, **self.tokens,
             )  # fmt: skip
             texts, places = rendered
-        except (JinjaError, TypeError, ValueError, KeyError) as error:
+        except (JinjaError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as error:
             raise TemplateError(f"the chat template refuses it: {error}") from error
         return texts[0], list(places[0]) if marks else ()
 

@@ -177,6 +177,11 @@ class ChatTask(TextTask):
                 "the chat template ends answers with no special token, so the model does not learn where to stop; choose another, such as "
                 "task.chat_template: chatml"
             )
+        elif not self.template.marks_ends:
+            found.append(
+                f"the chat template's {{% generation %}} marks leave out {self.template.end_of_turn.strip()!r}, which ends an answer, so the model "
+                "does not learn where to stop; write {% endgeneration %} behind it, in a file for task.chat_template"
+            )
         return found
 
     # --- model -----------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from launcher.tasks.padding import pad_tokens
 from launcher.tasks.prepared_task import write_unlabelled
 
 SIDES = ("chosen", "rejected")
+_MOST_NAMED = 20
 
 Encode = Callable[..., Sequence[Any]]
 """(conversations as JSON texts; origin: number of one -> its place) -> an Encoded for each, the tokens of its last answer learned."""
@@ -87,11 +88,8 @@ class PairTask(ChatTask):
         rows = {**columns, "row_id": list(range(len(columns["text"])))}
         features, counts = pair_features(rows, encode=self.encoder(facts["max_length"]))
         if counts["empty"]:
-            first = next(number for number in rows["row_id"] if number not in set(features["row_id"]))
-            raise DataError(
-                f"pair {first + 1} has an answer of which data.max_length ({facts['max_length']:,} tokens) leaves nothing; shorten what it "
-                "answers, or leave it out"
-            )
+            without = sorted(set(rows["row_id"]) - set(features["row_id"]))
+            raise DataError(too_long(without, of=len(rows["row_id"]), what="pairs", max_length=facts["max_length"]))
         found = Dataset.from_dict(features)
         return found, Prepared(found, found, found, "", (), self.problem)
 
@@ -178,6 +176,16 @@ def pair_features(
         "equal": sum(np.array_equal(both[number][0].input_ids, both[number][1].input_ids) for number in kept),
         **content_counts(both),
     }
+
+
+def too_long(rows: Sequence[int], *, of: int, what: str, max_length: int) -> str:
+    """Return why ``rows`` of ``of`` new ones cannot be predicted: each row of a file is to have its prediction, so none is left out."""
+    named = ", ".join(f"{row + 1:,}" for row in rows[:_MOST_NAMED])
+    more = f" and {len(rows) - _MOST_NAMED:,} more" if len(rows) > _MOST_NAMED else ""
+    return (
+        f"of {len(rows):,} of the {of:,} {what} data.max_length ({max_length:,} tokens) leaves nothing of an answer: number {named}{more}; "
+        "shorten what they answer, or remove them"
+    )
 
 
 def answer_lengths(split: Any) -> np.ndarray:

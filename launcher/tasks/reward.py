@@ -17,7 +17,7 @@ from launcher.recipe.chat_options import RewardOptions
 from launcher.recipe.schema import Recipe
 from launcher.tasks.models import LoadedModel, load_config, load_model
 from launcher.tasks.padding import pad_tokens
-from launcher.tasks.pair_task import SIDES, PairTask, pad_pairs
+from launcher.tasks.pair_task import SIDES, PairTask, pad_pairs, too_long
 from launcher.tasks.preference_losses import reward_losses
 
 PROBLEM = "reward"
@@ -58,12 +58,9 @@ class Reward(PairTask):
         if "conversation" not in columns:
             columns = _typed(columns)
         texts = self.encoder(facts["max_length"])(columns["conversation"])
-        empty = next((number for number, text in enumerate(texts) if not text.learned.any()), None)
-        if empty is not None:
-            raise DataError(
-                f"data.max_length ({facts['max_length']:,} tokens) leaves nothing of the answer of conversation {empty + 1}; shorten what comes "
-                "before, or leave it out"
-            )
+        without = [number for number, text in enumerate(texts) if not text.learned.any()]
+        if without:
+            raise DataError(too_long(without, of=len(texts), what="conversations", max_length=facts["max_length"]))
         rows = Dataset.from_dict(
             {
                 "input_ids": [text.input_ids for text in texts],

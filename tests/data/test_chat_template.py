@@ -116,6 +116,7 @@ def test_a_question_that_looks_like_an_answer_is_not_one() -> None:
         ),
         ("{{ messages | length }}", "shows an answer not once as it is"),
         ("{{ raise_exception('no thanks') }}", "the chat template refuses it: no thanks"),
+        ("{{ 1 / 0 }}", "the chat template refuses it: division by zero"),
         ("{{ messages[7].content.strip() }}", "the chat template refuses it"),
     ],
 )
@@ -310,3 +311,10 @@ def test_the_day_is_the_same_on_all_days() -> None:
 def test_what_a_template_does_not_show_is_known(style: str, messages: list[dict[str, Any]], is_hidden: bool) -> None:
     own = template(style) if "{" not in style else ChatTemplate(style, NAMES, SPECIAL)
     assert chat_content.is_hidden(messages, own.render(messages)) is is_hidden
+
+
+@pytest.mark.parametrize("style", CHAT_TEMPLATE_TOKENS)
+def test_marks_that_leave_out_the_end_of_a_turn_are_known(style: str) -> None:
+    assert template(style).marks_ends and template(style, marks=True).marks_ends
+    source = "{% for m in messages %}{{ m.role }}:{% generation %}{{ m.content }}{% endgeneration %}{{ eos_token }}{% endfor %}"
+    assert not ChatTemplate(source, NAMES, SPECIAL).marks_ends

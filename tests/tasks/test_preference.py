@@ -111,6 +111,14 @@ def test_what_is_no_pair_is_refused(story: Path) -> None:
         task_for(story).prepare_rows({"text": ["hello"]}, {"max_length": 64})
 
 
+def test_new_pairs_without_an_answer_within_the_length_are_all_named(story: Path, tmp_path: Path) -> None:
+    long = ("Tell me about it again and again. " * 20, "Yes.", "No.")
+    task = task_for(story)
+    columns = task.read_rows(str(write_pairs(tmp_path / "new.jsonl", [long, *PAIRS, long])))
+    with pytest.raises(DataError, match=r"of 2 of the 5 pairs data.max_length \(64 tokens\) .*: number 1, 5; shorten"):
+        task.prepare_rows(columns, {"max_length": 64})
+
+
 # --- batches ---------------------------------------------------------------------------------------------------------
 
 

@@ -158,8 +158,8 @@ def test_conversations_without_a_pair(story: Path, tmp_path: Path) -> None:
     assert typed[0]["input_ids"] == rows[0]["input_ids"]
     with pytest.raises(DataError, match="--pair"):
         task.prepare_rows({"text": ["one"]}, {"max_length": 64})
-    with pytest.raises(DataError, match="leaves nothing of the answer of conversation 1"):
-        task.prepare_rows({"text": ["one " * 50], "text_pair": ["uno"]}, {"max_length": 16})
+    with pytest.raises(DataError, match="of 1 of the 2 conversations .* leaves nothing of an answer: number 2;"):
+        task.prepare_rows({"text": ["one", "one " * 50], "text_pair": ["uno", "uno"]}, {"max_length": 64})
 
 
 def test_rewards_go_to_a_file_and_back(tmp_path: Path) -> None:

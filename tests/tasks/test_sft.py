@@ -174,6 +174,19 @@ def test_the_loss_is_transformers_own(story: str, tmp_path: Path) -> None:
     assert outputs["logits"].shape[1] == len(batch["logits_to_keep"]) < ids.shape[1]
 
 
+def test_marks_without_the_end_of_a_turn_are_told(story: str, tmp_path: Path) -> None:
+    source = "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}:{% else %}{% generation %}{{ m.content }}{% endgeneration %}{{ eos_token }}{% endif %}{% endfor %}"
+    own = tmp_path / "own.jinja"
+    for text, is_told in (
+        (source, True),
+        (source.replace("{% endgeneration %}{{ eos_token }}", "{{ eos_token }}{% endgeneration %}"), False),
+    ):
+        own.write_text(text)
+        task = task_for(story, write(tmp_path / "data", sums(3)), task={"chat_template": str(own)})
+        notes = " ".join(task.prepare_data()[1].facts["warnings"])
+        assert ("marks leave out '</s>', which ends an answer" in notes) is is_told
+
+
 def test_packed_rows_have_the_losses_of_their_sequences(story: str, tmp_path: Path) -> None:
     data = write(tmp_path / "data", sums(20))
     apart, together = (
