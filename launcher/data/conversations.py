@@ -35,6 +35,8 @@ class Wanted:
     """System message of conversations that have none."""
     prompts: bool = False
     """Whether the answers may be missing, as in rows to be answered."""
+    is_new: bool = False
+    """Whether a finished run is to read them, whose recipe can name no more columns."""
 
 
 # Format -> our column -> names that it often has. The first column of a format has to be there.
@@ -189,14 +191,22 @@ def _ask(table: Table, *, wanted: Wanted, fitting: Sequence[str]) -> str:
     if wanted.pairs:
         return (
             f"{table.places.shown}: which of its columns {_listed(table.names)} are a pair of answers cannot be told; a row has chosen, rejected, and "
-            "what they answer (prompt, instruction, conversations or messages); write under data:  "
-            "columns: {prompt: <what is asked>, chosen: <better answer>, rejected: <worse answer>}"
+            f"what they answer (prompt, instruction, conversations or messages); {_remedy(wanted)}"
         )
     return (
         f"{table.places.shown}: how its columns {_listed(table.names)} hold conversations cannot be told; a format is told by messages, "
-        "conversations, instruction and output, or prompt and completion; write under data:  "
-        "columns: {prompt: <what is asked>, completion: <what is answered>}"
+        f"conversations, instruction and output, or prompt and completion; {_remedy(wanted)}"
     )
+
+
+def _remedy(wanted: Wanted) -> str:
+    if not wanted.is_new:
+        answers = (
+            "chosen: <better answer>, rejected: <worse answer>" if wanted.pairs else "completion: <what is answered>"
+        )
+        return f"write under data:  columns: {{prompt: <what is asked>, {answers}}}"
+    single = "prompt" if wanted.prompts else "prompt and completion, or prompt, chosen and rejected"
+    return f"rename its columns to {'prompt, chosen and rejected' if wanted.pairs else single}"
 
 
 # --- values ---------------------------------------------------------------------------------------------------------

@@ -55,10 +55,10 @@ class ChatTask(TextTask):
 
     # --- data ------------------------------------------------------------------------------------------------------
 
-    def wanted(self, *, prompts: bool = False) -> Wanted:
+    def wanted(self) -> Wanted:
         """Return what conversations are read."""
         options = self.chat_options
-        return Wanted(options.format, self.pairs, options.default_system_message, prompts)
+        return Wanted(options.format, self.pairs, options.default_system_message)
 
     def load_splits(self) -> SplitSet:
         """Return the conversations of every split. Raises DataError."""
@@ -74,7 +74,7 @@ class ChatTask(TextTask):
         """Return the conversations of a file, whose answers are not needed. Raises DataError."""
         return load_rows(
             source, data=self.recipe.data, base_folder=self.base_folder, needs=self._columns(), optional=_COUNTED,
-            conversations=self.wanted(prompts=not self.pairs),
+            conversations=dataclasses.replace(self.wanted(), prompts=not self.pairs, is_new=True),
         ).lists()  # fmt: skip
 
     def label_faults(self, splits: SplitSet) -> dict[str, Faults]:

@@ -44,7 +44,7 @@ class Reward(PairTask):
         columns = {ours: theirs for ours, theirs in data.columns.items() if ours not in SIDES}
         return load_rows(
             source, data=data.model_copy(update={"columns": columns}), base_folder=self.base_folder, needs=self._columns(),
-            optional=("id", "group"), conversations=replace(self.wanted(), pairs=False),
+            optional=("id", "group"), conversations=replace(self.wanted(), pairs=False, is_new=True),
         ).lists()  # fmt: skip
 
     def prepare_rows(self, columns: Mapping[str, list[Any]], facts: Mapping[str, Any]) -> tuple[Any, Prepared]:

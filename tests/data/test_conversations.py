@@ -237,6 +237,9 @@ def test_chosen_and_rejected_have_to_differ_and_to_answer_the_same(tmp_path: Pat
         ({"body": "x", "reply": "y"}, Wanted(), "columns: {prompt: <what is asked>, completion: <what is answered>}"),
         ({"body": "x", "reply": "y"}, Wanted("alpaca"), "columns: {instruction: <their column>, output: <their column>}"),
         ({"body": "x", "better": "y"}, Wanted(pairs=True), "columns: {prompt: <what is asked>, chosen: <better answer>, rejected: <worse"),
+        ({"body": "x"}, Wanted(prompts=True, is_new=True), "rename its columns to prompt"),
+        ({"body": "x"}, Wanted(pairs=True, is_new=True), "rename its columns to prompt, chosen and rejected"),
+        ({"body": "x"}, Wanted(is_new=True), "rename its columns to prompt and completion, or prompt, chosen and rejected"),
         ({"chosen": "x", "rejected": "y"}, Wanted("prompt_completion", pairs=True), "which has chosen and rejected, and prompt"),
     ],
 )  # fmt: skip
