@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 
 from launcher.contracts import Predictions, Prepared
-from launcher.data.conversations import conversation_json, readable
+from launcher.data.conversations import conversation_json, read_conversation, readable
 from launcher.data.sources import column_names, load_rows
 from launcher.errors import DataError, ModelUnreachable
 from launcher.recipe.chat_options import RewardOptions
 from launcher.recipe.schema import Recipe
+from launcher.tasks.answering import said_by_user
 from launcher.tasks.models import LoadedModel, load_config, load_model
 from launcher.tasks.padding import pad_tokens
 from launcher.tasks.pair_task import SIDES, PairTask, pad_pairs, too_long
@@ -56,7 +57,8 @@ class Reward(PairTask):
         if any(side in columns for side in SIDES):
             return super().prepare_rows(columns, facts)
         if "conversation" not in columns:
-            columns = _typed(columns)
+            columns = _typed(columns, self.options.default_system_message)
+        _require_answered(columns["conversation"])
         texts = self.encoder(facts["max_length"])(columns["conversation"])
         without = [number for number, text in enumerate(texts) if not text.learned.any()]
         if without:
@@ -137,18 +139,30 @@ class Reward(PairTask):
         return self.pair_predictions(np.column_stack([rewards, losses.numpy()]), split)
 
 
-def _typed(columns: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
-    """Return conversations of one question and one answer. Raises DataError where there is no answer."""
+def _typed(columns: Mapping[str, list[Any]], system: str | None) -> dict[str, list[Any]]:
+    """Return conversations of one question and one answer, behind a system message where there is one. Raises DataError where there is no answer."""
     if "text_pair" not in columns:
         raise DataError("a reward is of an answer: give it with --pair, or a file of conversations (--file)")
+    if not all(text.strip() for name in ("text", "text_pair") for text in columns[name]):
+        raise DataError("a text is empty; give what is asked, and with --pair what is answered")
     found = [
-        [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
+        [*said_by_user(asked, system), {"role": "assistant", "content": answered}]
         for asked, answered in zip(columns["text"], columns["text_pair"], strict=True)
     ]
     return {
         "text": [readable(messages) for messages in found],
         "conversation": [conversation_json(messages) for messages in found],
     }
+
+
+def _require_answered(conversations: Sequence[str]) -> None:
+    """Raise DataError where one does not end with an answer: the head would read what was asked."""
+    for number, text in enumerate(conversations, start=1):
+        said = read_conversation(text)[0][-1]["role"]
+        if said != "assistant":
+            raise DataError(
+                f"conversation {number} ends with a message of the {said}, and a reward is of an answer; remove that message, or the row"
+            )
 
 
 class RewardCollator:

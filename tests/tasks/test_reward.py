@@ -156,6 +156,20 @@ def test_conversations_without_a_pair(story: Path, tmp_path: Path) -> None:
     assert {"chosen_ids", "rejected_ids"} <= set(both.column_names)
     typed, _ = task.prepare_rows({"text": ["one"], "text_pair": ["uno"]}, {"max_length": 64})
     assert typed[0]["input_ids"] == rows[0]["input_ids"]
+    kind = task_for(story, task={"default_system_message": "Be kind."})
+    typed, _ = kind.prepare_rows({"text": ["one"], "text_pair": ["uno"]}, {"max_length": 64})
+    filed, _ = kind.prepare_rows(kind.read_rows(str(single)), {"max_length": 64})
+    assert typed[0]["input_ids"] == filed[0]["input_ids"] != rows[0]["input_ids"]
+    asked = [
+        {"role": "user", "content": "one"},
+        {"role": "assistant", "content": "uno"},
+        {"role": "user", "content": "and?"},
+    ]
+    single.write_text(json.dumps({"messages": asked}) + "\n")
+    with pytest.raises(DataError, match="conversation 1 ends with a message of the user"):
+        task.prepare_rows(task.read_rows(str(single)), {"max_length": 64})
+    with pytest.raises(DataError, match="a text is empty"):
+        task.prepare_rows({"text": ["one"], "text_pair": [" "]}, {"max_length": 64})
     with pytest.raises(DataError, match="--pair"):
         task.prepare_rows({"text": ["one"]}, {"max_length": 64})
     with pytest.raises(DataError, match="of 1 of the 2 conversations .* leaves nothing of an answer: number 2;"):
