@@ -20,7 +20,7 @@ _CONTENT_KEYS = ("content", "value", "text")
 # What templates know beside role and content.
 _KEPT = ("name", "tool_call_id", "reasoning_content", "thinking")
 # What others write to say whether an answer is learned.
-_LEARNED_KEYS = ("weight", "train", "loss")
+_LEARNED_KEYS = ("weight", "train", "training", "loss", "train_detail")
 
 
 class NotAConversation(Exception):

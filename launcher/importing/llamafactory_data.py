@@ -13,7 +13,12 @@ from launcher.importing.trainer import whole
 
 _INFO = "dataset_info.json"
 # Its column -> ours.
-_ALPACA = {"prompt": "instruction", "query": "input", "response": "output", "system": "system", "history": "history"}
+_ALPACA = {
+    "prompt": "instruction",
+    "query": "input",
+    "response": "output",
+    **{name: name for name in ("system", "history", "tools")},
+}
 _SHAREGPT = {"messages": "conversations", "system": "system", "tools": "tools"}
 _PAIR = {"chosen": "chosen", "rejected": "rejected"}
 _SHAREGPT_TAGS = {"role_tag": "from", "content_tag": "value", "user_tag": "human", "assistant_tag": "gpt"}

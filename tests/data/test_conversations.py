@@ -197,6 +197,7 @@ def test_pairs_are_two_whole_conversations(row: dict[str, Any], tmp_path: Path) 
         ({"messages": [USER, {**ANSWER, "tool_calls": "[add("}]}, "message 2 has calls of tools that are no JSON list: '[add('"),
         ({"system": "A", "messages": [{"role": "system", "content": "B"}, USER, ANSWER]}, "two system messages that differ"),
         ({"messages": [USER, {**ANSWER, "weight": 0}, USER, ANSWER]}, "message 2, of the assistant, has weight 0"),
+        ({"messages": [USER, {**ANSWER, "train_detail": [{"begin_offset": 0, "end_offset": 1, "train": False}]}]}, "has train_detail"),
         ({"messages": [USER, {**ANSWER, "train": False}, USER, {**ANSWER, "train": True}]}, "has train False"),
     ],
 )  # fmt: skip

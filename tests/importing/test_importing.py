@@ -148,9 +148,9 @@ def test_llamafactory_preferences_rewards_texts_and_bits():
 def test_llamafactory_reads_its_dataset_info():
     Path("data").mkdir()
     entries = {
-        "mine": {"file_name": "mine.json", "columns": {"prompt": "question", "response": "answer", "system": "who"}},
+        "mine": {"file_name": "mine.json", "columns": {"prompt": "question", "response": "answer", "system": "who", "tools": "known"}},
         "talks": {"hf_hub_url": "us/talks", "subset": "en", "split": "train_sft", "formatting": "sharegpt",
-                  "columns": {"messages": "chat"},
+                  "columns": {"messages": "chat", "system": "who"},
                   "tags": {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"}},
         "pairs": {"hf_hub_url": "us/pairs", "formatting": "sharegpt", "ranking": True,
                   "columns": {"messages": "conversations", "chosen": "better", "rejected": "worse"}},
@@ -160,7 +160,7 @@ def test_llamafactory_reads_its_dataset_info():
     text = LLAMAFACTORY["qlora"]
     recipe, made = recipe_of(text.replace("dataset: identity", "dataset: mine"), "llamafactory")
     assert recipe.data.train == "data/mine.json"
-    assert recipe.data.columns == {"instruction": "question", "output": "answer", "system": "who"}
+    assert recipe.data.columns == {"instruction": "question", "output": "answer", "system": "who", "tools": "known"}
     assert recipe.task.format == "alpaca" and fate(made, "dataset") == "translated"
     recipe, _ = recipe_of(text.replace("dataset: identity", "dataset: talks"), "llamafactory")
     assert (recipe.data.train.source, recipe.data.train.name, recipe.data.train.split) == (
@@ -168,7 +168,7 @@ def test_llamafactory_reads_its_dataset_info():
         "en",
         "train_sft",
     )
-    assert (recipe.task.format, recipe.data.columns) == ("messages", {"messages": "chat"})
+    assert (recipe.task.format, recipe.data.columns) == ("messages", {"messages": "chat", "system": "who"})
     recipe, _ = recipe_of(LLAMAFACTORY["dpo"].replace("dpo_en_demo", "pairs"), "llamafactory")
     assert recipe.data.columns == {"conversations": "conversations", "chosen": "better", "rejected": "worse"}
     mixed = text.replace(
