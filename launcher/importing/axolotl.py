@@ -23,7 +23,7 @@ from launcher.importing.model import (
 )
 from launcher.importing.rest import finish
 from launcher.importing.trainer import DEFAULTS, checkpointing, the_best, trainer_keys, whole
-from launcher.recipe.chat_options import PREFERENCE_LOSSES
+from launcher.recipe.chat_options import PREFERENCE_LOSSES, REFERENCE_FREE_LOSSES
 
 DIALECT = Dialect(
     name="axolotl",
@@ -56,7 +56,7 @@ DIALECT = Dialect(
 
 # Plugins that train for another loss: diffusion, distillation.
 _OTHER_LOSS = re.compile(r"(?i)diffusion|\.kd\.|distil")
-_RL = {"dpo": "sigmoid", "ipo": "ipo"}
+_RL = {"dpo": "sigmoid", "ipo": "ipo", "simpo": "simpo", "orpo": "orpo"}
 _KERNELS = {
     "flash_attention": "flash_attention_2",
     "sdp_attention": "sdpa",
@@ -152,20 +152,7 @@ def _task(c: Conversion) -> None:
                 "rl", f"launcher has {', '.join(_RL)} of Axolotl's preference tunings", "keep this run where it is"
             )
         c.put("task.type", "preference", "rl")
-        loss = c.names("dpo_loss_type") or [_RL[str(rl)]]
-        if len(loss) > 1 or loss[0] not in PREFERENCE_LOSSES:
-            raise c.cannot(
-                "dpo_loss_type",
-                f"launcher's task preference has one of {', '.join(PREFERENCE_LOSSES)}",
-                "write one of them",
-            )
-        c.put("task.loss_type", loss[0], "rl", "dpo_loss_type")
-        beta = "rl_beta" if c.has("rl_beta") else "dpo_beta"
-        c.put("task.beta", float(c.number(beta, 0.1)), beta)
-        if (weight := c.number("rpo_alpha")) is not None:
-            c.put("task.rpo_alpha", float(weight), "rpo_alpha")
-        if (smoothing := c.number("dpo_label_smoothing")) is not None:
-            c.put("task.label_smoothing", float(smoothing), "dpo_label_smoothing")
+        _preference(c, _RL[str(rl)])
     elif c.flag("kd_trainer"):
         raise c.cannot("kd_trainer", "launcher does not distil one model into another", "keep this run where it is")
     elif c.flag("process_reward_model"):
@@ -178,6 +165,36 @@ def _task(c: Conversion) -> None:
         c.put("task.type", "reward", "reward_model")
         if (weight := c.number("center_rewards_coefficient")) is not None:
             c.put("task.center_rewards_coefficient", float(weight), "center_rewards_coefficient")
+
+
+def _preference(c: Conversion, loss: str) -> None:
+    if loss in REFERENCE_FREE_LOSSES:
+        c.put("task.loss_type", loss, "rl")
+        c.unneeded("dpo_loss_type", f"rl is {loss}")
+    else:
+        given = c.names("dpo_loss_type") or [loss]
+        if len(given) > 1 or given[0] not in PREFERENCE_LOSSES:
+            raise c.cannot(
+                "dpo_loss_type",
+                f"launcher's task preference has one of {', '.join(PREFERENCE_LOSSES)}",
+                "write one of them",
+            )
+        c.put("task.loss_type", given[0], "rl", "dpo_loss_type")
+    if loss == "orpo":
+        c.assume(
+            "of the chosen answers' own loss, which Axolotl computes over the prompt's tokens too, answers alone are learned"
+        )
+    named = ("orpo_alpha", "rl_beta") if loss == "orpo" else ("rl_beta",)
+    beta = next((key for key in named if c.has(key)), "dpo_beta")
+    c.put("task.beta", float(c.number(beta, 0.1)), beta)
+    if loss == "simpo":
+        c.put("task.simpo_gamma", float(c.number("simpo_gamma", 0.5)), "simpo_gamma")
+    # Axolotl trains SimPO with trl's CPOTrainer, which adds the chosen answer's own loss unless it is told not to.
+    added, usual = ("cpo_alpha", 1.0) if loss == "simpo" else ("rpo_alpha", None)
+    if (weight := c.number(added, usual)) is not None:
+        c.put("task.rpo_alpha", float(weight), added)
+    if (smoothing := c.number("dpo_label_smoothing")) is not None:
+        c.put("task.label_smoothing", float(smoothing), "dpo_label_smoothing")
 
 
 def _template(c: Conversion) -> None:

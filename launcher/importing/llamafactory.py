@@ -41,7 +41,7 @@ DIALECT = Dialect(
 
 _TASKS = {"sft": "sft", "dpo": "preference", "rm": "reward", "pt": "causal-lm"}
 _ATTENTION = {"disabled": "eager", "sdpa": "sdpa", "fa2": "flash_attention_2", "fa3": "flash_attention_3"}
-_LOSSES = ("sigmoid", "hinge", "ipo")
+_LOSSES = ("sigmoid", "hinge", "ipo", "orpo", "simpo")
 _IMAGES = (
     "image_max_pixels", "image_min_pixels", "video_max_pixels", "video_min_pixels", "video_fps", "video_maxlen", "audio_sampling_rate",
     "use_audio_in_video", "media_dir", "freeze_vision_tower", "freeze_multi_modal_projector",
@@ -96,6 +96,8 @@ def _task(c: Conversion) -> None:
             )
         c.put("task.loss_type", loss, "pref_loss")
         c.put("task.beta", float(c.number("pref_beta")), "pref_beta")
+        if loss == "simpo":
+            c.put("task.simpo_gamma", float(c.number("simpo_gamma", 0.5)), "simpo_gamma")
         if (smoothing := c.number("dpo_label_smoothing")) is not None:
             c.put("task.label_smoothing", float(smoothing), "dpo_label_smoothing")
         if (weight := c.number("pref_ftx")) is not None:

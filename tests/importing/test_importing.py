@@ -184,7 +184,7 @@ def test_llamafactory_reads_its_dataset_info():
     ("old", "new", "said"),
     [
         ("stage: sft", "stage: ppo", "stage is ppo; launcher has no such task"),
-        ("stage: sft", "stage: dpo\npref_loss: orpo", "pref_loss is orpo"),
+        ("stage: sft", "stage: dpo\npref_loss: kto_pair", "pref_loss is kto_pair"),
         ("finetuning_type: lora", "finetuning_type: oft", "finetuning_type is oft"),
     ],
 )

@@ -379,3 +379,19 @@ def test_tensor_parallelism_of_deepspeed_is_listed():
 def test_an_unknown_key_without_a_value_asks_for_nothing():
     made = converted(AXOLOTL + ROWS + "never_heard_of:\n", "axolotl")
     assert made.fates["never_heard_of"].kind == "not needed"
+
+
+# --- preferences without a model before training -------------------------------------------------------------------------
+
+
+def test_simpo_and_orpo_mean_the_same():
+    pairs = LLAMAFACTORY.replace("stage: sft", "stage: dpo\npref_loss: simpo\npref_beta: 2.0\nsimpo_gamma: 0.3")
+    task = recipe_of(pairs, "llamafactory")[0].task
+    assert (task.loss_type, task.beta, task.simpo_gamma, task.rpo_alpha) == ("simpo", 2.0, 0.3, 0.0)
+    rows = ROWS.replace("chat_template", "chat_template.argilla")
+    task = recipe_of(AXOLOTL + rows + "rl: simpo\nrl_beta: 2.0\nsimpo_gamma: 0.4\n", "axolotl")[0].task
+    # trl's CPOTrainer adds the chosen answer's own loss by itself.
+    assert (task.loss_type, task.beta, task.simpo_gamma, task.rpo_alpha) == ("simpo", 2.0, 0.4, 1.0)
+    recipe, made = recipe_of(AXOLOTL + rows + "rl: orpo\norpo_alpha: 0.3\n", "axolotl")
+    assert (recipe.task.loss_type, recipe.task.beta) == ("orpo", 0.3)
+    assert any("prompt's tokens" in text for text in made.assumed)
