@@ -7,7 +7,6 @@ A row may hold a list of messages (``messages``, ``sharegpt``), an instruction a
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 from launcher.data.columns import Column
 from launcher.data.messages import NotAConversation, is_messages, messages_of, read_json_list, tools_of
 from launcher.data.tables import Fault, Faults, Table, column_of, has_column
-from launcher.data.turns import joined, with_default, with_system
+from launcher.data.turns import conversation_json, joined, readable, readable_pair, with_default, with_system
 from launcher.errors import DataError
 from launcher.recipe.chat_options import CONVERSATION_COLUMNS, PREFERENCE_COLUMNS
 from launcher.registry import suggest
@@ -245,7 +244,7 @@ def _row(values: Mapping[str, Any], *, format: str, wanted: Wanted) -> tuple[str
     if not wanted.pairs:
         start = with_default(start, wanted.system)
         _require_answer(start, prompts=wanted.prompts)
-        return conversation_json(start, tools), readable(start)
+        return conversation_json(start, tools, read=_answers_in_prompt(values, format)), readable(start)
     whole = []
     for name in PAIR:
         messages = with_default(joined(start, _answer(values[name], name), name), wanted.system)
@@ -255,7 +254,13 @@ def _row(values: Mapping[str, Any], *, format: str, wanted: Wanted) -> tuple[str
     if whole[0] == whole[1]:
         raise NotAConversation("chosen and rejected are the same", values["chosen"])
     _require_one_prompt(whole)
-    return (*(conversation_json(messages, tools) for messages in whole), _readable_pair(whole))
+    return (*(conversation_json(messages, tools) for messages in whole), readable_pair(whole))
+
+
+def _answers_in_prompt(values: Mapping[str, Any], format: str) -> int:
+    """Return how many answers stand in what was asked, where that has a column of its own."""
+    prompt = values["prompt"] if format == "prompt_completion" else None
+    return sum(message["role"] == "assistant" for message in messages_of(prompt)) if is_messages(prompt) else 0
 
 
 def _from_messages(values: Mapping[str, Any], wanted: Wanted) -> list[dict[str, Any]]:
@@ -363,39 +368,3 @@ def _require_whole(texts: Sequence[str]) -> None:
         "".join(texts).encode()
     except UnicodeEncodeError:
         raise NotAConversation("it holds half of a character (a lone surrogate), which is no text", "") from None
-
-
-# --- one form -------------------------------------------------------------------------------------------------------
-
-
-def conversation_json(messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] | None = None) -> str:
-    """Return a conversation as prepared rows hold it."""
-    return json.dumps({"messages": list(messages), "tools": list(tools) if tools else None}, ensure_ascii=False)
-
-
-def read_conversation(text: str) -> tuple[list[dict[str, Any]], list[Any] | None]:
-    """Return messages and tools of ``conversation_json``."""
-    value = json.loads(text)
-    return value["messages"], value["tools"]
-
-
-def readable(messages: Sequence[Mapping[str, Any]]) -> str:
-    """Return messages for people to read, each behind its role."""
-    return "\n".join(f"{message['role']}: {_said(message)}" for message in messages)
-
-
-def _said(message: Mapping[str, Any]) -> str:
-    calls = [json.dumps(call["function"], ensure_ascii=False) for call in message.get("tool_calls", ())]
-    return "\n".join([*([message["content"]] if message["content"] else []), *calls])
-
-
-def _readable_pair(pair: Sequence[Sequence[Mapping[str, Any]]]) -> str:
-    """Return what two conversations share, and then how they go on."""
-    shared = 0
-    while shared < min(map(len, pair)) and pair[0][shared] == pair[1][shared]:
-        shared += 1
-    parts = [
-        readable(pair[0][:shared]),
-        *(f"{name}: {readable(one[shared:])}" for name, one in zip(PAIR, pair, strict=True)),
-    ]
-    return "\n".join(part for part in parts if part)

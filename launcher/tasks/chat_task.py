@@ -9,9 +9,10 @@ from typing import Any, Literal
 
 from launcher.data.chat_content import has_control_tokens, is_hidden
 from launcher.data.chat_template import DAY, ChatTemplate, Encoded, Rendered, TemplateError, encode
-from launcher.data.conversations import Wanted, read_conversation
+from launcher.data.conversations import Wanted
 from launcher.data.sources import SplitSet, load_rows, load_splits
 from launcher.data.tables import Fault, Faults
+from launcher.data.turns import read_conversation
 from launcher.errors import DataError, ModelError, ModelUnreachable
 from launcher.recipe.strategy_options import ADAPTER_STRATEGIES
 from launcher.recipe.task_options import COLUMNS
@@ -86,7 +87,7 @@ class ChatTask(TextTask):
         for name in ("chosen", "rejected") if self.pairs else ("conversation",):
             for number, text in enumerate(rows[name]):
                 try:
-                    self.template.rendered(*read_conversation(text))
+                    self.template.rendered(*read_conversation(text)[:2])
                 except TemplateError as error:
                     faults.setdefault(number, Fault(str(error), text))
         return faults
@@ -242,14 +243,16 @@ def encode_conversations(
     """Return ``ChatTask.encode``, in any process; ``everything``: all tokens are learned. Raises DataError."""
     found, known = [], []
     for number, text in enumerate(conversations):
-        messages, tools = read_conversation(text)
+        conversation = read_conversation(text)
+        messages, tools, _ = conversation
         try:
             rendered = (
                 Rendered(template.render(messages, tools), ()) if everything else template.rendered(messages, tools)
             )
         except TemplateError as error:
             raise DataError(f"{origin(number)}: {error}") from error
-        found.append(rendered._replace(answers=rendered.answers[-1:]) if answers == "last" else rendered)
+        learned = conversation.learned(rendered.answers)
+        found.append(rendered._replace(answers=tuple(learned[-1:] if answers == "last" else learned)))
         known.append((is_hidden(messages, rendered.text), has_control_tokens(messages, template.special)))
     encoded = encode(tokenizer, found, max_length=max_length, everything=everything)
     return [

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from launcher.contracts import Predictions, Prepared
-from launcher.data.conversations import conversation_json, read_conversation, readable
 from launcher.data.sources import column_names, load_rows
+from launcher.data.turns import conversation_json, read_conversation, readable
 from launcher.errors import DataError, ModelUnreachable
 from launcher.recipe.chat_options import RewardOptions
 from launcher.recipe.schema import Recipe

@@ -12,8 +12,8 @@ import numpy as np
 
 from launcher.contracts import Baseline, Predictions, Prepared, ShownRow
 from launcher.data.chat_template import ChatTemplate, TemplateError
-from launcher.data.conversations import read_conversation, readable
 from launcher.data.sources import SplitSet
+from launcher.data.turns import read_conversation, readable
 from launcher.errors import DataError
 from launcher.recipe.chat_options import SFTOptions
 from launcher.recipe.schema import Recipe
@@ -114,7 +114,7 @@ class SFT(ChatTask, PredictedTokens):
         if "text_pair" in columns:
             raise DataError("a conversation has no second text; give one text, which is what the user says")
         if "conversation" in columns:
-            held = [read_conversation(text) for text in columns["conversation"]]
+            held = [read_conversation(text)[:2] for text in columns["conversation"]]
         else:
             held = [(said_by_user(text, self.options.default_system_message), None) for text in columns["text"]]
         prompts = [prompt_and_answer(messages) for messages, _ in held]

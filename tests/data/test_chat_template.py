@@ -12,8 +12,9 @@ from hypothesis import given, strategies as st
 
 from launcher.data import chat_content
 from launcher.data.chat_template import ChatTemplate, Rendered, TemplateError, encode
-from launcher.data.conversations import Wanted, read_conversation
+from launcher.data.conversations import Wanted
 from launcher.data.sources import load_splits
+from launcher.data.turns import read_conversation
 from launcher.errors import ModelError
 from launcher.recipe.chat_options import CHAT_TEMPLATE_TOKENS
 from launcher.recipe.data_section import DataSection
@@ -41,7 +42,7 @@ def template(style: str, *, marks: bool = False) -> ChatTemplate:
 def conversation(row: str, folder: Path) -> tuple[list[dict[str, Any]], Any]:
     data = DataSection(source=str(chat_styles.write_rows(folder, row, number=1)))
     splits = load_splits(data, base_folder=folder, needs=COLUMNS["sft"], optional=("id",), conversations=Wanted())
-    return read_conversation(splits.train["conversation"][0])
+    return read_conversation(splits.train["conversation"][0])[:2]
 
 
 def marked(found: Rendered) -> str:

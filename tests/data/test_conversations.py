@@ -9,8 +9,9 @@ from typing import Any
 import chat_styles
 import pytest
 
-from launcher.data.conversations import Wanted, read_conversation
+from launcher.data.conversations import Wanted
 from launcher.data.sources import SplitSet, load_splits
+from launcher.data.turns import read_conversation
 from launcher.errors import DataError
 from launcher.recipe.data_section import DataSection
 from launcher.recipe.task_options import COLUMNS
@@ -28,7 +29,7 @@ def load(folder: Path, rows: list[dict[str, Any]], *, wanted: Wanted | None = No
 
 
 def only(splits: SplitSet, column: str = "conversation") -> tuple[list[dict[str, Any]], Any]:
-    return read_conversation(splits.train[column][0])
+    return read_conversation(splits.train[column][0])[:2]
 
 
 def told(splits: SplitSet) -> str:

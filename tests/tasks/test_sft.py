@@ -91,6 +91,30 @@ def test_only_answers_are_learned_unless_all_is(story: str, tmp_path: Path) -> N
     assert "One?" in shown["every"] and "Dos." in shown["every"]
 
 
+@pytest.mark.parametrize("template", ["plain", "chatml"])
+def test_answers_in_a_prompt_are_read(template: str, story: str, tmp_path: Path) -> None:
+    asked = [
+        {"role": "user", "content": "One?"},
+        {"role": "assistant", "content": "Uno."},
+        {"role": "user", "content": "Two?"},
+    ]
+    answer = [{"role": "assistant", "content": "Dos."}]
+    follow = [*answer, {"role": "user", "content": "Three?"}, {"role": "assistant", "content": "Tres."}]
+    rows = [
+        {"prompt": asked, "completion": answer},
+        {"prompt": asked, "completion": follow},
+        {"prompt": asked, "completion": [*asked, *answer]},
+    ]
+    for answers, wanted in (("all", ["Dos.", "Dos.Tres.", "Dos."]), ("last", ["Dos.", "Tres.", "Dos."])):
+        task = task_for(
+            story, write(tmp_path / answers, rows), task={"chat_template": template, "learned_answers": answers}
+        )
+        _, prepared = task.prepare_data()
+        kept = [np.asarray(row["input_ids"])[np.asarray(row["learned"]) > 0] for row in prepared.train]
+        learned = [task.tokenizer.decode(ids, skip_special_tokens=True) for ids in kept]
+        assert ["".join(text.split()) for text in learned] == wanted
+
+
 def test_what_is_cut_is_counted_shown_and_left_out_where_nothing_is_left(story: str, tmp_path: Path) -> None:
     long = {"prompt": "Two?", "completion": "Dos. " * 30}
     silent = {"prompt": "Why? " * 60, "completion": "So."}
