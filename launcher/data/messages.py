@@ -102,6 +102,9 @@ def _message(row: Any, number: int) -> dict[str, Any]:
     if role == "assistant" and not content.strip() and not calls:
         raise NotAConversation(f"message {number}, of the assistant, is empty", row)
     more = {key: row[key] for key in _KEPT if key in row}
+    if "reasoning" in row and not any(key in row for key in ("reasoning_content", "thinking")):
+        # What servers call it that answer as OpenAI's do.
+        more["reasoning_content"] = row["reasoning"]
     return {"role": role, "content": content, **more, **({"tool_calls": calls} if calls else {})}
 
 

@@ -258,3 +258,12 @@ def test_a_column_that_is_not_there_is_named(tmp_path: Path) -> None:
         DataError, match="has no column 'questoin', which data.columns.prompt names.*did you mean 'question'"
     ):
         load(tmp_path, [{"question": "Two?", "answer": "Dos."}], columns={"prompt": "questoin"})
+
+
+def test_thoughts_have_several_names(tmp_path: Path) -> None:
+    answer = {"role": "assistant", "content": "4"}
+    for name in ("reasoning", "reasoning_content"):
+        (tmp_path / name).mkdir()
+        rows = [{"messages": [{"role": "user", "content": "2+2?"}, {**answer, name: "two and two"}]}]
+        messages, _ = only(load(tmp_path / name, rows))
+        assert messages[-1] == {**answer, "reasoning_content": "two and two"}
