@@ -73,12 +73,14 @@ def convert(c: Conversion, *, trainer: str | None) -> None:
 
 def _told(c: Conversion) -> str:
     for other, keys in TELLING_OTHERS.items():
-        if (sign := next((key for key in keys if c.has(key)), None)) is not None:
+        if (sign := next((key for key in keys if c.value(key, False) is not False), None)) is not None:
             raise c.cannot(
                 sign,
                 f"trainers have it which launcher does not have ({other}); it has sft, dpo and reward of TRL's",
                 "keep this run where it is, or write --task sft, dpo or reward where it is one of them",
             )
+        for key in keys:
+            c.unneeded(key, f"it is off, and of a trainer that this is not ({other})")
     by_name = _told_by_name(c)
     for kind, keys in TELLING.items():
         if any(c.has(key) for key in keys):

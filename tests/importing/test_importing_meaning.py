@@ -395,3 +395,9 @@ def test_simpo_and_orpo_mean_the_same():
     recipe, made = recipe_of(AXOLOTL + rows + "rl: orpo\norpo_alpha: 0.3\n", "axolotl")
     assert (recipe.task.loss_type, recipe.task.beta) == ("orpo", 0.3)
     assert any("prompt's tokens" in text for text in made.assumed)
+
+
+def test_a_switch_that_is_off_tells_of_no_other_trainer():
+    recipe, made = recipe_of(TRL + "assistant_only_loss: true\nuse_vllm: false\n", "trl")
+    assert recipe.task.type == "sft" and made.fates["use_vllm"].kind == "not needed"
+    assert "use_vllm" in refusal(TRL + "use_vllm: true\n", "trl")
