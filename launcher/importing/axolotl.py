@@ -11,12 +11,12 @@ from launcher.importing.axolotl_keys import NOT_NEEDED, NOT_TRANSLATED, READ
 from launcher.importing.conversion import Conversion, Dialect
 from launcher.importing.distributed import deepspeed_key, fsdp_keys
 from launcher.importing.model import (
-    WITHOUT_FP8,
     attention,
     name_model,
     quantised,
     refuse_images,
     revision,
+    takes_fp8,
     template_by_name,
     template_file,
     weights_type,
@@ -236,13 +236,20 @@ def _packing(c: Conversion) -> None:
 
 
 def _precision(c: Conversion) -> None:
+    if not takes_fp8(c):
+        _without_fp8(c)
+    for name in ("bf16", "fp16", "bfloat16", "float16", "float32", "fp8"):
+        c.unneeded(name, "it is off in the file, or goes after another number format")
+    c.unneeded("tf32", "half precision computes the products, or it is off")
+    half = c.recipe["precision"] in ("auto", "bf16", "fp8")
+    weights_type(c, "bfloat16" if half else "float32")
+    c.comments["model.dtype"] = "as Axolotl loads it; float32 keeps weights that train in full precision"
+
+
+def _without_fp8(c: Conversion) -> None:
     halves = {name: c.raw(name) for name in ("bf16", "bfloat16") if c.has(name)}
     by_itself = "auto" in halves.values() or not (halves or "bf16" in c.values or c.flag("fp16") or c.flag("float16"))
-    if c.flag("fp8") and "distributed.zero_stage" in c.recipe:
-        c.missed("fp8", *WITHOUT_FP8)
-    if c.flag("fp8") and "distributed.zero_stage" not in c.recipe:
-        c.put("precision", "fp8", "fp8")
-    elif by_itself or c.flag("fp8"):
+    if by_itself or c.flag("fp8"):
         c.put("precision", "auto", *(halves or ("bf16",)))
     elif any(map(c.flag, halves)):
         c.put("precision", "bf16", *(name for name in halves if c.flag(name)))
@@ -250,12 +257,6 @@ def _precision(c: Conversion) -> None:
         c.put("precision", "fp16", *(name for name in ("fp16", "float16") if c.flag(name)))
     else:
         c.put("precision", "tf32" if c.flag("tf32") else "fp32", "tf32", "float32")
-    for name in ("bf16", "fp16", "bfloat16", "float16", "float32", "fp8"):
-        c.unneeded(name, "it is off in the file, or goes after another number format")
-    c.unneeded("tf32", "half precision computes the products, or it is off")
-    half = c.recipe["precision"] in ("auto", "bf16", "fp8")
-    weights_type(c, "bfloat16" if half else "float32")
-    c.comments["model.dtype"] = "as Axolotl loads it; float32 keeps weights that train in full precision"
 
 
 def _strategy(c: Conversion) -> None:

@@ -149,7 +149,8 @@ def _source(c: Conversion, name: str, *, key: str) -> Any:
 def _split(c: Conversion, name: str, source: dict[str, Any], key: str) -> None:
     """Write the split of a source, which earlier files call train_on_split, and the number of its first rows."""
     given = f"{name}.split" if c.has(f"{name}.split") else f"{name}.train_on_split"
-    c.unneeded(f"{name}.train_on_split", "split goes before it") if given.endswith(".split") else None
+    if c.has(f"{name}.split"):
+        c.unneeded(f"{name}.train_on_split", "split goes before it")
     split = str(c.value(given, ""))
     if not split:
         return

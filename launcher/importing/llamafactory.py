@@ -7,12 +7,12 @@ from launcher.importing.distributed import deepspeed_key, fsdp_keys
 from launcher.importing.llamafactory_data import data_keys
 from launcher.importing.llamafactory_keys import NOT_NEEDED, NOT_TRANSLATED, READ
 from launcher.importing.model import (
-    WITHOUT_FP8,
     attention,
     name_model,
     quantised,
     refuse_images,
     revision,
+    takes_fp8,
     template_by_name,
     trackers,
     weights_type,
@@ -141,10 +141,7 @@ def _model(c: Conversion) -> None:
 
 def _precision(c: Conversion) -> None:
     halves = [name for name in ("bf16", "fp16", "pure_bf16") if c.flag(name)]
-    if c.flag("fp8") and "distributed.zero_stage" in c.recipe:
-        c.missed("fp8", *WITHOUT_FP8)
-    if c.flag("fp8") and "distributed.zero_stage" not in c.recipe:
-        c.put("precision", "fp8", "fp8")
+    if takes_fp8(c):
         for name in halves:
             c.unneeded(name, "fp8 computes the rest in bf16")
     elif halves:

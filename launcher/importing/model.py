@@ -30,10 +30,6 @@ _IMAGES = re.compile(
 _WITHOUT = ("default", "alpaca", "vanilla", "vicuna", "fewshot", "aya", "instruct", "inst")
 _INSTRUCT = re.compile(r"(?i)instruct|chat|(?<![a-z])it(?![a-z])|hermes|zephyr|dolphin|openchat|qwen3(?!.*base)|sft")
 
-WITHOUT_FP8 = (
-    "launcher computes in fp8 without DeepSpeed",
-    "write distributed: {engine: fsdp} and precision: fp8 to have it",
-)
 ATTENTIONS = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
 
 
@@ -157,6 +153,21 @@ def trackers(c: Conversion, *, given: list[str] | None, key: str, wandb: dict[st
         c.put("tracking.wandb", None, key)
     if others := sorted(known - {"wandb", "all"}):
         c.put("tracking.report_to", others, key)
+
+
+def takes_fp8(c: Conversion) -> bool:
+    """Write that a run computes in fp8, and return whether it does; under DeepSpeed it does not here, and the list says so."""
+    if not c.flag("fp8"):
+        return False
+    if "distributed.zero_stage" in c.recipe:
+        c.missed(
+            "fp8",
+            "launcher computes in fp8 without DeepSpeed",
+            "write distributed: {engine: fsdp} and precision: fp8 to have it",
+        )
+        return False
+    c.put("precision", "fp8", "fp8")
+    return True
 
 
 def weights_type(c: Conversion, dtype: str, *names: str) -> None:

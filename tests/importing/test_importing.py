@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import tiny
+from importing.converting import converted, recipe_of
 from importing.examples import AXOLOTL, EXAMPLES, LLAMAFACTORY, TRL
 from ruamel.yaml import YAML
 from typer.testing import CliRunner
@@ -30,23 +31,6 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.fixture(autouse=True)
 def in_a_folder_of_its_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-
-
-def converted(text: str, tool: str, **options) -> Conversion:
-    path = Path("given.yaml")
-    path.write_text(text, encoding="utf-8")
-    return import_recipe(path, tool=tool, **options)
-
-
-def recipe_of(text: str, tool: str, **options):
-    """The checked recipe of a configuration, and its conversion."""
-    made = converted(text, tool, **options)
-    target = Path("recipe.yaml")
-    target.unlink(missing_ok=True)
-    written(made, target)
-    loaded, problems = examine(target)
-    assert problems == [], [str(problem) for problem in problems]
-    return loaded.recipe, made
 
 
 def fate(made: Conversion, key: str) -> str:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from importing.converting import converted, recipe_of
 
 from launcher.errors import RecipeError, RunStateError
 from launcher.importing.conversion import Conversion
-from launcher.importing.tools import import_recipe, written
-from launcher.recipe.examine import examine
+from launcher.importing.tools import written
 
 LLAMAFACTORY = "model_name_or_path: meta-llama/Meta-Llama-3-8B-Instruct\nstage: sft\nfinetuning_type: lora\ndataset: identity\ntemplate: llama3\n"
 AXOLOTL = "base_model: NousResearch/Llama-3.2-1B\nmicro_batch_size: 2\nsequence_len: 1024\n"
@@ -21,24 +21,6 @@ TRL = "model_name_or_path: Qwen/Qwen2.5-0.5B\ndataset_name: us/rows\n"
 def in_a_folder_of_its_own(tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-
-
-def converted(text: str, tool: str, name: str = "given.yaml", **options) -> Conversion:
-    path = Path(name)
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(text, encoding="utf-8")
-    return import_recipe(path, tool=tool, **options)
-
-
-def recipe_of(text: str, tool: str, **options):
-    """The checked recipe of a configuration, and its conversion."""
-    made = converted(text, tool, **options)
-    target = Path("recipe.yaml")
-    target.unlink(missing_ok=True)
-    written(made, target)
-    loaded, problems = examine(target)
-    assert problems == [], [str(problem) for problem in problems]
-    return loaded.recipe, made
 
 
 def refusal(text: str, tool: str, **options) -> str:
